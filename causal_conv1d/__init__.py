@@ -1,0 +1,17 @@
+"""Depthwise causal 1-D convolution for state-space models, on any CPU and NVIDIA GPU.
+
+A drop-in replacement of Dao-AILab's ``causal_conv1d``. The public functions are
+:func:`causal_conv1d_fn`, :func:`causal_conv1d_update` and :func:`causal_conv1d_varlen_states`;
+``python -m causal_conv1d`` checks the installation.
+"""
+
+from causal_conv1d._version import __version__
+from causal_conv1d.causal_conv1d_interface import causal_conv1d_fn, causal_conv1d_update
+from causal_conv1d.causal_conv1d_varlen import causal_conv1d_varlen_states
+
+__all__ = [
+    "__version__",
+    "causal_conv1d_fn",
+    "causal_conv1d_update",
+    "causal_conv1d_varlen_states",
+]

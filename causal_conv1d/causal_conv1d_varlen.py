@@ -1,0 +1,38 @@
+"""``causal_conv1d_varlen_states``, with upstream's name and signature."""
+
+from __future__ import annotations
+
+import torch
+
+from causal_conv1d import _library  # noqa: F401  registers torch.ops.causal_conv1d
+from causal_conv1d.reference import causal_conv1d_varlen_states_ref
+
+__all__ = ["causal_conv1d_varlen_states", "causal_conv1d_varlen_states_ref"]
+
+_varlen_states = torch.ops.causal_conv1d.varlen_states.default
+
+
+def causal_conv1d_varlen_states(x, cu_seqlens, state_len):
+    """The last ``state_len`` inputs of each packed sequence, zero-padded in front. Not differentiable.
+
+    Args:
+        x: (total_tokens, dim), any float dtype.
+        cu_seqlens: (batch + 1,) int32 or int64: sequence i is ``x[cu_seqlens[i]:cu_seqlens[i + 1]]``.
+        state_len: number of inputs to keep, >= 0.
+
+    Returns:
+        states, (batch, dim, state_len) in x's dtype: ``states[i, :, -1]`` is the last token of
+        sequence i. dim is its contiguous axis, as in x.
+
+    Raises:
+        RuntimeError: an argument of wrong shape, dtype or device; the message names it.
+    """
+    batch, dim = max(cu_seqlens.shape[0] - 1, 0), x.shape[-1]
+    states = torch.empty_strided(
+        (batch, dim, state_len),
+        (state_len * dim, 1, max(dim, 1)),
+        dtype=x.dtype,
+        device=x.device,
+    )
+    _varlen_states(x, cu_seqlens, states)
+    return states

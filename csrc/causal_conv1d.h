@@ -1,0 +1,148 @@
+// Depthwise causal 1-D convolution with optional SiLU: forward, backward, single- or multi-token
+// update of a decode state, and the last inputs of packed sequences; on the CPU and on NVIDIA GPUs.
+//
+// With x of shape (batch, dim, seqlen) and weight of shape (dim, width), W = width:
+//
+//   out[b,d,t] = act(bias[d] + sum over k = 0..W-1 of weight[d,k] * x~[b,d,t-(W-1)+k])
+//   x~[b,d,s]  = x[b,d,s] for s >= 0; initial_states[b,d,(W-1)+s] for s < 0 if given, else 0
+//
+// act is the identity or silu(z) = z * sigmoid(z). Sums are fp32 (fp64 for fp64 tensors) with fused
+// multiply-adds in the order written: bias first, then k ascending. Outputs are therefore bitwise
+// equal whatever the layout, and whether a sequence is given whole, in chunks or token by token.
+//
+// This is a plain C interface. It allocates no tensor, keeps no state, and needs neither torch nor
+// Python. Every function checks all its arguments before it writes anything.
+#ifndef CAUSAL_CONV1D_H_
+#define CAUSAL_CONV1D_H_
+
+#include <stdint.h>
+
+#if defined(_WIN32)
+#define CAUSAL_CONV1D_API __declspec(dllexport)
+#else
+#define CAUSAL_CONV1D_API __attribute__((visibility("default")))
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+// Element types. x, weight, bias and the states may each be float32, float16 or bfloat16; float64
+// needs all of them float64. Index tensors are int32 (cu_seqlens: int32 or int64).
+typedef enum causal_conv1d_dtype {
+  CAUSAL_CONV1D_FLOAT32 = 0,
+  CAUSAL_CONV1D_FLOAT16 = 1,
+  CAUSAL_CONV1D_BFLOAT16 = 2,
+  CAUSAL_CONV1D_FLOAT64 = 3,
+  CAUSAL_CONV1D_INT32 = 4,
+  CAUSAL_CONV1D_INT64 = 5,
+  CAUSAL_CONV1D_UNSUPPORTED_DTYPE = 6
+} causal_conv1d_dtype;
+
+// A tensor of up to three dimensions; strides are in elements and may be anything, 0 included for
+// inputs. ndim == 0 means "not given"; a tensor without elements may have a null data pointer.
+typedef struct causal_conv1d_tensor {
+  void* data;
+  int64_t sizes[3];
+  int64_t strides[3];
+  int32_t ndim;
+  int32_t dtype;  // causal_conv1d_dtype
+} causal_conv1d_tensor;
+
+typedef enum causal_conv1d_code {
+  CAUSAL_CONV1D_OK = 0,
+  CAUSAL_CONV1D_INVALID_ARGUMENT = 1,
+  CAUSAL_CONV1D_RUNTIME_ERROR = 2
+} causal_conv1d_code;
+
+// message is empty if code is CAUSAL_CONV1D_OK, else one sentence that names the argument.
+typedef struct causal_conv1d_status {
+  int32_t code;  // causal_conv1d_code
+  char message[252];
+} causal_conv1d_status;
+
+// Zero-initialise the structs below ("= {0}") and set what is given.
+
+typedef struct causal_conv1d_forward_params {
+  causal_conv1d_tensor x;                 // (batch, dim, seqlen)
+  causal_conv1d_tensor weight;            // (dim, width), width >= 1
+  causal_conv1d_tensor bias;              // optional (dim,)
+  causal_conv1d_tensor seq_idx;           // optional (batch, seqlen) int32; < 0 is padding
+  causal_conv1d_tensor initial_states;    // optional (batch, dim, width - 1)
+  causal_conv1d_tensor out;               // (batch, dim, seqlen), x's dtype; written
+  causal_conv1d_tensor final_states_out;  // optional (batch, dim, width - 1); written
+  int32_t silu;                           // 0: identity
+} causal_conv1d_forward_params;
+
+// Gradients of the forward. All outputs are overwritten, never accumulated into; any but dx may be
+// left out. The result does not depend on the number of threads or the timing of blocks.
+typedef struct causal_conv1d_backward_params {
+  causal_conv1d_tensor x, weight, bias, dout, seq_idx, initial_states;  // dout: x's shape and dtype
+  causal_conv1d_tensor dfinal_states;    // optional (batch, dim, width - 1)
+  causal_conv1d_tensor dx;               // (batch, dim, seqlen), x's dtype; written
+  causal_conv1d_tensor dweight;          // optional (dim, width), any float type; written
+  causal_conv1d_tensor dbias;            // optional (dim,), any float type; written
+  causal_conv1d_tensor dinitial_states;  // optional (batch, dim, width - 1); written
+  int32_t silu;
+} causal_conv1d_backward_params;
+
+// One or more tokens appended to a running state of S = conv_state.sizes[2] >= width - 1 inputs.
+// Without cache_seqlens the state shifts left by seqlen and takes x at its end; with it the state
+// is a ring and token i goes to position (cache_seqlens[b] + i) mod S. conv_state_indices picks the
+// state row of each batch entry; a negative one is padding: out is 0 and no state is touched. Rows
+// picked twice in one call give an unspecified state. An index >= conv_state.sizes[0] is an error
+// on the CPU; on CUDA, where it cannot be seen without a synchronisation, it gives NaN in out and
+// touches no state.
+typedef struct causal_conv1d_update_params {
+  causal_conv1d_tensor x;                   // (batch, dim) or (batch, dim, seqlen)
+  causal_conv1d_tensor conv_state;          // (batch or more, dim, S); changed in place
+  causal_conv1d_tensor weight;              // (dim, width)
+  causal_conv1d_tensor bias;                // optional (dim,)
+  causal_conv1d_tensor out;                 // x's shape and dtype; written
+  causal_conv1d_tensor cache_seqlens;       // optional (batch,) int32
+  causal_conv1d_tensor conv_state_indices;  // optional (batch,) int32
+  int32_t silu;
+} causal_conv1d_update_params;
+
+// states[i,d,j] = x[cu_seqlens[i+1] - S + j, d], or 0 where that lies before cu_seqlens[i].
+typedef struct causal_conv1d_varlen_states_params {
+  causal_conv1d_tensor x;           // (total_tokens, dim), float type
+  causal_conv1d_tensor cu_seqlens;  // (batch + 1,) int32 or int64
+  causal_conv1d_tensor states;      // (batch, dim, S), x's dtype; written
+} causal_conv1d_varlen_states_params;
+
+// CPU. num_threads <= 0 takes as many threads as the machine has cores; small problems use fewer.
+CAUSAL_CONV1D_API causal_conv1d_status
+causal_conv1d_cpu_forward(const causal_conv1d_forward_params* params, int num_threads);
+CAUSAL_CONV1D_API causal_conv1d_status
+causal_conv1d_cpu_backward(const causal_conv1d_backward_params* params, int num_threads);
+CAUSAL_CONV1D_API causal_conv1d_status
+causal_conv1d_cpu_update(const causal_conv1d_update_params* params, int num_threads);
+CAUSAL_CONV1D_API causal_conv1d_status
+causal_conv1d_cpu_varlen_states(const causal_conv1d_varlen_states_params* params, int num_threads);
+// The instruction set in use: "avx512", "avx2", "neon" or "baseline".
+CAUSAL_CONV1D_API const char* causal_conv1d_cpu_isa(void);
+
+// CUDA, in a library of its own. stream is a cudaStream_t of device; nothing synchronises, and all
+// calls can be captured in a CUDA graph. The caller's current device is left as it was.
+CAUSAL_CONV1D_API causal_conv1d_status
+causal_conv1d_cuda_forward(const causal_conv1d_forward_params* params, int device, void* stream);
+// Bytes of device memory, 16-byte aligned, that the backward needs while it runs; -1 if the
+// parameters are invalid.
+CAUSAL_CONV1D_API int64_t
+causal_conv1d_cuda_backward_workspace_size(const causal_conv1d_backward_params* params);
+CAUSAL_CONV1D_API causal_conv1d_status
+causal_conv1d_cuda_backward(const causal_conv1d_backward_params* params, int device, void* stream,
+                            void* workspace, int64_t workspace_size);
+CAUSAL_CONV1D_API causal_conv1d_status
+causal_conv1d_cuda_update(const causal_conv1d_update_params* params, int device, void* stream);
+CAUSAL_CONV1D_API causal_conv1d_status causal_conv1d_cuda_varlen_states(
+    const causal_conv1d_varlen_states_params* params, int device, void* stream);
+// The embedded code, for example "sm_87 sm_90 compute_80".
+CAUSAL_CONV1D_API const char* causal_conv1d_cuda_architectures(void);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif  // CAUSAL_CONV1D_H_

@@ -1,0 +1,268 @@
+// The CPU half of the C API: checks, the choice of instruction set, and how each operation is cut
+// into units of work for the threads. The arithmetic is in kernels.inl.
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <exception>
+#include <memory>
+#include <new>
+
+#include "../causal_conv1d.h"
+#include "../check.h"
+#include "kernels.h"
+#include "parallel.h"
+
+namespace causal_conv1d {
+namespace {
+
+const Kernels* best_kernels() {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+      __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) {
+    return &avx512::kernels;
+  }
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+      __builtin_cpu_supports("f16c")) {
+    return &avx2::kernels;
+  }
+  return &baseline::kernels;
+#elif defined(__aarch64__)
+  return &neon::kernels;
+#else
+  return &baseline::kernels;
+#endif
+}
+
+int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Elements that are worth a thread of their own: about 100 microseconds of work.
+constexpr int64_t kElementsPerThread = 128 * 1024;
+// Outputs of more bytes are stored past the caches, which saves reading the lines first.
+constexpr int64_t kStreamBytes = 16 << 20;
+
+// Vectors run along whichever of time and channels is contiguous in x.
+bool is_channel_first(const Tensor& x, int64_t dim, int64_t seqlen) {
+  if (seqlen <= 1) return false;
+  if (dim == 1 || x.strides[2] == 1) return true;
+  return x.strides[1] != 1 && std::abs(x.strides[2]) <= std::abs(x.strides[1]);
+}
+
+Tiling make_tiling(const Tensor& x, const Tensor& weight, Operation operation) {
+  Tiling t = {};
+  t.fp64 = x.dtype == CAUSAL_CONV1D_FLOAT64;
+  t.batch = x.sizes[0];
+  t.dim = x.sizes[1];
+  t.seqlen = x.sizes[2];
+  t.width = weight.sizes[1];
+  const bool update = operation == Operation::kUpdate;
+  t.channel_first = is_channel_first(x, t.dim, t.seqlen) && !(update && t.seqlen < 32);
+  const int64_t total = t.batch * t.dim * t.seqlen;
+  const int64_t size = t.fp64 ? 8 : x.dtype == CAUSAL_CONV1D_FLOAT32 ? 4 : 2;
+  t.stream = total * size >= kStreamBytes;
+
+  // Scratch of a block fits the L1 or, with its neighbours, the L2 cache, and the width - 1 rows
+  // carried from block to block stay a small part.
+  const int64_t rows = t.seqlen + (operation == Operation::kBackward ? t.width - 1 : 0);
+  const int64_t wide = 4 * (t.width - 1);
+  if (t.channel_first) {
+    t.cols = 1;
+    t.block = std::max<int64_t>(2048, wide);
+  } else {
+    t.cols = t.width <= 64 ? 256 : 32;
+    t.block = std::max<int64_t>(16, wide);
+  }
+  t.cols = std::min(t.cols, std::max<int64_t>(1, t.dim));
+  t.block = std::max<int64_t>(1, std::min(t.block, rows));
+
+  // Units large enough to be worth handing out, small enough to go round on many cores.
+  int64_t unit = std::min<int64_t>(1 << 20, std::max<int64_t>(1 << 16, total / 512));
+  if (update) unit = 1 << 14;
+  const int64_t whole = std::max<int64_t>(1, t.seqlen);
+  t.chunk = update ? whole : std::min(whole, std::max(unit / t.cols, 2 * wide));
+  t.chunks = divide_up(whole, t.chunk);
+  t.batches_per_unit = std::max<int64_t>(1, unit / (t.chunk * t.cols));
+  t.batches_per_unit = t.chunks > 1 ? 1 : std::min(t.batches_per_unit, t.batch);
+  t.batches_per_unit = std::max<int64_t>(1, t.batches_per_unit);
+  const int64_t tiles = unit / (t.chunk * t.cols * t.batches_per_unit);
+  t.channels_per_unit = t.cols * std::max<int64_t>(1, tiles);
+  t.batch_groups = divide_up(t.batch, t.batches_per_unit);
+  t.channel_groups = divide_up(t.dim, t.channels_per_unit);
+  return t;
+}
+
+int64_t units_of(const Tiling& t) { return t.batch_groups * t.channel_groups * t.chunks; }
+
+int threads_for(const Tiling& t, int num_threads, int64_t cost) {
+  const int64_t work = t.batch * t.dim * t.seqlen * (cost + t.width / 8);
+  return thread_count(num_threads, work / kElementsPerThread);
+}
+
+void run_forward(const ForwardParams& p, int num_threads) {
+  const Kernels& kernels = *active_kernels;
+  const Tiling tiling = make_tiling(p.x, p.weight, Operation::kForward);
+  parallel_for(units_of(tiling), threads_for(tiling, num_threads, 1),
+               kernels.scratch_bytes(tiling, Operation::kForward),
+               [&](int64_t unit, char* scratch) { kernels.forward(p, tiling, unit, scratch); });
+}
+
+void run_backward(const BackwardParams& p, int num_threads) {
+  const Kernels& kernels = *active_kernels;
+  const Tiling tiling = make_tiling(p.x, p.weight, Operation::kBackward);
+  std::unique_ptr<double[]> partials;
+  if (given(p.dweight) || given(p.dbias)) {
+    const int64_t slots = tiling.batch_groups * tiling.chunks;
+    partials.reset(new double[static_cast<size_t>(slots * (tiling.width + 1) * tiling.dim)]);
+  }
+  parallel_for(units_of(tiling), threads_for(tiling, num_threads, 3),
+               kernels.scratch_bytes(tiling, Operation::kBackward),
+               [&](int64_t unit, char* scratch) {
+                 kernels.backward(p, tiling, unit, scratch, partials.get());
+               });
+  if (partials != nullptr) kernels.reduce(p, tiling, partials.get(), 0, tiling.dim);
+}
+
+// A (batch, dim) tensor as (batch, dim, 1).
+Tensor with_time(Tensor t) {
+  if (t.ndim == 2) {
+    t.ndim = 3;
+    t.sizes[2] = 1;
+    t.strides[2] = 0;
+  }
+  return t;
+}
+
+void run_update(UpdateParams p, int num_threads) {
+  p.x = with_time(p.x);
+  p.out = with_time(p.out);
+  if (p.x.sizes[2] == 0) return;
+  const Kernels& kernels = *active_kernels;
+  const Tiling tiling = make_tiling(p.x, p.weight, Operation::kUpdate);
+  parallel_for(units_of(tiling), threads_for(tiling, num_threads, 8),
+               kernels.scratch_bytes(tiling, Operation::kUpdate),
+               [&](int64_t unit, char* scratch) { kernels.update(p, tiling, unit, scratch); });
+}
+
+int64_t read_index(const Tensor& t, int64_t i) {
+  const char* const data = static_cast<const char*>(t.data);
+  if (t.dtype == CAUSAL_CONV1D_INT64) {
+    int64_t value;
+    std::memcpy(&value, data + i * t.strides[0] * 8, sizeof(value));
+    return value;
+  }
+  int32_t value;
+  std::memcpy(&value, data + i * t.strides[0] * 4, sizeof(value));
+  return value;
+}
+
+// Element is an unsigned integer of the tensors' element size: values are only moved.
+template <class Element>
+void varlen_states_of(const VarlenStatesParams& p, int64_t sequence) {
+  constexpr int64_t kSize = sizeof(Element);
+  const int64_t begin = read_index(p.cu_seqlens, sequence);
+  const int64_t end = read_index(p.cu_seqlens, sequence + 1);
+  const Tensor& states = p.states;
+  const int64_t length = states.sizes[2];
+  for (int64_t j = 0; j < length; ++j) {
+    const int64_t t = end - length + j;
+    char* const row = static_cast<char*>(states.data) +
+                      (sequence * states.strides[0] + j * states.strides[2]) * kSize;
+    const char* const token = static_cast<const char*>(p.x.data) + t * p.x.strides[0] * kSize;
+    for (int64_t d = 0; d < states.sizes[1]; ++d) {
+      Element value = 0;
+      if (t >= begin) std::memcpy(&value, token + d * p.x.strides[1] * kSize, sizeof(value));
+      std::memcpy(row + d * states.strides[1] * kSize, &value, sizeof(value));
+    }
+  }
+}
+
+void run_varlen_states(const VarlenStatesParams& p, int num_threads) {
+  const int64_t batch = p.states.sizes[0];
+  const int64_t elements = batch * p.states.sizes[1] * p.states.sizes[2];
+  const auto function = p.x.dtype == CAUSAL_CONV1D_FLOAT64   ? varlen_states_of<uint64_t>
+                        : p.x.dtype == CAUSAL_CONV1D_FLOAT32 ? varlen_states_of<uint32_t>
+                                                             : varlen_states_of<uint16_t>;
+  parallel_for(batch, thread_count(num_threads, elements * 2 / kElementsPerThread), 0,
+               [&](int64_t sequence, char*) { function(p, sequence); });
+}
+
+Status check_values(const ForwardParams&) { return ok(); }
+Status check_values(const BackwardParams&) { return ok(); }
+
+Status check_values(const UpdateParams& p) {
+  if (!given(p.conv_state_indices)) return ok();
+  const int64_t rows = p.conv_state.sizes[0];
+  for (int64_t b = 0; b < p.conv_state_indices.sizes[0]; ++b) {
+    const int64_t row = read_index(p.conv_state_indices, b);
+    if (row >= rows) {
+      return error(CAUSAL_CONV1D_INVALID_ARGUMENT,
+                   "causal_conv1d_update: conv_state_indices must be < %lld, got %lld at %lld",
+                   static_cast<long long>(rows), static_cast<long long>(row),
+                   static_cast<long long>(b));
+    }
+  }
+  return ok();
+}
+
+Status check_values(const VarlenStatesParams& p) {
+  int64_t previous = 0;
+  for (int64_t i = 0; i < p.cu_seqlens.sizes[0]; ++i) {
+    const int64_t value = read_index(p.cu_seqlens, i);
+    if (value < previous || value > p.x.sizes[0]) {
+      return error(CAUSAL_CONV1D_INVALID_ARGUMENT,
+                   "causal_conv1d_varlen_states: cu_seqlens must not decrease and lie within "
+                   "0..%lld (total_tokens), got %lld at %lld",
+                   static_cast<long long>(p.x.sizes[0]), static_cast<long long>(value),
+                   static_cast<long long>(i));
+    }
+    previous = value;
+  }
+  return ok();
+}
+
+template <class Params, class Run>
+Status checked(const char* name, const Params* params, int num_threads, Run run) noexcept {
+  try {
+    Status status = check(*params);
+    if (status.code == CAUSAL_CONV1D_OK) status = check_values(*params);
+    if (status.code == CAUSAL_CONV1D_OK) run(*params, num_threads);
+    return status;
+  } catch (const std::bad_alloc&) {
+    return error(CAUSAL_CONV1D_RUNTIME_ERROR, "%s: out of memory", name);
+  } catch (const std::exception& e) {
+    return error(CAUSAL_CONV1D_RUNTIME_ERROR, "%s: %s", name, e.what());
+  } catch (...) {
+    return error(CAUSAL_CONV1D_RUNTIME_ERROR, "%s: unknown error", name);
+  }
+}
+
+}  // namespace
+
+const Kernels* active_kernels = best_kernels();
+
+}  // namespace causal_conv1d
+
+using namespace causal_conv1d;
+
+causal_conv1d_status causal_conv1d_cpu_forward(const causal_conv1d_forward_params* params,
+                                               int num_threads) {
+  return checked("causal_conv1d_fwd", params, num_threads, run_forward);
+}
+
+causal_conv1d_status causal_conv1d_cpu_backward(const causal_conv1d_backward_params* params,
+                                                int num_threads) {
+  return checked("causal_conv1d_bwd", params, num_threads, run_backward);
+}
+
+causal_conv1d_status causal_conv1d_cpu_update(const causal_conv1d_update_params* params,
+                                              int num_threads) {
+  return checked("causal_conv1d_update", params, num_threads, run_update);
+}
+
+causal_conv1d_status causal_conv1d_cpu_varlen_states(
+    const causal_conv1d_varlen_states_params* params, int num_threads) {
+  return checked("causal_conv1d_varlen_states", params, num_threads, run_varlen_states);
+}
+
+const char* causal_conv1d_cpu_isa(void) { return active_kernels->name; }

@@ -1,0 +1,57 @@
+// What the kernels of one instruction set offer to the rest of the CPU backend, and how a problem
+// is cut into units of work. Plain data only: kernels.inl is compiled for CPUs that the linker must
+// not mix up, so nothing inline may stand here.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "../check.h"
+
+namespace causal_conv1d {
+
+// A unit is some batch entries x some channels x a stretch of time. It walks its channels `cols` at
+// a time (1 for channel_first), and time `block` rows at a time, so that the scratch memory stays
+// in the caches. It depends on shapes, strides and types alone, never on the number of threads.
+struct Tiling {
+  bool channel_first;  // vectors run along time; otherwise along channels
+  bool fp64;
+  bool stream;  // outputs are too large for the caches: store past them
+  int64_t batch, dim, seqlen, width;
+  int64_t cols, block;
+  int64_t batches_per_unit, channels_per_unit, chunk;
+  int64_t batch_groups, channel_groups, chunks;
+};
+
+enum class Operation { kForward, kBackward, kUpdate };
+
+struct Kernels {
+  const char* name;
+  size_t (*scratch_bytes)(const Tiling& tiling, Operation operation);
+  void (*forward)(const ForwardParams& p, const Tiling& tiling, int64_t unit, char* scratch);
+  // partials: [batch group, chunk][width + 1][dim] sums of dweight and, last, of dbias; may be null.
+  void (*backward)(const BackwardParams& p, const Tiling& tiling, int64_t unit, char* scratch,
+                   double* partials);
+  // dweight and dbias of channels first <= d < last, from the partials.
+  void (*reduce)(const BackwardParams& p, const Tiling& tiling, const double* partials,
+                 int64_t first, int64_t last);
+  void (*update)(const UpdateParams& p, const Tiling& tiling, int64_t unit, char* scratch);
+};
+
+namespace avx512 {
+extern const Kernels kernels;
+}
+namespace avx2 {
+extern const Kernels kernels;
+}
+namespace neon {
+extern const Kernels kernels;
+}
+namespace baseline {
+extern const Kernels kernels;
+}
+
+// The kernels in use: the best that this CPU runs. A test may set another.
+extern const Kernels* active_kernels;
+
+}  // namespace causal_conv1d

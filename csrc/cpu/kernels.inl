@@ -1,0 +1,918 @@
+// The CPU kernels, compiled once per instruction set by kernels_*.cpp.
+//
+// All layouts and types share one scheme. A block of x (some rows of time x one tile of channels)
+// is converted into scratch memory in the L1 or L2 cache, behind the width - 1 rows before it:
+//
+//   channel_first: a tile is one channel, a row one element; vectors run along time.
+//   channel_last:  a tile is `cols` channels, a row `pitch` >= cols elements; vectors run along
+//                  channels, so that long contiguous pieces are read however long a row is.
+//
+// Both then compute z[i] = bias + sum over k of w[k] * x[i + k * pitch] with the same fused
+// multiply-adds in the same order, so that layouts, chunks and updates agree bitwise. Rows outside
+// the sequence are zeros in scratch; scratch is padded to whole vectors, so there are no tails but
+// where memory of the caller is touched.
+//
+// backward: with dz the gradient of z, dx[s] = sum over j of w[width-1-j] * dz[s + j] is the same
+// convolution with the taps reversed, width - 1 rows late; rows s < 0 are dinitial_states.
+//
+// Everything but the table at the end has internal linkage, and no standard library is used: an
+// inline function compiled for AVX-512 here might otherwise be linked into the code for all CPUs.
+#include "kernels.h"
+#include "vec.h"
+
+namespace causal_conv1d {
+namespace {
+
+CAUSAL_CONV1D_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+CAUSAL_CONV1D_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+
+// Scratch rows start at multiples of this, the widest vector.
+constexpr int64_t kPad = 16;
+CAUSAL_CONV1D_INLINE int64_t padded(int64_t n) { return (n + kPad - 1) / kPad * kPad; }
+
+CAUSAL_CONV1D_INLINE bool is_given(const Tensor& t) { return t.ndim != 0; }
+
+CAUSAL_CONV1D_INLINE int64_t element_size(int32_t dtype) {
+  return dtype == CAUSAL_CONV1D_FLOAT64 ? 8 : dtype == CAUSAL_CONV1D_FLOAT32 ? 4 : 2;
+}
+
+CAUSAL_CONV1D_INLINE char* address(const Tensor& t, int64_t i, int64_t j = 0, int64_t k = 0) {
+  const int64_t offset = i * t.strides[0] + j * t.strides[1] + k * t.strides[2];
+  return static_cast<char*>(t.data) + offset * element_size(t.dtype);
+}
+
+CAUSAL_CONV1D_INLINE int32_t read_int32(const Tensor& t, int64_t i, int64_t j = 0) {
+  int32_t value;
+  const int64_t offset = i * t.strides[0] + j * t.strides[1];
+  __builtin_memcpy(&value, static_cast<const char*>(t.data) + offset * 4, sizeof(value));
+  return value;
+}
+
+// ---- activation ----------------------------------------------------------------------------
+
+// The parts of sigmoid(z) = scale / denominator.
+template <class V>
+struct Sigmoid {
+  V denominator, scale;
+};
+
+// exp(-z) = p * 2^n by Cody-Waite reduction and a polynomial on |r| <= ln(2) / 2 (the classic
+// Cephes one, error about 1 ulp). Where exp(-z) is near or beyond the range of floats, 2^n is
+// split, so that silu is accurate down to the smallest normal number; lanes that have no need of
+// it get the same bits either way.
+CAUSAL_CONV1D_INLINE Sigmoid<Vec> sigmoid(Vec z) {
+  const Vec shift = Vec::set(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
+  const Vec one = Vec::set(1.0f);
+  const Vec lowest = Vec::set(-104.0f);  // below it silu and its gradient are 0
+  const bool large = any(greater(Vec::set(-80.0f), z));
+  // Above 80 the denominator is 1.
+  Vec b = min(z, Vec::set(80.0f));
+  if (__builtin_expect(large, 0)) b = max(b, lowest);
+  Vec shifted = fma(b, Vec::set(-1.44269504088896341f), shift);
+  Vec n = sub(shifted, shift);
+  Vec r = fma(n, Vec::set(0.693359375f), b);  // -r, in fact: the odd coefficients are negated
+  r = fma(n, Vec::set(-2.12194440e-4f), r);
+  Vec p = Vec::set(1.9875691500e-4f);
+  p = fma(p, r, Vec::set(-1.3981999507e-3f));
+  p = fma(p, r, Vec::set(8.3334519073e-3f));
+  p = fma(p, r, Vec::set(-4.1665795894e-2f));
+  p = fma(p, r, Vec::set(1.6666665459e-1f));
+  p = fma(p, r, Vec::set(-5.0000001201e-1f));
+  p = fma(mul(r, r), sub(Vec::set(0.0f), p), sub(one, r));
+  if (__builtin_expect(!large, 1)) return {add(one, scale_by_exp2(p, shifted)), one};
+  const Vec n1 = min(n, Vec::set(120.0f));
+  const Vec e = scale_by_exp2(p, add(n1, shift));
+  const Vec bounded = select(greater(lowest, z), Vec::set(__builtin_inff()), e);
+  return {add(one, bounded), scale_by_exp2(one, add(sub(n1, n), shift))};
+}
+
+CAUSAL_CONV1D_INLINE Sigmoid<DoubleVec> sigmoid(DoubleVec z) {
+  return {{1.0 + __builtin_exp(-z.v)}, {1.0}};
+}
+
+template <class V>
+CAUSAL_CONV1D_INLINE V silu(V z) {
+  const Sigmoid<V> s = sigmoid(z);
+  return mul(div(z, s.denominator), s.scale);
+}
+
+template <class V>
+CAUSAL_CONV1D_INLINE V silu_derivative(V z) {
+  const Sigmoid<V> parts = sigmoid(z);
+  const V s = div(parts.scale, parts.denominator);
+  const V one = V::set(1);
+  return mul(s, fma(z, sub(one, s), one));
+}
+
+// ---- rows of the caller's memory <-> scratch -------------------------------------------------
+
+// n elements into scratch, padded with zeros to a whole vector.
+template <class V, class T>
+void load_row_as(const char* src, int64_t stride, int64_t n, typename V::Scalar* dst) {
+  constexpr int64_t kLanes = V::kLanes;
+  constexpr int64_t kSize = sizeof(T);
+  int64_t i = 0;
+  if (stride == 1) {
+    for (; i + kLanes <= n; i += kLanes) {
+      V::load(reinterpret_cast<const T*>(src + i * kSize)).store(dst + i);
+    }
+  }
+  for (; i < n; i += kLanes) {
+    T buffer[kLanes] = {};
+    const int64_t count = smaller(kLanes, n - i);
+    const char* p = src + i * stride * kSize;
+    for (int64_t j = 0; j < count; ++j) __builtin_memcpy(&buffer[j], p + j * stride * kSize, kSize);
+    V::load(buffer).store(dst + i);
+  }
+}
+
+CAUSAL_CONV1D_INLINE void load_row(int32_t dtype, const char* src, int64_t stride, int64_t n,
+                                   float* dst) {
+  if (dtype == CAUSAL_CONV1D_FLOAT32) {
+    load_row_as<Vec, float>(src, stride, n, dst);
+  } else if (dtype == CAUSAL_CONV1D_FLOAT16) {
+    load_row_as<Vec, Half>(src, stride, n, dst);
+  } else {
+    load_row_as<Vec, Bfloat16>(src, stride, n, dst);
+  }
+}
+
+CAUSAL_CONV1D_INLINE void load_row(int32_t, const char* src, int64_t stride, int64_t n,
+                                   double* dst) {
+  load_row_as<DoubleVec, double>(src, stride, n, dst);
+}
+
+template <bool kSilu, class V>
+CAUSAL_CONV1D_INLINE V activated(V z) {
+  if constexpr (kSilu) return silu(z);
+  return z;
+}
+
+// act of n elements of scratch to the caller's memory.
+template <class V, class T, bool kSilu>
+void store_row_as(const typename V::Scalar* src, bool stream, char* dst, int64_t stride,
+                  int64_t n) {
+  constexpr int64_t kLanes = V::kLanes;
+  constexpr int64_t kSize = sizeof(T);
+  const auto store_some = [&](int64_t i, int64_t count) {
+    T buffer[kLanes];
+    activated<kSilu>(V::load(src + i)).store(buffer);
+    char* p = dst + i * stride * kSize;
+    for (int64_t j = 0; j < count; ++j) __builtin_memcpy(p + j * stride * kSize, &buffer[j], kSize);
+  };
+  int64_t i = 0;
+  if (stride == 1) {
+    const uintptr_t start = reinterpret_cast<uintptr_t>(dst);
+    if (stream && start % kSize == 0) {
+      const int64_t past = static_cast<int64_t>(start % (kLanes * kSize)) / kSize;
+      const int64_t head = past == 0 ? 0 : smaller(n, kLanes - past);
+      if (head != 0) store_some(0, head);
+      for (i = head; i + kLanes <= n; i += kLanes) {
+        activated<kSilu>(V::load(src + i)).stream(reinterpret_cast<T*>(dst + i * kSize));
+      }
+    } else {
+      for (; i + kLanes <= n; i += kLanes) {
+        activated<kSilu>(V::load(src + i)).store(reinterpret_cast<T*>(dst + i * kSize));
+      }
+    }
+  }
+  for (; i < n; i += kLanes) store_some(i, smaller(kLanes, n - i));
+}
+
+template <bool kSilu>
+CAUSAL_CONV1D_INLINE void store_row(int32_t dtype, const float* src, bool stream, char* dst,
+                                    int64_t stride, int64_t n) {
+  if (dtype == CAUSAL_CONV1D_FLOAT32) {
+    store_row_as<Vec, float, kSilu>(src, stream, dst, stride, n);
+  } else if (dtype == CAUSAL_CONV1D_FLOAT16) {
+    store_row_as<Vec, Half, kSilu>(src, stream, dst, stride, n);
+  } else {
+    store_row_as<Vec, Bfloat16, kSilu>(src, stream, dst, stride, n);
+  }
+}
+
+template <bool kSilu>
+CAUSAL_CONV1D_INLINE void store_row(int32_t, const double* src, bool stream, char* dst,
+                                    int64_t stride, int64_t n) {
+  store_row_as<DoubleVec, double, kSilu>(src, stream, dst, stride, n);
+}
+
+// ---- tiles ----------------------------------------------------------------------------------
+
+// The shape of the current tile in scratch.
+struct Tile {
+  bool channel_first;
+  int64_t width, d, cols, pitch;
+};
+
+CAUSAL_CONV1D_INLINE Tile tile_at(const Tiling& tiling, int64_t d, int64_t end) {
+  const int64_t cols = smaller(tiling.cols, end - d);
+  return {tiling.channel_first, tiling.width, d, cols, tiling.channel_first ? 1 : padded(cols)};
+}
+
+// Rows [t, t + rows) of a (batch, dim, time) tensor. channel_first pads with zeros.
+template <class S>
+void load_block(const Tile& tile, const Tensor& x, int64_t b, int64_t t, int64_t rows, S* dst) {
+  if (rows <= 0) return;
+  if (tile.channel_first) {
+    load_row(x.dtype, address(x, b, tile.d, t), x.strides[2], rows, dst);
+    return;
+  }
+  for (int64_t r = 0; r < rows; ++r) {
+    load_row(x.dtype, address(x, b, tile.d, t + r), x.strides[1], tile.cols, dst + r * tile.pitch);
+  }
+}
+
+template <bool kSilu, class S>
+void store_block_as(const Tile& tile, const S* src, bool stream, const Tensor& out, int64_t b,
+                    int64_t t, int64_t rows) {
+  if (rows <= 0) return;
+  if (tile.channel_first) {
+    store_row<kSilu>(out.dtype, src, stream, address(out, b, tile.d, t), out.strides[2], rows);
+    return;
+  }
+  for (int64_t r = 0; r < rows; ++r) {
+    store_row<kSilu>(out.dtype, src + r * tile.pitch, stream, address(out, b, tile.d, t + r),
+                     out.strides[1], tile.cols);
+  }
+}
+
+template <class S>
+CAUSAL_CONV1D_INLINE void store_block(const Tile& tile, const S* src, bool silu, bool stream,
+                                      const Tensor& out, int64_t b, int64_t t, int64_t rows) {
+  if (silu) {
+    store_block_as<true>(tile, src, stream, out, b, t, rows);
+  } else {
+    store_block_as<false>(tile, src, stream, out, b, t, rows);
+  }
+}
+
+// Rows [first, last), and for channel_first the rest of the last vector.
+template <class S>
+CAUSAL_CONV1D_INLINE void zero_rows(const Tile& tile, S* x, int64_t first, int64_t last) {
+  const int64_t end = tile.channel_first ? padded(last) : last * tile.pitch;
+  const int64_t begin = first * tile.pitch;
+  if (begin < end) __builtin_memset(x + begin, 0, static_cast<size_t>(end - begin) * sizeof(S));
+}
+
+// Moves the last `halo` of rows + halo rows to the front.
+template <class S>
+CAUSAL_CONV1D_INLINE void keep_halo(const Tile& tile, S* x, int64_t rows) {
+  const size_t bytes = static_cast<size_t>((tile.width - 1) * tile.pitch) * sizeof(S);
+  __builtin_memmove(x, x + rows * tile.pitch, bytes);
+}
+
+// The width - 1 rows x~[t - (width-1)] .. x~[t - 1].
+template <class S>
+void load_halo(const Tile& tile, const Tensor& x, const Tensor& initial_states, int64_t b,
+               int64_t t, S* dst) {
+  const int64_t halo = tile.width - 1;
+  const int64_t before = larger(0, smaller(halo, halo - t));  // rows before the sequence
+  if (is_given(initial_states)) {
+    load_block(tile, initial_states, b, t, before, dst);
+  } else {
+    zero_rows(tile, dst, 0, before);
+  }
+  load_block(tile, x, b, t - halo + before, halo - before, dst + before * tile.pitch);
+}
+
+// Taps as w[k] (channel_first) or w[k * pitch + c], and the bias, 0 if there is none.
+template <class S>
+void load_weights(const Tile& tile, const Tensor& weight, const Tensor& bias, S* w, S* w0) {
+  if (tile.channel_first) {
+    load_row(weight.dtype, address(weight, tile.d), weight.strides[1], tile.width, w);
+  } else {
+    for (int64_t k = 0; k < tile.width; ++k) {
+      load_row(weight.dtype, address(weight, tile.d, k), weight.strides[0], tile.cols,
+               w + k * tile.pitch);
+    }
+  }
+  if (is_given(bias)) {
+    load_row(bias.dtype, address(bias, tile.d), bias.strides[0], tile.cols, w0);
+  } else {
+    __builtin_memset(w0, 0, static_cast<size_t>(padded(tile.cols)) * sizeof(S));
+  }
+}
+
+// ids of times [t, t + n); those before the sequence are id(0), those behind it padding. Returns
+// whether all are one id that is no padding, so that ids need not be looked at.
+inline bool load_ids(const Tensor& seq_idx, int64_t b, int64_t t, int64_t n, int32_t* ids) {
+  const int64_t seqlen = seq_idx.sizes[1];
+  const int64_t begin = smaller(n, larger(0, -t));            // the first at or after time 0
+  const int64_t end = larger(begin, smaller(n, seqlen - t));  // the first behind the sequence
+  const int32_t first = seqlen > 0 ? read_int32(seq_idx, b) : -1;
+  for (int64_t i = 0; i < begin; ++i) ids[i] = first;
+  if (begin < end && seq_idx.strides[1] == 1) {
+    const char* const src =
+        static_cast<const char*>(seq_idx.data) + (b * seq_idx.strides[0] + t + begin) * 4;
+    __builtin_memcpy(ids + begin, src, static_cast<size_t>(end - begin) * 4);
+  } else {
+    for (int64_t i = begin; i < end; ++i) ids[i] = read_int32(seq_idx, b, t + i);
+  }
+  for (int64_t i = end; i < n; ++i) ids[i] = -1;
+  const int32_t id = ids[0];
+  int32_t different = 0;
+  for (int64_t i = 0; i < n; ++i) different |= ids[i] ^ id;
+  return different == 0 && id >= 0;
+}
+
+// ---- the convolution ------------------------------------------------------------------------
+
+// Where ids differ within a block: ids[i] belongs to row i of x, and row i of z has the id
+// ids[i + center]. Null ids: all the same.
+struct Ids {
+  const int32_t* ids;
+  int64_t center;
+};
+
+// kWidth 0: any width. z of n rows and the rest of the last vector.
+template <class V, int kWidth, bool kIds, class S>
+void convolve_first(int64_t width, const S* w, int64_t tap_step, S bias, const S* x, Ids ids, S* z,
+                    int64_t n) {
+  constexpr int kTaps = kWidth == 0 ? 1 : kWidth;
+  V taps[kTaps];
+  for (int k = 0; k < kTaps; ++k) taps[k] = V::set(w[k * tap_step]);
+  const V start = V::set(bias);
+  const int64_t count = kWidth == 0 ? width : kWidth;
+  for (int64_t i = 0; i < n; i += V::kLanes) {
+    V acc = start;
+    for (int64_t k = 0; k < count; ++k) {
+      V tap = V::load(x + i + k);
+      if (kIds) {
+        const auto same = equal_ids(V(), ids.ids + i + k, ids.ids + i + ids.center);
+        tap = select_or_zero(same, tap);
+      }
+      acc = fma(kWidth == 0 ? V::set(w[k * tap_step]) : taps[k], tap, acc);
+    }
+    if (kIds) acc = select_or_zero(valid_ids(V(), ids.ids + i + ids.center), acc);
+    acc.store(z + i);
+  }
+}
+
+// The last kWidth - 1 rows stay in registers.
+template <class V, int kWidth, class S>
+void convolve_last(const S* w, int64_t tap_step, const S* bias, const S* x, int64_t pitch, S* z,
+                   int64_t rows) {
+  for (int64_t c = 0; c < pitch; c += V::kLanes) {
+    V taps[kWidth], window[kWidth];
+    for (int k = 0; k < kWidth; ++k) taps[k] = V::load(w + k * tap_step + c);
+    for (int k = 0; k + 1 < kWidth; ++k) window[k + 1] = V::load(x + k * pitch + c);
+    const V start = V::load(bias + c);
+    for (int64_t r = 0; r < rows; ++r) {
+      for (int k = 0; k + 1 < kWidth; ++k) window[k] = window[k + 1];
+      window[kWidth - 1] = V::load(x + (r + kWidth - 1) * pitch + c);
+      V acc = start;
+      for (int k = 0; k < kWidth; ++k) acc = fma(taps[k], window[k], acc);
+      acc.store(z + r * pitch + c);
+    }
+  }
+}
+
+// Any width, and ids: each tap is a row, or the row `zeros` where its id differs.
+template <class V, class S>
+void convolve_last_any(int64_t width, const S* w, int64_t tap_step, const S* bias, const S* x,
+                       Ids ids, const S* zeros, int64_t pitch, S* z, int64_t rows) {
+  for (int64_t r = 0; r < rows; ++r) {
+    S* const out = z + r * pitch;
+    const int32_t id = ids.ids != nullptr ? ids.ids[r + ids.center] : 0;
+    if (id < 0) {
+      __builtin_memset(out, 0, static_cast<size_t>(pitch) * sizeof(S));
+      continue;
+    }
+    for (int64_t c = 0; c < pitch; c += V::kLanes) {
+      V acc = V::load(bias + c);
+      for (int64_t k = 0; k < width; ++k) {
+        const bool same = ids.ids == nullptr || ids.ids[r + k] == id;
+        const S* const row = same ? x + (r + k) * pitch : zeros;
+        acc = fma(V::load(w + k * tap_step + c), V::load(row + c), acc);
+      }
+      acc.store(out + c);
+    }
+  }
+}
+
+// z[r] = bias + sum over k of w[k] * x[r + k] for `rows` rows.
+template <class V, class S>
+void convolve(const Tile& tile, const S* w, int64_t tap_step, const S* bias, const S* x, Ids ids,
+              const S* zeros, S* z, int64_t rows) {
+  const int64_t width = tile.width;
+  if (tile.channel_first) {
+    const auto run = [&](auto function) {
+      function(width, w, tap_step, *bias, x, ids, z, rows);
+    };
+    if (ids.ids != nullptr) {
+      if (width == 2) return run(convolve_first<V, 2, true, S>);
+      if (width == 3) return run(convolve_first<V, 3, true, S>);
+      if (width == 4) return run(convolve_first<V, 4, true, S>);
+      return run(convolve_first<V, 0, true, S>);
+    }
+    if (width == 1) return run(convolve_first<V, 1, false, S>);
+    if (width == 2) return run(convolve_first<V, 2, false, S>);
+    if (width == 3) return run(convolve_first<V, 3, false, S>);
+    if (width == 4) return run(convolve_first<V, 4, false, S>);
+    return run(convolve_first<V, 0, false, S>);
+  }
+  const auto run = [&](auto function) {
+    function(w, tap_step * tile.pitch, bias, x, tile.pitch, z, rows);
+  };
+  if (ids.ids == nullptr) {
+    if (width == 1) return run(convolve_last<V, 1, S>);
+    if (width == 2) return run(convolve_last<V, 2, S>);
+    if (width == 3) return run(convolve_last<V, 3, S>);
+    if (width == 4) return run(convolve_last<V, 4, S>);
+  }
+  convolve_last_any<V>(width, w, tap_step * tile.pitch, bias, x, ids, zeros, tile.pitch, z, rows);
+}
+
+// ---- forward --------------------------------------------------------------------------------
+
+// Hands out pieces of a thread's scratch memory; with a null base it only counts bytes.
+class Arena {
+ public:
+  explicit Arena(char* base) : base_(base) {}
+
+  template <class T>
+  T* take(int64_t count) {
+    char* const piece = base_ == nullptr ? nullptr : base_ + used_;
+    // The slack lets a vector start at the last element.
+    used_ += (static_cast<size_t>(count + kPad) * sizeof(T) + 63) / 64 * 64;
+    return reinterpret_cast<T*>(piece);
+  }
+
+  size_t used() const { return used_; }
+
+ private:
+  char* const base_;
+  size_t used_ = 0;
+};
+
+template <class S>
+struct ForwardScratch {
+  S *w, *bias, *zeros, *x, *z;
+  int32_t* ids;
+
+  ForwardScratch(Arena* arena, const Tiling& tiling) {
+    const int64_t pitch = tiling.channel_first ? 1 : padded(tiling.cols);
+    const int64_t window = padded(tiling.width - 1 + tiling.block);
+    w = arena->take<S>(padded(tiling.width) * pitch);
+    bias = arena->take<S>(padded(pitch));
+    zeros = arena->take<S>(padded(pitch));
+    x = arena->take<S>(window * pitch);
+    z = arena->take<S>(padded(tiling.block) * pitch);
+    ids = arena->take<int32_t>(window);
+  }
+};
+
+// out[t0 .. t1) with the width - 1 rows before t0 in s.x, which then holds those before t1.
+template <class V, class S>
+void forward_rows(const Tile& tile, const Tiling& tiling, const Tensor& x, const Tensor* seq_idx,
+                  const Tensor& out, bool silu, int64_t b, int64_t t0, int64_t t1,
+                  const ForwardScratch<S>& s) {
+  const int64_t halo = tile.width - 1;
+  for (int64_t t = t0, rows; t < t1; t += rows) {
+    rows = smaller(tiling.block, t1 - t);
+    load_block(tile, x, b, t, rows, s.x + halo * tile.pitch);
+    const bool plain = seq_idx == nullptr || load_ids(*seq_idx, b, t - halo, halo + rows, s.ids);
+    const Ids ids = {plain ? nullptr : s.ids, halo};
+    convolve<V>(tile, s.w, 1, s.bias, s.x, ids, s.zeros, s.z, rows);
+    store_block(tile, s.z, silu, tiling.stream, out, b, t, rows);
+    keep_halo(tile, s.x, rows);
+  }
+}
+
+// The batch entries, channels and times of a unit.
+struct Range {
+  int64_t b0, b1, d0, d1, t0, t1, slot;
+};
+
+inline Range range_of(const Tiling& tiling, int64_t unit) {
+  const int64_t channels = unit % tiling.channel_groups;
+  const int64_t slot = unit / tiling.channel_groups;
+  const int64_t chunk = slot % tiling.chunks;
+  const int64_t batch = slot / tiling.chunks;
+  Range r;
+  r.b0 = batch * tiling.batches_per_unit;
+  r.b1 = smaller(tiling.batch, r.b0 + tiling.batches_per_unit);
+  r.d0 = channels * tiling.channels_per_unit;
+  r.d1 = smaller(tiling.dim, r.d0 + tiling.channels_per_unit);
+  r.t0 = chunk * tiling.chunk;
+  r.t1 = smaller(tiling.seqlen, r.t0 + tiling.chunk);
+  r.slot = slot;
+  return r;
+}
+
+template <class V>
+void forward_unit(const ForwardParams& p, const Tiling& tiling, int64_t unit, char* scratch) {
+  using S = typename V::Scalar;
+  Arena arena(scratch);
+  const ForwardScratch<S> s(&arena, tiling);
+  __builtin_memset(s.zeros, 0, static_cast<size_t>(padded(tiling.cols)) * sizeof(S));
+  const Tensor* const seq_idx = is_given(p.seq_idx) ? &p.seq_idx : nullptr;
+  const Range range = range_of(tiling, unit);
+  for (int64_t d = range.d0; d < range.d1; d += tiling.cols) {
+    const Tile tile = tile_at(tiling, d, range.d1);
+    load_weights(tile, p.weight, p.bias, s.w, s.bias);
+    for (int64_t b = range.b0; b < range.b1; ++b) {
+      load_halo(tile, p.x, p.initial_states, b, range.t0, s.x);
+      forward_rows<V>(tile, tiling, p.x, seq_idx, p.out, p.silu != 0, b, range.t0, range.t1, s);
+      if (is_given(p.final_states_out) && range.t1 == tiling.seqlen) {
+        store_block(tile, s.x, false, false, p.final_states_out, b, 0, tile.width - 1);
+      }
+    }
+  }
+  finish_streams();
+}
+
+// ---- backward -------------------------------------------------------------------------------
+
+template <class S>
+struct BackwardScratch {
+  S *w, *bias, *zeros, *x, *dz, *z, *dfinal, *sums;
+  double* totals;
+  int32_t* ids;
+
+  BackwardScratch(Arena* arena, const Tiling& tiling) {
+    const int64_t pitch = tiling.channel_first ? 1 : padded(tiling.cols);
+    const int64_t window = padded(tiling.width - 1 + tiling.block);
+    w = arena->take<S>(padded(tiling.width) * pitch);
+    bias = arena->take<S>(padded(pitch));
+    zeros = arena->take<S>(padded(pitch));
+    x = arena->take<S>(window * pitch);
+    dz = arena->take<S>(window * pitch);
+    z = arena->take<S>(padded(tiling.block) * pitch);
+    dfinal = arena->take<S>(padded(tiling.block) * pitch);
+    sums = arena->take<S>((tiling.width + 1) * pitch);
+    totals = arena->take<double>((tiling.width + 1) * pitch);
+    ids = arena->take<int32_t>(window);
+  }
+};
+
+template <class V, class S>
+CAUSAL_CONV1D_INLINE V load_partial(const S* p, int64_t n) {
+  S buffer[V::kLanes] = {};
+  for (int64_t i = 0; i < n; ++i) buffer[i] = p[i];
+  return V::load(buffer);
+}
+
+template <class V>
+CAUSAL_CONV1D_INLINE double sum_of_lanes(V v) {
+  typename V::Scalar lanes[V::kLanes];
+  v.store(lanes);
+  double sum = 0;
+  for (int i = 0; i < V::kLanes; ++i) sum += static_cast<double>(lanes[i]);
+  return sum;
+}
+
+// total[k] += sum over i < n of dz[i] * x[i + k], k < kTaps; and *bias_total += sum of dz if not
+// null. Runs of kRun vectors are summed in S, these sums in double, to keep rounding errors small.
+template <class V, int kTaps, bool kIds, class S>
+void correlate_first(const S* dz, const S* x, const int32_t* tap_ids, const int32_t* dz_ids,
+                     int64_t n, double* total, double* bias_total) {
+  constexpr int64_t kRun = 64 * V::kLanes;
+  for (int64_t begin = 0; begin < n; begin += kRun) {
+    const int64_t end = smaller(n, begin + kRun);
+    V acc[kTaps], bias_acc = V::set(0);
+    for (int k = 0; k < kTaps; ++k) acc[k] = V::set(0);
+    int64_t i = begin;
+    for (; i + V::kLanes <= end; i += V::kLanes) {
+      const V g = V::load(dz + i);
+      bias_acc = add(bias_acc, g);
+      for (int k = 0; k < kTaps; ++k) {
+        V tap = V::load(x + i + k);
+        if (kIds) {
+          const auto same = equal_ids(V(), tap_ids + i + k, dz_ids + i);
+          tap = select_or_zero(both(same, valid_ids(V(), dz_ids + i)), tap);
+        }
+        acc[k] = fma(g, tap, acc[k]);
+      }
+    }
+    if (i < end) {
+      const V g = load_partial<V>(dz + i, end - i);
+      bias_acc = add(bias_acc, g);
+      for (int k = 0; k < kTaps; ++k) {
+        V tap = load_partial<V>(x + i + k, end - i);
+        if (kIds) {
+          const auto same = equal_ids(V(), tap_ids + i + k, dz_ids + i);
+          tap = select_or_zero(both(same, valid_ids(V(), dz_ids + i)), tap);
+        }
+        acc[k] = fma(g, tap, acc[k]);
+      }
+    }
+    for (int k = 0; k < kTaps; ++k) total[k] += sum_of_lanes(acc[k]);
+    if (bias_total != nullptr) *bias_total += sum_of_lanes(bias_acc);
+  }
+}
+
+// sums[k * pitch + c] = sum over rows of dz[r] * x[r + k], k < kTaps, and bias_sums if not null.
+template <class V, int kTaps, class S>
+void correlate_last(const S* dz, const S* x, const int32_t* tap_ids, const int32_t* dz_ids,
+                    const S* zeros, int64_t pitch, int64_t rows, S* sums, S* bias_sums) {
+  for (int64_t c = 0; c < pitch; c += V::kLanes) {
+    V acc[kTaps], bias_acc = V::set(0);
+    for (int k = 0; k < kTaps; ++k) acc[k] = V::set(0);
+    for (int64_t r = 0; r < rows; ++r) {
+      const V g = V::load(dz + r * pitch + c);
+      bias_acc = add(bias_acc, g);
+      for (int k = 0; k < kTaps; ++k) {
+        const bool same =
+            tap_ids == nullptr || (tap_ids[r + k] == dz_ids[r] && dz_ids[r] >= 0);
+        const S* const row = same ? x + (r + k) * pitch : zeros;
+        acc[k] = fma(g, V::load(row + c), acc[k]);
+      }
+    }
+    for (int k = 0; k < kTaps; ++k) acc[k].store(sums + k * pitch + c);
+    if (bias_sums != nullptr) bias_acc.store(bias_sums + c);
+  }
+}
+
+// Adds the share of `rows` rows to the totals [width + 1][pitch] of dweight and, last, dbias.
+template <class V, class S>
+void correlate(const Tile& tile, const S* dz, const BackwardScratch<S>& s, bool plain,
+               int64_t rows) {
+  if (rows <= 0) return;
+  const int64_t width = tile.width, pitch = tile.pitch;
+  const int32_t* const dz_ids = s.ids + width - 1;
+  for (int64_t k = 0; k < width; k += 4) {
+    const S* const x = s.x + k * pitch;
+    const int32_t* const tap_ids = plain ? nullptr : s.ids + k;
+    const auto first = [&](auto with_ids, auto without) {
+      (plain ? without : with_ids)(dz, x, tap_ids, dz_ids, rows, s.totals + k,
+                                   k == 0 ? s.totals + width : nullptr);
+    };
+    const auto last = [&](auto function) {
+      function(dz, x, tap_ids, dz_ids, s.zeros, pitch, rows, s.sums + k * pitch,
+               k == 0 ? s.sums + width * pitch : nullptr);
+    };
+    switch (smaller(4, width - k)) {
+      case 1:
+        if (tile.channel_first) {
+          first(correlate_first<V, 1, true, S>, correlate_first<V, 1, false, S>);
+        } else {
+          last(correlate_last<V, 1, S>);
+        }
+        break;
+      case 2:
+        if (tile.channel_first) {
+          first(correlate_first<V, 2, true, S>, correlate_first<V, 2, false, S>);
+        } else {
+          last(correlate_last<V, 2, S>);
+        }
+        break;
+      case 3:
+        if (tile.channel_first) {
+          first(correlate_first<V, 3, true, S>, correlate_first<V, 3, false, S>);
+        } else {
+          last(correlate_last<V, 3, S>);
+        }
+        break;
+      default:
+        if (tile.channel_first) {
+          first(correlate_first<V, 4, true, S>, correlate_first<V, 4, false, S>);
+        } else {
+          last(correlate_last<V, 4, S>);
+        }
+    }
+  }
+  if (tile.channel_first) return;
+  for (int64_t i = 0; i < (width + 1) * pitch; ++i) s.totals[i] += static_cast<double>(s.sums[i]);
+}
+
+// dz *= silu'(z), for n elements and the rest of the last vector.
+template <class V, class S>
+void apply_derivative(const S* z, S* dz, int64_t n) {
+  for (int64_t i = 0; i < n; i += V::kLanes) {
+    mul(V::load(dz + i), silu_derivative(V::load(z + i))).store(dz + i);
+  }
+}
+
+template <class V>
+void backward_unit(const BackwardParams& p, const Tiling& tiling, int64_t unit, char* scratch,
+                   double* partials) {
+  using S = typename V::Scalar;
+  Arena arena(scratch);
+  const BackwardScratch<S> s(&arena, tiling);
+  __builtin_memset(s.zeros, 0, static_cast<size_t>(padded(tiling.cols)) * sizeof(S));
+  const Range range = range_of(tiling, unit);
+  const int64_t halo = tiling.width - 1, seqlen = tiling.seqlen;
+  for (int64_t d = range.d0; d < range.d1; d += tiling.cols) {
+    const Tile tile = tile_at(tiling, d, range.d1);
+    const int64_t pitch = tile.pitch;
+    S* const x = s.x + halo * pitch;
+    S* const dz = s.dz + halo * pitch;
+    load_weights(tile, p.weight, p.bias, s.w, s.bias);
+    const size_t totals_bytes = static_cast<size_t>((tile.width + 1) * pitch) * sizeof(double);
+    __builtin_memset(s.totals, 0, totals_bytes);
+    for (int64_t b = range.b0; b < range.b1; ++b) {
+      load_halo(tile, p.x, p.initial_states, b, range.t0, s.x);
+      zero_rows(tile, s.dz, 0, halo);
+      // The gradient of a row needs dz of the next width - 1: go on that far past the chunk.
+      for (int64_t t = range.t0, rows; t < range.t1 + halo; t += rows) {
+        rows = smaller(tiling.block, range.t1 + halo - t);
+        const int64_t present = larger(0, smaller(rows, seqlen - t));
+        const int64_t owned = larger(0, smaller(rows, range.t1 - t));
+        load_block(tile, p.x, b, t, present, x);
+        load_block(tile, p.dout, b, t, present, dz);
+        zero_rows(tile, x, present, rows);
+        const bool plain = !is_given(p.seq_idx) ||
+                           load_ids(p.seq_idx, b, t - halo, halo + rows, s.ids);
+        if (p.silu != 0 && present > 0) {
+          convolve<V>(tile, s.w, 1, s.bias, s.x, Ids{plain ? nullptr : s.ids, halo}, s.zeros, s.z,
+                      present);
+          apply_derivative<V>(s.z, dz, present * pitch);
+        }
+        zero_rows(tile, dz, present, rows);
+        if (!plain) {
+          for (int64_t r = 0; r < present; ++r) {
+            if (s.ids[halo + r] >= 0) continue;
+            __builtin_memset(dz + r * pitch, 0, static_cast<size_t>(pitch) * sizeof(S));
+          }
+        }
+        if (partials != nullptr) correlate<V>(tile, dz, s, plain, owned);
+
+        // Row r of dx is time first + r.
+        const int64_t first = t - halo;
+        convolve<V>(tile, s.w + halo * (tile.channel_first ? 1 : pitch), -1, s.zeros, s.dz,
+                    Ids{plain ? nullptr : s.ids, 0}, s.zeros, s.z, rows);
+        if (is_given(p.dfinal_states)) {
+          const int64_t begin = larger(first, seqlen - halo);
+          const int64_t count = first + rows - begin;
+          if (count > 0) {
+            load_block(tile, p.dfinal_states, b, begin - (seqlen - halo), count, s.dfinal);
+            S* const dx = s.z + (begin - first) * pitch;
+            for (int64_t i = 0; i < count * pitch; ++i) dx[i] += s.dfinal[i];
+          }
+        }
+        const int64_t begin = larger(first, range.t0);
+        store_block(tile, s.z + (begin - first) * pitch, false, tiling.stream, p.dx, b, begin,
+                    first + rows - begin);
+        if (is_given(p.dinitial_states) && range.t0 == 0) {
+          store_block(tile, s.z, false, false, p.dinitial_states, b, first + halo,
+                      smaller(rows, -first));
+        }
+        keep_halo(tile, s.x, rows);
+        keep_halo(tile, s.dz, rows);
+      }
+    }
+    if (partials == nullptr) continue;
+    for (int64_t k = 0; k <= tile.width; ++k) {
+      double* const out = partials + (range.slot * (tile.width + 1) + k) * tiling.dim + d;
+      for (int64_t c = 0; c < tile.cols; ++c) out[c] = s.totals[k * pitch + c];
+    }
+  }
+  finish_streams();
+}
+
+template <class V>
+void reduce(const BackwardParams& p, const Tiling& tiling, const double* partials, int64_t first,
+            int64_t last) {
+  using S = typename V::Scalar;
+  constexpr int64_t kBatch = 64;
+  const int64_t slots = tiling.batch_groups * tiling.chunks;
+  const int64_t width = tiling.width;
+  for (int64_t d = first; d < last; d += kBatch) {
+    const int64_t count = smaller(kBatch, last - d);
+    for (int64_t k = 0; k <= width; ++k) {
+      double totals[kBatch] = {};
+      for (int64_t slot = 0; slot < slots; ++slot) {
+        const double* const part = partials + (slot * (width + 1) + k) * tiling.dim + d;
+        for (int64_t c = 0; c < count; ++c) totals[c] += part[c];
+      }
+      S sums[kBatch] = {};
+      for (int64_t c = 0; c < count; ++c) sums[c] = static_cast<S>(totals[c]);
+      if (k < width && is_given(p.dweight)) {
+        store_row<false>(p.dweight.dtype, sums, false, address(p.dweight, d, k),
+                         p.dweight.strides[0], count);
+      }
+      if (k == width && is_given(p.dbias)) {
+        store_row<false>(p.dbias.dtype, sums, false, address(p.dbias, d), p.dbias.strides[0],
+                         count);
+      }
+    }
+  }
+}
+
+// ---- update ---------------------------------------------------------------------------------
+
+// Moves positions [shift, size) of the state to [0, size - shift), channel by channel.
+template <class T>
+void shift_state_as(const Tile& tile, const Tensor& state, int64_t row, int64_t shift) {
+  const int64_t kept = state.sizes[2] - shift;
+  const int64_t step = state.strides[2] * static_cast<int64_t>(sizeof(T));
+  for (int64_t c = 0; c < tile.cols; ++c) {
+    char* p = address(state, row, tile.d + c);
+    for (int64_t j = 0; j < kept; ++j, p += step) __builtin_memcpy(p, p + shift * step, sizeof(T));
+  }
+}
+
+inline void shift_state(const Tile& tile, const Tensor& state, int64_t row, int64_t shift) {
+  switch (element_size(state.dtype)) {
+    case 2:
+      return shift_state_as<uint16_t>(tile, state, row, shift);
+    case 4:
+      return shift_state_as<uint32_t>(tile, state, row, shift);
+    default:
+      return shift_state_as<uint64_t>(tile, state, row, shift);
+  }
+}
+
+template <class V>
+void update_unit(const UpdateParams& p, const Tiling& tiling, int64_t unit, char* scratch) {
+  using S = typename V::Scalar;
+  Arena arena(scratch);
+  const ForwardScratch<S> s(&arena, tiling);
+  const Range range = range_of(tiling, unit);
+  const int64_t halo = tiling.width - 1, seqlen = tiling.seqlen, size = p.conv_state.sizes[2];
+  const bool ring = is_given(p.cache_seqlens);
+  for (int64_t d = range.d0; d < range.d1; d += tiling.cols) {
+    const Tile tile = tile_at(tiling, d, range.d1);
+    load_weights(tile, p.weight, p.bias, s.w, s.bias);
+    for (int64_t b = range.b0; b < range.b1; ++b) {
+      const int64_t row =
+          is_given(p.conv_state_indices) ? read_int32(p.conv_state_indices, b) : b;
+      if (row < 0) {
+        zero_rows(tile, s.z, 0, smaller(tiling.block, seqlen));
+        for (int64_t t = 0; t < seqlen; t += tiling.block) {
+          store_block(tile, s.z, false, tiling.stream, p.out, b, t,
+                      smaller(tiling.block, seqlen - t));
+        }
+        continue;
+      }
+      // Token i goes to position (head + i) mod size; the last inputs lie just before.
+      int64_t head = 0;
+      if (ring && size > 0) {
+        head = read_int32(p.cache_seqlens, b) % size;
+        if (head < 0) head += size;
+      }
+      for (int64_t j = 0; j < halo; ++j) {
+        const int64_t position = (head + size - halo + j) % size;
+        load_row(p.conv_state.dtype, address(p.conv_state, row, d, position),
+                 p.conv_state.strides[1], tile.cols, s.x + j * tile.pitch);
+      }
+      // The state first: out may be x, in place.
+      if (!ring && seqlen < size) shift_state(tile, p.conv_state, row, seqlen);
+      for (int64_t i = larger(0, seqlen - size); i < seqlen; ++i) {
+        const int64_t position = ring ? (head + i) % size : size - seqlen + i;
+        load_row(p.x.dtype, address(p.x, b, d, i), p.x.strides[1], tile.cols, s.z);
+        store_row<false>(p.conv_state.dtype, s.z, false, address(p.conv_state, row, d, position),
+                         p.conv_state.strides[1], tile.cols);
+      }
+      forward_rows<V>(tile, tiling, p.x, nullptr, p.out, p.silu != 0, b, 0, seqlen, s);
+    }
+  }
+  finish_streams();
+}
+
+// ---- the table ------------------------------------------------------------------------------
+
+template <class S>
+size_t scratch_bytes_as(const Tiling& tiling, Operation operation) {
+  Arena arena(nullptr);
+  if (operation == Operation::kBackward) {
+    BackwardScratch<S>(&arena, tiling);
+  } else {
+    ForwardScratch<S>(&arena, tiling);
+  }
+  return arena.used();
+}
+
+size_t scratch_bytes(const Tiling& tiling, Operation operation) {
+  return tiling.fp64 ? scratch_bytes_as<double>(tiling, operation)
+                     : scratch_bytes_as<float>(tiling, operation);
+}
+
+void forward(const ForwardParams& p, const Tiling& tiling, int64_t unit, char* scratch) {
+  (tiling.fp64 ? forward_unit<DoubleVec> : forward_unit<Vec>)(p, tiling, unit, scratch);
+}
+
+void backward(const BackwardParams& p, const Tiling& tiling, int64_t unit, char* scratch,
+              double* partials) {
+  (tiling.fp64 ? backward_unit<DoubleVec> : backward_unit<Vec>)(p, tiling, unit, scratch,
+                                                                partials);
+}
+
+void reduce_partials(const BackwardParams& p, const Tiling& tiling, const double* partials,
+                     int64_t first, int64_t last) {
+  (tiling.fp64 ? reduce<DoubleVec> : reduce<Vec>)(p, tiling, partials, first, last);
+}
+
+void update(const UpdateParams& p, const Tiling& tiling, int64_t unit, char* scratch) {
+  (tiling.fp64 ? update_unit<DoubleVec> : update_unit<Vec>)(p, tiling, unit, scratch);
+}
+
+#define CAUSAL_CONV1D_STRING_OF(a) #a
+#define CAUSAL_CONV1D_STRING(a) CAUSAL_CONV1D_STRING_OF(a)
+
+}  // namespace
+
+namespace CAUSAL_CONV1D_ISA {
+
+extern const Kernels kernels;
+const Kernels kernels = {CAUSAL_CONV1D_STRING(CAUSAL_CONV1D_ISA),
+                         scratch_bytes,
+                         forward,
+                         backward,
+                         reduce_partials,
+                         update};
+
+}  // namespace CAUSAL_CONV1D_ISA
+}  // namespace causal_conv1d

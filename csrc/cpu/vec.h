@@ -1,0 +1,407 @@
+// Vectors of floats for one instruction set, and a one-lane vector of double for verification.
+//
+// Included by kernels.inl only, which is compiled once per instruction set; everything here has
+// internal linkage, so that no function built for a newer CPU can stand in for another's. The
+// set is chosen by CAUSAL_CONV1D_ISA_AVX512, _AVX2 or _NEON; without one a vector has one lane.
+//
+// Vec: kLanes floats.   load / store convert from and to float, Half and Bfloat16; stores round to
+//                       nearest even and keep NaN.
+// Mask: one truth value a lane, from comparisons of int32 ids.
+//
+// Every operation gives the same bits on every instruction set (but for NaN payloads).
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+#if defined(CAUSAL_CONV1D_ISA_AVX512) || defined(CAUSAL_CONV1D_ISA_AVX2)
+#include <immintrin.h>
+#elif defined(CAUSAL_CONV1D_ISA_NEON)
+#include <arm_neon.h>
+#endif
+
+#if defined(CAUSAL_CONV1D_ISA_AVX512) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ < 13
+// The intrinsics of these versions take an undefined vector that they do not read.
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
+
+#define CAUSAL_CONV1D_INLINE inline __attribute__((always_inline))
+
+namespace causal_conv1d {
+namespace {
+
+struct Half {
+  uint16_t bits;
+};
+struct Bfloat16 {
+  uint16_t bits;
+};
+
+#if defined(CAUSAL_CONV1D_ISA_AVX512)
+
+struct Mask {
+  __mmask16 m;
+};
+
+struct Vec {
+  using Scalar = float;
+  static constexpr int kLanes = 16;
+  __m512 v;
+
+  static CAUSAL_CONV1D_INLINE Vec set(float a) { return {_mm512_set1_ps(a)}; }
+  static CAUSAL_CONV1D_INLINE Vec load(const float* p) { return {_mm512_loadu_ps(p)}; }
+  static CAUSAL_CONV1D_INLINE Vec load(const Half* p) {
+    return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
+  }
+  static CAUSAL_CONV1D_INLINE Vec load(const Bfloat16* p) {
+    const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16))};
+  }
+
+  CAUSAL_CONV1D_INLINE void store(float* p) const { _mm512_storeu_ps(p, v); }
+  CAUSAL_CONV1D_INLINE void store(Half* p) const {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), half_bits());
+  }
+  CAUSAL_CONV1D_INLINE void store(Bfloat16* p) const {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), bfloat16_bits());
+  }
+  // As store, past the caches; p is aligned to the bytes written.
+  CAUSAL_CONV1D_INLINE void stream(float* p) const { _mm512_stream_ps(p, v); }
+  CAUSAL_CONV1D_INLINE void stream(Half* p) const {
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(p), half_bits());
+  }
+  CAUSAL_CONV1D_INLINE void stream(Bfloat16* p) const {
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(p), bfloat16_bits());
+  }
+
+ private:
+  CAUSAL_CONV1D_INLINE __m256i half_bits() const {
+    return _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  }
+  CAUSAL_CONV1D_INLINE __m256i bfloat16_bits() const {
+    const __m512i bits = _mm512_castps_si512(v);
+    const __m512i high = _mm512_srli_epi32(bits, 16);
+    const __m512i odd = _mm512_and_si512(high, _mm512_set1_epi32(1));
+    const __m512i carried = _mm512_add_epi32(_mm512_add_epi32(bits, odd), _mm512_set1_epi32(0x7fff));
+    const __m512i rounded = _mm512_srli_epi32(carried, 16);
+    const __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
+    const __m512i quiet = _mm512_set1_epi32(0x40);
+    return _mm512_cvtepi32_epi16(_mm512_mask_or_epi32(rounded, nan, high, quiet));
+  }
+};
+
+CAUSAL_CONV1D_INLINE Vec add(Vec a, Vec b) { return {_mm512_add_ps(a.v, b.v)}; }
+CAUSAL_CONV1D_INLINE Vec sub(Vec a, Vec b) { return {_mm512_sub_ps(a.v, b.v)}; }
+CAUSAL_CONV1D_INLINE Vec mul(Vec a, Vec b) { return {_mm512_mul_ps(a.v, b.v)}; }
+CAUSAL_CONV1D_INLINE Vec div(Vec a, Vec b) { return {_mm512_div_ps(a.v, b.v)}; }
+CAUSAL_CONV1D_INLINE Vec min(Vec a, Vec b) { return {_mm512_min_ps(a.v, b.v)}; }
+CAUSAL_CONV1D_INLINE Vec max(Vec a, Vec b) { return {_mm512_max_ps(a.v, b.v)}; }
+CAUSAL_CONV1D_INLINE Vec fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+CAUSAL_CONV1D_INLINE Mask greater(Vec a, Vec b) {
+  return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_GT_OQ)};
+}
+CAUSAL_CONV1D_INLINE Vec select(Mask m, Vec a, Vec b) {
+  return {_mm512_mask_blend_ps(m.m, b.v, a.v)};
+}
+CAUSAL_CONV1D_INLINE Vec select_or_zero(Mask m, Vec a) { return {_mm512_maskz_mov_ps(m.m, a.v)}; }
+CAUSAL_CONV1D_INLINE Mask both(Mask a, Mask b) {
+  return {static_cast<__mmask16>(a.m & b.m)};
+}
+CAUSAL_CONV1D_INLINE Mask equal_ids(Vec, const int32_t* a, const int32_t* b) {
+  return {_mm512_cmpeq_epi32_mask(_mm512_loadu_si512(a), _mm512_loadu_si512(b))};
+}
+CAUSAL_CONV1D_INLINE Mask valid_ids(Vec, const int32_t* a) {
+  return {_mm512_cmpge_epi32_mask(_mm512_loadu_si512(a), _mm512_setzero_si512())};
+}
+CAUSAL_CONV1D_INLINE bool any(Mask m) { return m.m != 0; }
+// a * 2^n for shifted = n + 1.5 * 2^23, whose lowest bits are n in two's complement; a and the
+// result are normal numbers.
+CAUSAL_CONV1D_INLINE Vec scale_by_exp2(Vec a, Vec shifted) {
+  const __m512i exponent = _mm512_slli_epi32(_mm512_castps_si512(shifted.v), 23);
+  return {_mm512_castsi512_ps(_mm512_add_epi32(exponent, _mm512_castps_si512(a.v)))};
+}
+
+#elif defined(CAUSAL_CONV1D_ISA_AVX2)
+
+struct Mask {
+  __m256 m;
+};
+
+struct Vec {
+  using Scalar = float;
+  static constexpr int kLanes = 8;
+  __m256 v;
+
+  static CAUSAL_CONV1D_INLINE Vec set(float a) { return {_mm256_set1_ps(a)}; }
+  static CAUSAL_CONV1D_INLINE Vec load(const float* p) { return {_mm256_loadu_ps(p)}; }
+  static CAUSAL_CONV1D_INLINE Vec load(const Half* p) {
+    return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
+  }
+  static CAUSAL_CONV1D_INLINE Vec load(const Bfloat16* p) {
+    const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16))};
+  }
+
+  CAUSAL_CONV1D_INLINE void store(float* p) const { _mm256_storeu_ps(p, v); }
+  CAUSAL_CONV1D_INLINE void store(Half* p) const {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), half_bits());
+  }
+  CAUSAL_CONV1D_INLINE void store(Bfloat16* p) const {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), bfloat16_bits());
+  }
+  // As store, past the caches; p is aligned to the bytes written.
+  CAUSAL_CONV1D_INLINE void stream(float* p) const { _mm256_stream_ps(p, v); }
+  CAUSAL_CONV1D_INLINE void stream(Half* p) const {
+    _mm_stream_si128(reinterpret_cast<__m128i*>(p), half_bits());
+  }
+  CAUSAL_CONV1D_INLINE void stream(Bfloat16* p) const {
+    _mm_stream_si128(reinterpret_cast<__m128i*>(p), bfloat16_bits());
+  }
+
+ private:
+  CAUSAL_CONV1D_INLINE __m128i half_bits() const {
+    return _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  }
+  CAUSAL_CONV1D_INLINE __m128i bfloat16_bits() const {
+    const __m256i bits = _mm256_castps_si256(v);
+    const __m256i high = _mm256_srli_epi32(bits, 16);
+    const __m256i odd = _mm256_and_si256(high, _mm256_set1_epi32(1));
+    const __m256i carried = _mm256_add_epi32(_mm256_add_epi32(bits, odd), _mm256_set1_epi32(0x7fff));
+    const __m256i rounded = _mm256_srli_epi32(carried, 16);
+    const __m256i quiet = _mm256_or_si256(high, _mm256_set1_epi32(0x40));
+    const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_UNORD_Q));
+    const __m256i result = _mm256_blendv_epi8(rounded, quiet, nan);
+    return _mm_packus_epi32(_mm256_castsi256_si128(result), _mm256_extracti128_si256(result, 1));
+  }
+};
+
+CAUSAL_CONV1D_INLINE Vec add(Vec a, Vec b) { return {_mm256_add_ps(a.v, b.v)}; }
+CAUSAL_CONV1D_INLINE Vec sub(Vec a, Vec b) { return {_mm256_sub_ps(a.v, b.v)}; }
+CAUSAL_CONV1D_INLINE Vec mul(Vec a, Vec b) { return {_mm256_mul_ps(a.v, b.v)}; }
+CAUSAL_CONV1D_INLINE Vec div(Vec a, Vec b) { return {_mm256_div_ps(a.v, b.v)}; }
+CAUSAL_CONV1D_INLINE Vec min(Vec a, Vec b) { return {_mm256_min_ps(a.v, b.v)}; }
+CAUSAL_CONV1D_INLINE Vec max(Vec a, Vec b) { return {_mm256_max_ps(a.v, b.v)}; }
+CAUSAL_CONV1D_INLINE Vec fma(Vec a, Vec b, Vec c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
+CAUSAL_CONV1D_INLINE Mask greater(Vec a, Vec b) { return {_mm256_cmp_ps(a.v, b.v, _CMP_GT_OQ)}; }
+CAUSAL_CONV1D_INLINE Vec select(Mask m, Vec a, Vec b) {
+  return {_mm256_blendv_ps(b.v, a.v, m.m)};
+}
+CAUSAL_CONV1D_INLINE Vec select_or_zero(Mask m, Vec a) { return {_mm256_and_ps(m.m, a.v)}; }
+CAUSAL_CONV1D_INLINE Mask both(Mask a, Mask b) { return {_mm256_and_ps(a.m, b.m)}; }
+CAUSAL_CONV1D_INLINE Mask equal_ids(Vec, const int32_t* a, const int32_t* b) {
+  const __m256i ids_a = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(a));
+  const __m256i ids_b = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(b));
+  return {_mm256_castsi256_ps(_mm256_cmpeq_epi32(ids_a, ids_b))};
+}
+CAUSAL_CONV1D_INLINE Mask valid_ids(Vec, const int32_t* a) {
+  const __m256i ids = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(a));
+  return {_mm256_castsi256_ps(_mm256_cmpgt_epi32(ids, _mm256_set1_epi32(-1)))};
+}
+CAUSAL_CONV1D_INLINE bool any(Mask m) { return _mm256_movemask_ps(m.m) != 0; }
+// a * 2^n for shifted = n + 1.5 * 2^23, whose lowest bits are n in two's complement; a and the
+// result are normal numbers.
+CAUSAL_CONV1D_INLINE Vec scale_by_exp2(Vec a, Vec shifted) {
+  const __m256i exponent = _mm256_slli_epi32(_mm256_castps_si256(shifted.v), 23);
+  return {_mm256_castsi256_ps(_mm256_add_epi32(exponent, _mm256_castps_si256(a.v)))};
+}
+
+#elif defined(CAUSAL_CONV1D_ISA_NEON)
+
+struct Mask {
+  uint32x4_t m;
+};
+
+struct Vec {
+  using Scalar = float;
+  static constexpr int kLanes = 4;
+  float32x4_t v;
+
+  static CAUSAL_CONV1D_INLINE Vec set(float a) { return {vdupq_n_f32(a)}; }
+  static CAUSAL_CONV1D_INLINE Vec load(const float* p) { return {vld1q_f32(p)}; }
+  static CAUSAL_CONV1D_INLINE Vec load(const Half* p) {
+    return {vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(&p->bits)))};
+  }
+  static CAUSAL_CONV1D_INLINE Vec load(const Bfloat16* p) {
+    return {vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(&p->bits), 16))};
+  }
+
+  CAUSAL_CONV1D_INLINE void store(float* p) const { vst1q_f32(p, v); }
+  CAUSAL_CONV1D_INLINE void store(Half* p) const {
+    vst1_u16(&p->bits, vreinterpret_u16_f16(vcvt_f16_f32(v)));
+  }
+  CAUSAL_CONV1D_INLINE void store(Bfloat16* p) const {
+    const uint32x4_t bits = vreinterpretq_u32_f32(v);
+    const uint32x4_t high = vshrq_n_u32(bits, 16);
+    const uint32x4_t odd = vandq_u32(high, vdupq_n_u32(1));
+    const uint32x4_t carried = vaddq_u32(vaddq_u32(bits, odd), vdupq_n_u32(0x7fff));
+    const uint32x4_t rounded = vshrq_n_u32(carried, 16);
+    const uint32x4_t quiet = vorrq_u32(high, vdupq_n_u32(0x40));
+    vst1_u16(&p->bits, vmovn_u32(vbslq_u32(vceqq_f32(v, v), rounded, quiet)));
+  }
+  // These CPUs find out about streams of whole lines by themselves.
+  template <class T>
+  CAUSAL_CONV1D_INLINE void stream(T* p) const {
+    store(p);
+  }
+};
+
+CAUSAL_CONV1D_INLINE Vec add(Vec a, Vec b) { return {vaddq_f32(a.v, b.v)}; }
+CAUSAL_CONV1D_INLINE Vec sub(Vec a, Vec b) { return {vsubq_f32(a.v, b.v)}; }
+CAUSAL_CONV1D_INLINE Vec mul(Vec a, Vec b) { return {vmulq_f32(a.v, b.v)}; }
+CAUSAL_CONV1D_INLINE Vec div(Vec a, Vec b) { return {vdivq_f32(a.v, b.v)}; }
+CAUSAL_CONV1D_INLINE Vec min(Vec a, Vec b) { return {vminq_f32(a.v, b.v)}; }
+CAUSAL_CONV1D_INLINE Vec max(Vec a, Vec b) { return {vmaxq_f32(a.v, b.v)}; }
+CAUSAL_CONV1D_INLINE Vec fma(Vec a, Vec b, Vec c) { return {vfmaq_f32(c.v, a.v, b.v)}; }
+CAUSAL_CONV1D_INLINE Mask greater(Vec a, Vec b) { return {vcgtq_f32(a.v, b.v)}; }
+CAUSAL_CONV1D_INLINE Vec select(Mask m, Vec a, Vec b) { return {vbslq_f32(m.m, a.v, b.v)}; }
+CAUSAL_CONV1D_INLINE Vec select_or_zero(Mask m, Vec a) {
+  return {vreinterpretq_f32_u32(vandq_u32(m.m, vreinterpretq_u32_f32(a.v)))};
+}
+CAUSAL_CONV1D_INLINE Mask both(Mask a, Mask b) { return {vandq_u32(a.m, b.m)}; }
+CAUSAL_CONV1D_INLINE Mask equal_ids(Vec, const int32_t* a, const int32_t* b) {
+  return {vceqq_s32(vld1q_s32(a), vld1q_s32(b))};
+}
+CAUSAL_CONV1D_INLINE Mask valid_ids(Vec, const int32_t* a) {
+  return {vcgeq_s32(vld1q_s32(a), vdupq_n_s32(0))};
+}
+CAUSAL_CONV1D_INLINE bool any(Mask m) { return vmaxvq_u32(m.m) != 0; }
+// a * 2^n for shifted = n + 1.5 * 2^23, whose lowest bits are n in two's complement; a and the
+// result are normal numbers.
+CAUSAL_CONV1D_INLINE Vec scale_by_exp2(Vec a, Vec shifted) {
+  const int32x4_t exponent = vshlq_n_s32(vreinterpretq_s32_f32(shifted.v), 23);
+  return {vreinterpretq_f32_s32(vaddq_s32(exponent, vreinterpretq_s32_f32(a.v)))};
+}
+
+#else  // one lane, any CPU
+
+struct Mask {
+  bool m;
+};
+
+CAUSAL_CONV1D_INLINE uint32_t bits_of(float a) {
+  uint32_t bits;
+  __builtin_memcpy(&bits, &a, sizeof(bits));
+  return bits;
+}
+
+CAUSAL_CONV1D_INLINE float float_of(uint32_t bits) {
+  float a;
+  __builtin_memcpy(&a, &bits, sizeof(a));
+  return a;
+}
+
+struct Vec {
+  using Scalar = float;
+  static constexpr int kLanes = 1;
+  float v;
+
+  static CAUSAL_CONV1D_INLINE Vec set(float a) { return {a}; }
+  static CAUSAL_CONV1D_INLINE Vec load(const float* p) { return {*p}; }
+  static CAUSAL_CONV1D_INLINE Vec load(const Half* p) {
+    const uint32_t sign = (p->bits & 0x8000u) << 16;
+    const uint32_t exponent = (p->bits >> 10) & 0x1fu;
+    const uint32_t fraction = p->bits & 0x3ffu;
+    if (exponent == 0) {  // fraction * 2^-24 is exact
+      const float magnitude = static_cast<float>(fraction) * 0x1p-24f;
+      return {sign != 0 ? -magnitude : magnitude};
+    }
+    if (exponent == 31) {
+      const uint32_t quiet = fraction != 0 ? 0x400000u : 0u;
+      return {float_of(sign | 0x7f800000u | quiet | (fraction << 13))};
+    }
+    return {float_of(sign | ((exponent + 112) << 23) | (fraction << 13))};
+  }
+  static CAUSAL_CONV1D_INLINE Vec load(const Bfloat16* p) {
+    return {float_of(static_cast<uint32_t>(p->bits) << 16)};
+  }
+
+  CAUSAL_CONV1D_INLINE void store(float* p) const { *p = v; }
+  CAUSAL_CONV1D_INLINE void store(Half* p) const {
+    const uint32_t sign = (bits_of(v) >> 16) & 0x8000u;
+    const uint32_t magnitude = bits_of(v) & 0x7fffffffu;
+    uint32_t bits;
+    if (magnitude > 0x7f800000u) {
+      bits = 0x7e00u | ((magnitude >> 13) & 0x3ffu);
+    } else if (magnitude >= 0x477ff000u) {  // 65520 and above round to infinity
+      bits = 0x7c00u;
+    } else if (magnitude < 0x38800000u) {  // below 2^-14: adding 0.5 rounds to multiples of 2^-24
+      bits = bits_of(float_of(magnitude) + 0.5f) - 0x3f000000u;
+    } else {
+      bits = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
+    }
+    p->bits = static_cast<uint16_t>(sign | bits);
+  }
+  CAUSAL_CONV1D_INLINE void store(Bfloat16* p) const {
+    const uint32_t bits = bits_of(v);
+    const bool nan = (bits & 0x7fffffffu) > 0x7f800000u;
+    const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+    p->bits = static_cast<uint16_t>(nan ? (bits >> 16) | 0x40u : rounded);
+  }
+  template <class T>
+  CAUSAL_CONV1D_INLINE void stream(T* p) const {
+    store(p);
+  }
+};
+
+CAUSAL_CONV1D_INLINE Vec add(Vec a, Vec b) { return {a.v + b.v}; }
+CAUSAL_CONV1D_INLINE Vec sub(Vec a, Vec b) { return {a.v - b.v}; }
+CAUSAL_CONV1D_INLINE Vec mul(Vec a, Vec b) { return {a.v * b.v}; }
+CAUSAL_CONV1D_INLINE Vec div(Vec a, Vec b) { return {a.v / b.v}; }
+CAUSAL_CONV1D_INLINE Vec min(Vec a, Vec b) { return {a.v < b.v ? a.v : b.v}; }
+CAUSAL_CONV1D_INLINE Vec max(Vec a, Vec b) { return {a.v > b.v ? a.v : b.v}; }
+CAUSAL_CONV1D_INLINE Vec fma(Vec a, Vec b, Vec c) { return {__builtin_fmaf(a.v, b.v, c.v)}; }
+CAUSAL_CONV1D_INLINE Mask greater(Vec a, Vec b) { return {a.v > b.v}; }
+CAUSAL_CONV1D_INLINE Vec select(Mask m, Vec a, Vec b) { return m.m ? a : b; }
+CAUSAL_CONV1D_INLINE Vec select_or_zero(Mask m, Vec a) { return {m.m ? a.v : 0.0f}; }
+CAUSAL_CONV1D_INLINE Mask both(Mask a, Mask b) { return {a.m && b.m}; }
+CAUSAL_CONV1D_INLINE Mask equal_ids(Vec, const int32_t* a, const int32_t* b) { return {*a == *b}; }
+CAUSAL_CONV1D_INLINE Mask valid_ids(Vec, const int32_t* a) { return {*a >= 0}; }
+CAUSAL_CONV1D_INLINE bool any(Mask m) { return m.m; }
+// a * 2^n for shifted = n + 1.5 * 2^23, whose lowest bits are n in two's complement; a and the
+// result are normal numbers.
+CAUSAL_CONV1D_INLINE Vec scale_by_exp2(Vec a, Vec shifted) {
+  return {float_of((bits_of(shifted.v) << 23) + bits_of(a.v))};
+}
+
+#endif
+
+// Non-temporal stores are ordered with nothing; this orders them before what the thread does next.
+CAUSAL_CONV1D_INLINE void finish_streams() {
+#if defined(CAUSAL_CONV1D_ISA_AVX512) || defined(CAUSAL_CONV1D_ISA_AVX2)
+  _mm_sfence();
+#endif
+}
+
+struct DoubleMask {
+  bool m;
+};
+
+struct DoubleVec {
+  using Scalar = double;
+  static constexpr int kLanes = 1;
+  double v;
+
+  static CAUSAL_CONV1D_INLINE DoubleVec set(double a) { return {a}; }
+  static CAUSAL_CONV1D_INLINE DoubleVec load(const double* p) { return {*p}; }
+  CAUSAL_CONV1D_INLINE void store(double* p) const { *p = v; }
+  CAUSAL_CONV1D_INLINE void stream(double* p) const { *p = v; }
+};
+
+CAUSAL_CONV1D_INLINE DoubleVec add(DoubleVec a, DoubleVec b) { return {a.v + b.v}; }
+CAUSAL_CONV1D_INLINE DoubleVec sub(DoubleVec a, DoubleVec b) { return {a.v - b.v}; }
+CAUSAL_CONV1D_INLINE DoubleVec mul(DoubleVec a, DoubleVec b) { return {a.v * b.v}; }
+CAUSAL_CONV1D_INLINE DoubleVec div(DoubleVec a, DoubleVec b) { return {a.v / b.v}; }
+CAUSAL_CONV1D_INLINE DoubleVec fma(DoubleVec a, DoubleVec b, DoubleVec c) {
+  return {__builtin_fma(a.v, b.v, c.v)};
+}
+CAUSAL_CONV1D_INLINE DoubleVec select_or_zero(DoubleMask m, DoubleVec a) {
+  return {m.m ? a.v : 0.0};
+}
+CAUSAL_CONV1D_INLINE DoubleMask both(DoubleMask a, DoubleMask b) { return {a.m && b.m}; }
+CAUSAL_CONV1D_INLINE DoubleMask equal_ids(DoubleVec, const int32_t* a, const int32_t* b) {
+  return {*a == *b};
+}
+CAUSAL_CONV1D_INLINE DoubleMask valid_ids(DoubleVec, const int32_t* a) { return {*a >= 0}; }
+
+}  // namespace
+}  // namespace causal_conv1d

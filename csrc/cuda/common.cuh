@@ -1,0 +1,194 @@
+// What all kernels share: element types and their conversion, SiLU, vector access, launching.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+#include "../check.h"
+
+namespace causal_conv1d::gpu {
+
+// Sums are fp32, fp64 for fp64 tensors.
+template <typename T>
+struct ComputeType {
+  using type = float;
+};
+template <>
+struct ComputeType<double> {
+  using type = double;
+};
+template <typename T>
+using Compute = typename ComputeType<T>::type;
+
+__device__ __forceinline__ float to_compute(float v) { return v; }
+__device__ __forceinline__ double to_compute(double v) { return v; }
+__device__ __forceinline__ float to_compute(__half v) { return __half2float(v); }
+__device__ __forceinline__ float to_compute(__nv_bfloat16 v) { return __bfloat162float(v); }
+
+template <typename T>
+__device__ __forceinline__ T from_compute(Compute<T> v);
+template <>
+__device__ __forceinline__ float from_compute<float>(float v) { return v; }
+template <>
+__device__ __forceinline__ double from_compute<double>(double v) { return v; }
+template <>
+__device__ __forceinline__ __half from_compute<__half>(float v) { return __float2half_rn(v); }
+template <>
+__device__ __forceinline__ __nv_bfloat16 from_compute<__nv_bfloat16>(float v) {
+  return __float2bfloat16_rn(v);
+}
+
+// N elements that are loaded and stored as one access of up to 16 bytes (several beyond that).
+template <typename T, int N>
+struct alignas(sizeof(T) * N < 16 ? sizeof(T) * N : 16) Pack {
+  T v[N];
+};
+
+// A pointer with element strides over (batch, dim, time).
+template <typename T>
+struct View {
+  T* data;
+  int64_t batch, dim, time;
+
+  __device__ __forceinline__ T* at(int64_t b, int64_t d, int64_t t) const {
+    return data + b * batch + d * dim + t * time;
+  }
+};
+
+// A small tensor of any float type (weight, bias, states), converted to F (float, or double if the
+// tensor is fp64) as it is read and written.
+template <typename F>
+struct AnyView {
+  void* data;
+  int32_t dtype;
+  int64_t strides[3];
+
+  __device__ __forceinline__ bool given() const { return data != nullptr; }
+
+  // Selects instead of branches: kernels load many of these in unrolled code.
+  __device__ __forceinline__ F load(int64_t i, int64_t j = 0, int64_t k = 0) const {
+    const int64_t o = i * strides[0] + j * strides[1] + k * strides[2];
+    if constexpr (sizeof(F) == 8) return static_cast<const double*>(data)[o];
+    const uint32_t bits = dtype == CAUSAL_CONV1D_FLOAT32 ? static_cast<const uint32_t*>(data)[o]
+                                                         : static_cast<const uint16_t*>(data)[o];
+    const float half = __half2float(__ushort_as_half(static_cast<uint16_t>(bits)));
+    const float other = __uint_as_float(dtype == CAUSAL_CONV1D_BFLOAT16 ? bits << 16 : bits);
+    return dtype == CAUSAL_CONV1D_FLOAT16 ? half : other;
+  }
+
+  __device__ __forceinline__ void store(F v, int64_t i, int64_t j = 0, int64_t k = 0) const {
+    const int64_t o = i * strides[0] + j * strides[1] + k * strides[2];
+    switch (dtype) {
+      case CAUSAL_CONV1D_FLOAT16:
+        static_cast<__half*>(data)[o] = from_compute<__half>(static_cast<float>(v));
+        break;
+      case CAUSAL_CONV1D_BFLOAT16:
+        static_cast<__nv_bfloat16*>(data)[o] = from_compute<__nv_bfloat16>(static_cast<float>(v));
+        break;
+      case CAUSAL_CONV1D_FLOAT32: static_cast<float*>(data)[o] = static_cast<float>(v); break;
+      default: static_cast<double*>(data)[o] = static_cast<double>(v);
+    }
+  }
+};
+
+// Sigmoid, one for each element type of x, so that every kernel rounds alike. The 16-bit types take
+// the approximate exponential and reciprocal: relative error near 1e-6 where the type's own rounding is
+// 5e-4 (fp16) or 4e-3 (bf16). fp32 takes the accurate exponential: near 2e-7.
+template <typename T>
+__device__ __forceinline__ Compute<T> sigmoid(Compute<T> z) {
+  float e, r;
+  if constexpr (sizeof(T) == 2) {
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(e) : "f"(z * -1.4426950408889634f));
+  } else {
+    e = expf(-z);
+  }
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(1.0f + e));
+  return r;
+}
+template <>
+__device__ __forceinline__ double sigmoid<double>(double z) { return 1.0 / (1.0 + exp(-z)); }
+
+template <typename T>
+__device__ __forceinline__ Compute<T> silu(Compute<T> z) { return z * sigmoid<T>(z); }
+
+// d silu(z) / dz
+template <typename T>
+__device__ __forceinline__ Compute<T> silu_grad(Compute<T> z) {
+  const Compute<T> s = sigmoid<T>(z);
+  return s * fma(z, Compute<T>(1) - s, Compute<T>(1));
+}
+
+// Makes device current for its lifetime.
+class DeviceGuard {
+ public:
+  explicit DeviceGuard(int device) : device_(device) {
+    status_ = cudaGetDevice(&previous_);
+    if (status_ == cudaSuccess && previous_ != device) status_ = cudaSetDevice(device);
+  }
+  ~DeviceGuard() {
+    if (status_ == cudaSuccess && previous_ != device_) cudaSetDevice(previous_);
+  }
+  DeviceGuard(const DeviceGuard&) = delete;
+  DeviceGuard& operator=(const DeviceGuard&) = delete;
+  cudaError_t status() const { return status_; }
+
+ private:
+  int device_, previous_ = 0;
+  cudaError_t status_;
+};
+
+inline Status to_status(const char* caller, cudaError_t e) {
+  if (e == cudaSuccess) return ok();
+  return error(CAUSAL_CONV1D_RUNTIME_ERROR, "%s: CUDA: %s (%s)", caller, cudaGetErrorString(e),
+               cudaGetErrorName(e));
+}
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+template <typename T>
+View<T> view(const Tensor& t) {
+  return {static_cast<T*>(t.data), t.strides[0], t.strides[1], t.ndim == 3 ? t.strides[2] : 0};
+}
+
+template <typename F>
+AnyView<F> any_view(const Tensor& t) {
+  AnyView<F> v{t.data, t.dtype, {0, 0, 0}};
+  if (!given(t)) v.data = nullptr;
+  for (int i = 0; i < t.ndim; ++i) v.strides[i] = t.strides[i];
+  return v;
+}
+
+// The largest n <= max, a power of two, such that rows of n adjacent elements along dimension
+// axis (1: dim, 2: time) are n * size bytes aligned wherever they start; 0 if axis has a stride.
+inline int vector_width(const Tensor& t, int axis, int max, int size) {
+  if (t.sizes[axis] > 1 && t.strides[axis] != 1) return 0;
+  int n = max;
+  auto aligned = [n_bytes = [&] { return static_cast<int64_t>(n) * size; }](int64_t bytes) {
+    return bytes % n_bytes() == 0;
+  };
+  while (n > 1) {
+    bool all = aligned(static_cast<int64_t>(reinterpret_cast<uintptr_t>(t.data)));
+    for (int i = 0; i < 3; ++i) {
+      if (i != axis && t.sizes[i] > 1) all = all && aligned(t.strides[i] * size);
+    }
+    if (all) break;
+    n /= 2;
+  }
+  return n;
+}
+
+// Calls f with a value of x's element type.
+template <typename F>
+void dispatch_dtype(int32_t dtype, F&& f) {
+  switch (dtype) {
+    case CAUSAL_CONV1D_FLOAT16: f(__half{}); break;
+    case CAUSAL_CONV1D_BFLOAT16: f(__nv_bfloat16{}); break;
+    case CAUSAL_CONV1D_FLOAT32: f(float{}); break;
+    default: f(double{});
+  }
+}
+
+}  // namespace causal_conv1d::gpu

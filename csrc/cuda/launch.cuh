@@ -1,0 +1,56 @@
+// Host side of all operators: checks, device, choice of layout, kernel launch.
+#pragma once
+
+#include <initializer_list>
+
+#include "common.cuh"
+#include "tiles.cuh"
+
+namespace causal_conv1d::gpu {
+
+// Starts kernel with one thread for each of threads items, in blocks of kThreads.
+template <typename... Parameters, typename... Arguments>
+cudaError_t launch(void (*kernel)(Parameters...), int64_t threads, cudaStream_t stream,
+                   const Arguments&... arguments) {
+  const int64_t blocks = ceil_div(threads, kThreads);
+  if (blocks == 0) return cudaSuccess;
+  if (blocks > 0x7fffffff) return cudaErrorInvalidConfiguration;
+  kernel<<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(arguments...);
+  return cudaGetLastError();
+}
+
+// Checks params, makes device current and calls f(a zero of x's element type, number of SMs).
+template <typename Params, typename F>
+Status run_operator(const char* caller, const Params& params, int device, F&& f) {
+  const Status status = check(params);
+  if (status.code != CAUSAL_CONV1D_OK) return status;
+  const DeviceGuard guard(device);
+  cudaError_t e = guard.status();
+  int sms = 0;
+  if (e == cudaSuccess) e = cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device);
+  if (e == cudaSuccess) dispatch_dtype(params.x.dtype, [&](auto zero) { e = f(zero, sms); });
+  return to_status(caller, e);
+}
+
+// Time is the contiguous axis of channel-first tensors; a single time step or channel decides
+// nothing, so the other axis' stride does.
+inline bool is_channel_last(const Tensor& x) {
+  const bool unit_dim = x.strides[1] == 1 || x.sizes[1] == 1;
+  const bool unit_time = x.strides[2] == 1 || x.sizes[2] == 1;
+  if (unit_dim && unit_time) return x.sizes[1] >= x.sizes[2];
+  return unit_dim || (!unit_time && x.strides[1] < x.strides[2]);
+}
+
+// How many adjacent channels, at most max, all tensors can give in one access; 0 or 1: no more than
+// one by one.
+inline int common_channels(int max, int size, int64_t dim, std::initializer_list<const Tensor*> tensors) {
+  int n = max;
+  for (const Tensor* t : tensors) {
+    const int width = vector_width(*t, 1, max, size);
+    n = width < n ? width : n;
+  }
+  while (n > 1 && dim % n != 0) n /= 2;
+  return n;
+}
+
+}  // namespace causal_conv1d::gpu

@@ -1,0 +1,151 @@
+"""Outputs are equal bit by bit, however x lies in memory and however a sequence is cut."""
+
+import pytest
+import torch
+
+from causal_conv1d import causal_conv1d_fn, causal_conv1d_update
+from helpers import (
+    ACTIVATIONS,
+    ALL_FLOATS,
+    LAYOUTS,
+    allocate,
+    dtype_id,
+    lay_out,
+    make_case,
+    run_backward,
+    run_forward,
+)
+
+WIDTHS = (1, 2, 4, 5, 8, 9)
+SHAPE = (2, 19, 83)
+
+pytestmark = [
+    pytest.mark.parametrize("dtype", ALL_FLOATS, ids=dtype_id),
+    pytest.mark.parametrize("activation", ACTIVATIONS),
+]
+
+
+def fn(case, x, **options):
+    return causal_conv1d_fn(x, case.weight, case.bias, activation=case.activation, **options)
+
+
+@pytest.mark.parametrize("seq_idx", (None, "padded"))
+@pytest.mark.parametrize("width", WIDTHS)
+def test_every_layout_of_x_and_out(width, seq_idx, dtype, activation, device):
+    case = make_case(
+        SHAPE, width, dtype, states=True, seq_idx=seq_idx, activation=activation, device=device
+    )
+    expected, expected_final = run_forward(case)
+    values, states = case.x, case.initial_states
+    for where in LAYOUTS:
+        case.x = lay_out(values, where)
+        case.initial_states = lay_out(states, where)
+        for out_where in (None, "channel_first", "channel_last"):
+            out, final = run_forward(case, out_where)
+            assert torch.equal(out, expected), (where, out_where)
+            assert torch.equal(final, expected_final), (where, out_where)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_dx_in_every_layout(width, dtype, activation, device):
+    """dx and dinitial_states are sums over the taps, in the same order whatever the layout."""
+    case = make_case(SHAPE, width, dtype, states=True, activation=activation, device=device)
+    x, dout = case.x, case.dout
+    expected = run_backward(case, "channel_first")
+    for where in ("channel_first_slice", "channel_last", "channel_last_slice", "strided"):
+        case.x, case.dout = lay_out(x, where), lay_out(dout, where)
+        found = run_backward(case, where)
+        for name in ("dx", "dinitial_states"):
+            assert torch.equal(found[name], expected[name]), (where, name)
+
+
+@pytest.mark.parametrize("layout", ("channel_first", "channel_last"))
+def test_every_alignment(layout, dtype, activation, device):
+    case = make_case((1, 16, 64), 4, dtype, layout=layout, activation=activation, device=device)
+    expected = fn(case, case.x)
+    order = (0, 1, 2) if layout == "channel_first" else (0, 2, 1)
+    for offset in range(1, 17):
+        block = torch.full((16 * 64 + offset,), torch.nan, dtype=dtype, device=device)
+        shape = [case.x.shape[i] for i in order]
+        x = block[offset:].view(shape).permute(order)
+        x.copy_(case.x)
+        assert torch.equal(fn(case, x), expected), offset
+
+
+@pytest.mark.parametrize("layout", ("channel_first", "channel_last"))
+@pytest.mark.parametrize("width", WIDTHS)
+def test_whole_equals_chunks_with_states(width, layout, dtype, activation, device):
+    case = make_case(
+        SHAPE, width, dtype, states=True, activation=activation, layout=layout, device=device
+    )
+    expected, expected_final = run_forward(case)
+    for lengths in ((40, 43), (1, 2, 3, 77), (64, 16, 1, 1, 1), (1,) * 83):
+        states, outs = case.initial_states, []
+        for chunk in case.x.split(lengths, dim=-1):
+            out, states = fn(case, chunk, initial_states=states, return_final_states=True)
+            outs.append(out)
+        assert torch.equal(torch.cat(outs, dim=-1), expected), lengths
+        assert torch.equal(states, expected_final), lengths
+
+
+@pytest.mark.parametrize("layout", ("channel_first", "channel_last"))
+@pytest.mark.parametrize("width", WIDTHS)
+def test_whole_equals_packed_chunks_of_seq_idx(width, layout, dtype, activation, device):
+    """Sequences packed in one row by seq_idx equal each sequence alone."""
+    case = make_case((1, 19, 83), width, dtype, activation=activation, layout=layout, device=device)
+    lengths = [1, 2, 30, 3, 40, 7]
+    ids = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
+    packed = fn(case, case.x, seq_idx=ids[None].int().to(device))
+    alone = [fn(case, x) for x in case.x.split(lengths, dim=-1)]
+    assert torch.equal(packed, torch.cat(alone, dim=-1))
+
+
+@pytest.mark.parametrize("tokens", (1, 2, 5))
+@pytest.mark.parametrize("mode", ("shift", "ring"))
+@pytest.mark.parametrize("width", WIDTHS)
+def test_whole_equals_token_by_token(width, mode, tokens, dtype, activation, device):
+    case = make_case((2, 19, 40), width, dtype, activation=activation, device=device)
+    expected = fn(case, case.x)
+    for state_len in (width - 1, width, width + 5):
+        if mode == "ring" and state_len == 0:
+            continue  # a ring without positions
+        state = torch.zeros(2, 19, state_len, dtype=dtype, device=device)
+        outs = []
+        for start in range(0, 40, tokens):
+            seqlens = None
+            if mode == "ring":
+                seqlens = torch.full((2,), start, dtype=torch.int32, device=device)
+            out = causal_conv1d_update(
+                case.x[..., start : start + tokens],
+                state,
+                case.weight,
+                case.bias,
+                activation,
+                cache_seqlens=seqlens,
+            )
+            outs.append(out)
+        assert torch.equal(torch.cat(outs, dim=-1), expected), state_len
+
+
+def test_update_in_every_layout(dtype, activation, device):
+    case = make_case((3, 19, 6), 4, dtype, states=True, activation=activation, device=device)
+    state = lay_out(case.initial_states, "channel_first")
+    expected = causal_conv1d_update(case.x, state, case.weight, case.bias, activation)
+    for where in LAYOUTS:
+        for state_where in LAYOUTS:
+            x = lay_out(case.x, where)
+            other = allocate(state.shape, state_where, dtype, device).copy_(case.initial_states)
+            out = causal_conv1d_update(x, other, case.weight, case.bias, activation)
+            assert torch.equal(out, expected), (where, state_where)
+            assert torch.equal(other, state), (where, state_where)
+
+
+@pytest.mark.parametrize("layout", ("channel_first", "channel_last"))
+def test_a_row_does_not_depend_on_batch_or_channels_beside_it(layout, dtype, activation, device):
+    case = make_case((5, 19, 83), 4, dtype, activation=activation, layout=layout, device=device)
+    expected = fn(case, case.x)
+    for b, d in ((0, slice(0, 1)), (4, slice(18, 19)), (2, slice(3, 12))):
+        out = causal_conv1d_fn(
+            case.x[b : b + 1, d], case.weight[d], case.bias[d], activation=activation
+        )
+        assert torch.equal(out, expected[b : b + 1, d])

@@ -1,0 +1,288 @@
+"""A wrong argument gives an error that names it, and nothing is written."""
+
+import math
+
+import pytest
+import torch
+
+from causal_conv1d import causal_conv1d_fn, causal_conv1d_update, causal_conv1d_varlen_states
+from helpers import ops
+
+B, D, L, W, S, ROWS = 2, 8, 10, 4, 5, 3
+PREFIX = {
+    "forward": "causal_conv1d_fn",
+    "backward": "causal_conv1d_bwd",
+    "update": "causal_conv1d_update",
+    "varlen_states": "causal_conv1d_varlen_states",
+}
+INDICES = ("seq_idx", "cache_seqlens", "conv_state_indices", "cu_seqlens")
+LIKE_X = ("out", "dout", "dx", "states")  # of x's own type
+STATES = (B, D, W - 1)
+
+
+def arguments_of(name, device):
+    """Valid arguments by name, in the operator's order, with poisoned outputs."""
+
+    def given(*shape):
+        return torch.linspace(-1, 1, math.prod(shape), device=device).reshape(shape)
+
+    def poisoned(*shape):
+        return torch.full(shape, math.nan, device=device)
+
+    def index(*values):
+        return torch.tensor(values, dtype=torch.int32, device=device)
+
+    common = {"x": given(B, D, L), "weight": given(D, W), "bias": given(D)}
+    ids = torch.zeros(B, L, dtype=torch.int32, device=device)
+    if name == "forward":
+        return common | {
+            "seq_idx": ids,
+            "initial_states": given(*STATES),
+            "out": poisoned(B, D, L),
+            "final_states_out": poisoned(*STATES),
+            "silu": True,
+        }
+    if name == "backward":
+        return common | {
+            "dout": given(B, D, L),
+            "seq_idx": ids,
+            "initial_states": given(*STATES),
+            "dfinal_states": given(*STATES),
+            "dx": poisoned(B, D, L),
+            "dweight": poisoned(D, W),
+            "dbias": poisoned(D),
+            "dinitial_states": poisoned(*STATES),
+            "silu": True,
+        }
+    if name == "update":
+        return {
+            "x": given(B, D, L),
+            "conv_state": given(ROWS, D, S),
+            "weight": given(D, W),
+            "bias": given(D),
+            "out": poisoned(B, D, L),
+            "silu": True,
+            "cache_seqlens": index(0, 3),
+            "conv_state_indices": index(2, 0),
+        }
+    return {"x": given(L, D), "cu_seqlens": index(0, 4, 10), "states": poisoned(2, D, S)}
+
+
+TENSORS = {
+    name: [k for k, v in arguments_of(name, "cpu").items() if isinstance(v, torch.Tensor)]
+    for name in PREFIX
+}
+EVERY = [(name, argument) for name in PREFIX for argument in TENSORS[name]]
+WRITTEN = {
+    "forward": ("out", "final_states_out"),
+    "backward": ("dx", "dweight", "dbias", "dinitial_states"),
+    "update": ("conv_state", "out"),
+    "varlen_states": ("states",),
+}
+EVERY_WRITTEN = [(name, argument) for name in PREFIX for argument in WRITTEN[name]]
+
+# A dimension that only defines a size has no wrong value of its own: the error then names the
+# first argument that does not fit.
+DEFINES_A_SIZE = {
+    ("forward", "x"): (0, 1, 2),
+    ("forward", "weight"): (1,),
+    ("backward", "x"): (0, 1, 2),
+    ("backward", "weight"): (1,),
+    ("update", "x"): (0, 1, 2),
+    ("update", "weight"): (1,),
+    ("update", "conv_state"): (0, 2),
+    ("varlen_states", "x"): (0, 1),
+    ("varlen_states", "cu_seqlens"): (0,),
+    ("varlen_states", "states"): (2,),
+}
+
+
+def assert_rejected(name, arguments, argument):
+    """argument None: the error may name any argument."""
+    before = {
+        k: v.detach().clone()
+        for k, v in arguments.items()
+        if isinstance(v, torch.Tensor) and v.device.type != "meta"
+    }
+    named = rf"\b{argument}\b" if argument else "|".join(TENSORS[name])
+    with pytest.raises(RuntimeError, match=rf"^{PREFIX[name]}: .*({named})"):
+        getattr(ops, name)(*arguments.values())
+    for k, value in before.items():
+        same = torch.equal(arguments[k].nan_to_num(77.0), value.nan_to_num(77.0))
+        assert same, f"{k} was written"
+
+
+@pytest.mark.parametrize("name", PREFIX)
+def test_the_arguments_used_here_are_valid(name, device):
+    arguments = arguments_of(name, device)
+    getattr(ops, name)(*arguments.values())
+    for written in WRITTEN[name]:
+        assert torch.isfinite(arguments[written]).all()
+
+
+@pytest.mark.parametrize(("name", "argument"), EVERY)
+def test_number_of_dimensions(name, argument, device):
+    value = arguments_of(name, device)[argument]
+    if (name, argument) == ("update", "x"):
+        wrong = (value[None], value[0, 0], value[0, 0, 0])
+    else:
+        wrong = (value[None], value[0], value[None, None], value.flatten()[0])
+    for bad in wrong:
+        assert_rejected(name, arguments_of(name, device) | {argument: bad}, argument)
+
+
+@pytest.mark.parametrize(("name", "argument"), EVERY)
+def test_each_size(name, argument, device):
+    value = arguments_of(name, device)[argument]
+    for i in range(value.dim()):
+        if i in DEFINES_A_SIZE.get((name, argument), ()):
+            continue
+        larger = torch.cat([value, value.narrow(i, 0, 1)], dim=i)
+        for bad in (larger, value.narrow(i, 0, value.shape[i] - 1), value.narrow(i, 0, 0)):
+            assert_rejected(name, arguments_of(name, device) | {argument: bad}, argument)
+
+
+@pytest.mark.parametrize(
+    ("name", "argument"),
+    [
+        pair
+        for pair in DEFINES_A_SIZE
+        if pair[1] not in ("conv_state", "states") and pair != ("varlen_states", "x")
+    ],
+)
+def test_sizes_that_do_not_fit_the_rest(name, argument, device):
+    value = arguments_of(name, device)[argument]
+    for i in DEFINES_A_SIZE[name, argument]:
+        if (name, argument) == ("update", "weight"):
+            value = value.repeat(1, 2)  # wider than the state allows
+        bad = torch.cat([value, value.narrow(i, 0, 1)], dim=i)
+        assert_rejected(name, arguments_of(name, device) | {argument: bad}, None)
+
+
+def test_weight_without_taps(device):
+    for name in ("forward", "backward", "update"):
+        weight = torch.empty(D, 0, device=device)
+        assert_rejected(name, arguments_of(name, device) | {"weight": weight}, "weight")
+
+
+def test_conv_state_shorter_than_the_window(device):
+    state = torch.ones(ROWS, D, W - 2, device=device)
+    assert_rejected("update", arguments_of("update", device) | {"conv_state": state}, "conv_state")
+
+
+def test_conv_state_with_fewer_rows_than_the_batch(device):
+    state = torch.ones(B - 1, D, S, device=device)
+    arguments = arguments_of("update", device)
+    arguments |= {"conv_state": state, "conv_state_indices": None}
+    assert_rejected("update", arguments, "conv_state")
+
+
+@pytest.mark.parametrize(("name", "argument"), EVERY)
+def test_type(name, argument, device):
+    value = arguments_of(name, device)[argument].nan_to_num(1)
+    if argument == "cu_seqlens":
+        wrong = (torch.int16, torch.float32)
+    elif argument in INDICES:
+        wrong = (torch.int64, torch.int16, torch.float32)
+    else:
+        wrong = (torch.int32, torch.complex64)
+        if argument in LIKE_X:
+            wrong += (torch.float16, torch.float64)
+        elif argument != "x" and argument not in ("dweight", "dbias"):
+            wrong += (torch.float64,)  # only where all are
+    for dtype in wrong:
+        bad = value.to(dtype)
+        assert_rejected(name, arguments_of(name, device) | {argument: bad}, argument)
+
+
+@pytest.mark.parametrize("name", ("forward", "backward", "update"))
+def test_float64_is_for_all_or_none(name, device):
+    arguments = arguments_of(name, device)
+    assert_rejected(name, arguments | {"x": arguments["x"].double()}, None)
+
+
+@pytest.mark.parametrize(("name", "argument"), EVERY)
+def test_device(name, argument, device):
+    """The other device is the CPU for CUDA, and torch's meta device for the CPU."""
+    arguments = arguments_of(name, device)
+    bad = arguments[argument].to("cpu" if device == "cuda" else "meta")
+    # With x elsewhere it is the others that are on the wrong device.
+    assert_rejected(name, arguments | {argument: bad}, None if argument == "x" else argument)
+
+
+@pytest.mark.parametrize(("name", "argument"), EVERY_WRITTEN)
+def test_expanded_output(name, argument, device):
+    """One element of memory cannot hold several results."""
+    value = arguments_of(name, device)[argument]
+    for i in range(value.dim()):
+        bad = value.narrow(i, 0, 1).expand(value.shape)
+        assert_rejected(name, arguments_of(name, device) | {argument: bad}, argument)
+
+
+@pytest.mark.parametrize(
+    ("name", "argument", "shared"),
+    [
+        ("forward", "out", "x"),
+        ("backward", "dx", "x"),
+        ("backward", "dx", "dout"),
+        ("update", "out", "x"),
+    ],
+)
+def test_output_that_is_an_input(name, argument, shared, device):
+    arguments = arguments_of(name, device)
+    arguments[argument] = arguments[shared]
+    assert_rejected(name, arguments, argument)
+
+
+def test_update_whose_state_is_x_or_out(device):
+    arguments = arguments_of("update", device) | {"conv_state_indices": None}
+    both = torch.ones(B, D, L, device=device)
+    assert_rejected("update", arguments | {"conv_state": both, "x": both}, "conv_state")
+    assert_rejected("update", arguments | {"conv_state": both, "out": both}, "out")
+
+
+def test_message_gives_what_is_wanted_and_what_was_given(device):
+    weight = torch.ones(32, 4, device=device)
+    with pytest.raises(RuntimeError) as error:
+        causal_conv1d_fn(torch.ones(2, 64, 5, device=device), weight)
+    assert "64" in str(error.value) and "(32, 4)" in str(error.value)
+
+
+@pytest.mark.parametrize("needs_grad", (False, True))
+@pytest.mark.parametrize("argument", ("weight", "bias", "seq_idx", "initial_states"))
+def test_causal_conv1d_fn_names_the_argument(argument, needs_grad, device):
+    arguments = arguments_of("forward", device)
+    names = ("x", "weight", "bias", "seq_idx", "initial_states")
+    arguments = {name: arguments[name] for name in names}
+    arguments["x"].requires_grad_(needs_grad)
+    arguments[argument] = arguments[argument][1:]
+    with pytest.raises(RuntimeError, match=rf"^causal_conv1d_fn: {argument}\b"):
+        causal_conv1d_fn(**arguments)
+
+
+def test_causal_conv1d_fn_leaves_a_wrong_final_states_out_alone(device):
+    arguments = arguments_of("forward", device)
+    buffer = torch.full((B, D, W), math.nan, device=device)
+    with pytest.raises(RuntimeError, match=r"^causal_conv1d_fn: final_states_out\b"):
+        causal_conv1d_fn(
+            arguments["x"],
+            arguments["weight"],
+            return_final_states=True,
+            final_states_out=buffer,
+        )
+    assert buffer.isnan().all()
+
+
+def test_causal_conv1d_update_leaves_the_state_alone(device):
+    arguments = arguments_of("update", device)
+    state = arguments["conv_state"]
+    before = state.clone()
+    with pytest.raises(RuntimeError, match=r"^causal_conv1d_update: bias\b"):
+        causal_conv1d_update(arguments["x"][:, :, 0], state, arguments["weight"], state[0])
+    assert torch.equal(state, before)
+
+
+def test_causal_conv1d_varlen_states_names_the_argument(device):
+    arguments = arguments_of("varlen_states", device)
+    with pytest.raises(RuntimeError, match=r"^causal_conv1d_varlen_states: cu_seqlens\b"):
+        causal_conv1d_varlen_states(arguments["x"], arguments["cu_seqlens"].float(), S)
