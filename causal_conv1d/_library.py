@@ -13,7 +13,13 @@ from pathlib import Path
 
 import torch
 
-OPERATORS = ("forward", "backward", "update", "varlen_states")
+# Operators of torch.ops.causal_conv1d, and how errors call them.
+OPERATORS = {
+    "forward": "causal_conv1d_fn",
+    "backward": "causal_conv1d_bwd",
+    "update": "causal_conv1d_update",
+    "varlen_states": "causal_conv1d_varlen_states",
+}
 
 
 class Status(ctypes.Structure):
@@ -41,7 +47,7 @@ class Backend:
 def _load(name: str) -> Backend:
     path = Path(__file__).with_name(f"libcausal_conv1d_{name}.so")
     if not path.exists():
-        return Backend(name, path, None, "not part of this build")
+        return Backend(name, path, None, f"there is no {path}")
     try:
         library = ctypes.CDLL(str(path))
     except OSError as error:
@@ -61,7 +67,7 @@ def _load_cuda() -> Backend:
     backend = _load("cuda")
     if backend.problem is not None:
         _refuse_cuda(backend.problem)
-        if backend.path.exists():
+        if backend.path.exists():  # a build without nvcc has none, which needs no warning
             warnings.warn(
                 f"causal_conv1d: the CUDA kernels could not be loaded and only CPU tensors work: "
                 f"{backend.problem}",
@@ -85,8 +91,32 @@ def _refuse_cuda(problem: str) -> None:
 
 cpu = _load("cpu")
 if cpu.problem is not None:
-    raise ImportError(f"causal_conv1d: {cpu.path.name}: {cpu.problem}")
+    raise ImportError(
+        f"causal_conv1d: {cpu.problem}. If this is the source folder, run Python from elsewhere or "
+        f"'pip install --no-build-isolation -e .' here; else reinstall causal-conv1d."
+        if not cpu.path.exists()
+        else f"causal_conv1d: {cpu.path}: {cpu.problem}"
+    )
 cuda = _load_cuda()
 
-for _operator in OPERATORS:  # they write into tensors they are given and return nothing
-    torch.library.register_fake(f"causal_conv1d::{_operator}", lambda *args: None)
+
+def _fake(operator: str):
+    """The operator on meta and fake tensors: it writes into its arguments and returns nothing."""
+    schema = getattr(torch.ops.causal_conv1d, operator).default._schema
+    names = [argument.name for argument in schema.arguments]
+
+    def fake(*args, **kwargs):
+        tensors = {**dict(zip(names, args, strict=False)), **kwargs}
+        device = tensors["x"].device
+        for name, tensor in tensors.items():
+            if isinstance(tensor, torch.Tensor) and tensor.device != device:
+                raise RuntimeError(
+                    f"{OPERATORS[operator]}: {name} must be on x's device {device}, "
+                    f"got {tensor.device}"
+                )
+
+    return fake
+
+
+for _operator in OPERATORS:
+    torch.library.register_fake(f"causal_conv1d::{_operator}", _fake(_operator))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from torch.autograd.function import once_differentiable
 
 from causal_conv1d import _library  # noqa: F401  registers torch.ops.causal_conv1d
 from causal_conv1d.reference import causal_conv1d_ref, causal_conv1d_update_ref
@@ -60,33 +59,53 @@ class CausalConv1dFn(torch.autograd.Function):
         return (out, final_states) if return_final_states else out
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, dout, dfinal_states=None):
         x, weight, bias, seq_idx, initial_states = ctx.saved_tensors
-        needs = ctx.needs_input_grad
         if dout is None:
             if dfinal_states is None:
                 return None, None, None, None, None, None, None, None
             dout = torch.zeros_like(x)
-        dx = torch.empty_like(x)
-        dweight = torch.empty_like(weight) if needs[1] else None
-        dbias = torch.empty_like(bias) if needs[2] else None
-        dinitial_states = torch.empty_like(initial_states) if needs[4] else None
-        _backward(
-            x,
-            weight,
-            bias,
-            dout,
-            seq_idx,
-            initial_states,
-            dfinal_states,
-            dx,
-            dweight,
-            dbias,
-            dinitial_states,
-            ctx.silu,
+        arguments = (x, weight, bias, seq_idx, initial_states, dout, dfinal_states)
+        # Gradients are recorded here only if the caller asked for a graph of the backward.
+        gradients = _OnceDifferentiable.apply if torch.is_grad_enabled() else _gradients
+        dx, dweight, dbias, dinitial_states = gradients(
+            *arguments, ctx.silu, ctx.needs_input_grad[1:5]
         )
         return dx, dweight, dbias, None, dinitial_states, None, None, None
+
+
+def _gradients(x, weight, bias, seq_idx, initial_states, dout, dfinal_states, silu, needs):
+    dx = torch.empty_like(x)
+    dweight = torch.empty_like(weight) if needs[0] else None
+    dbias = torch.empty_like(bias) if needs[1] else None
+    dinitial_states = torch.empty_like(initial_states) if needs[3] else None
+    _backward(
+        x,
+        weight,
+        bias,
+        dout,
+        seq_idx,
+        initial_states,
+        dfinal_states,
+        dx,
+        dweight,
+        dbias,
+        dinitial_states,
+        silu,
+    )
+    return dx, dweight, dbias, dinitial_states
+
+
+class _OnceDifferentiable(torch.autograd.Function):
+    """The backward as a node of a graph, so that a second derivative fails instead of being left out."""
+
+    @staticmethod
+    def forward(ctx, *arguments):
+        return _gradients(*arguments)
+
+    @staticmethod
+    def backward(ctx, *_):
+        raise RuntimeError("causal_conv1d_fn: there is no second derivative (double backward)")
 
 
 def _empty_final_states(x, weight):

@@ -21,6 +21,13 @@ const char* dtype_name(int32_t dtype) {
 
 bool is_float(int32_t dtype) { return dtype >= CAUSAL_CONV1D_FLOAT32 && dtype <= CAUSAL_CONV1D_FLOAT64; }
 
+bool is_empty(const Tensor& t) {
+  for (int i = 0; i < t.ndim; ++i) {
+    if (t.sizes[i] == 0) return true;
+  }
+  return false;
+}
+
 struct Shape {
   char text[96];
 };
@@ -54,12 +61,10 @@ struct Checker {
   }
 
   Status data(const char* name, const Tensor& t) const {
-    bool empty = false;
     for (int i = 0; i < t.ndim; ++i) {
       if (t.sizes[i] < 0) return fail(name, "must have sizes >= 0, got %s", shape(t).text);
-      empty = empty || t.sizes[i] == 0;
     }
-    if (!empty && t.data == nullptr) return fail(name, "has no data");
+    if (!is_empty(t) && t.data == nullptr) return fail(name, "has no data");
     return ok();
   }
 
@@ -107,15 +112,13 @@ struct Checker {
 
   // Memory that is written must be a set of distinct elements, and not an input's.
   Status writable(const char* name, const Tensor& t, const Tensor& x) const {
-    bool empty = false;
-    for (int i = 0; i < t.ndim; ++i) empty = empty || t.sizes[i] == 0;
-    if (empty) return ok();
+    if (is_empty(t)) return ok();
     for (int i = 0; i < t.ndim; ++i) {
       if (t.sizes[i] > 1 && t.strides[i] == 0) {
         return fail(name, "is written and must not be an expanded tensor (stride 0)");
       }
     }
-    if (t.data == x.data) return fail(name, "must not share x's memory");
+    if (t.data == x.data && !is_empty(x)) return fail(name, "must not share x's memory");
     return ok();
   }
 };
@@ -245,8 +248,8 @@ Status check(const UpdateParams& p) {
     return c.fail("conv_state", "must have state_len >= width - 1 = %lld, got %s",
                   static_cast<long long>(width - 1), shape(p.conv_state).text);
   }
-  if (!given(p.conv_state_indices) && p.conv_state.sizes[0] != x.sizes[0]) {
-    return c.fail("conv_state", "must have batch = %lld without conv_state_indices, got %s",
+  if (!given(p.conv_state_indices) && p.conv_state.sizes[0] < x.sizes[0]) {
+    return c.fail("conv_state", "must have at least batch = %lld rows, got %s",
                   static_cast<long long>(x.sizes[0]), shape(p.conv_state).text);
   }
   RETURN_IF_FAILED(c.writable("conv_state", p.conv_state, x));

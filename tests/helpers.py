@@ -4,10 +4,10 @@ import dataclasses
 import math
 
 import torch
+from tolerances import FEW, OUT, PARAM
 
 import causal_conv1d  # noqa: F401  registers torch.ops.causal_conv1d
 from causal_conv1d.reference import causal_conv1d_ref
-from tolerances import FEW, OUT, PARAM
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 ALL_FLOATS = (*FLOATS, torch.float64)

@@ -10,13 +10,13 @@ import sys
 import numpy
 import pytest
 import torch
+from helpers import LAYOUTS, assert_close, lay_out, make_case, randn
+from tolerances import OUT
 
 import causal_conv1d
 from causal_conv1d import causal_conv1d_fn, causal_conv1d_update
 from causal_conv1d.causal_conv1d_interface import CausalConv1dFn
 from causal_conv1d.reference import causal_conv1d_ref
-from helpers import LAYOUTS, assert_close, lay_out, make_case, randn
-from tolerances import OUT
 
 INTERFACE = (
     "CausalConv1dFn",

@@ -4,10 +4,10 @@ import itertools
 
 import pytest
 import torch
+from helpers import ACTIVATIONS, GRADIENTS, assert_gradients, lay_out, make_case, randn
 
 from causal_conv1d import causal_conv1d_fn
 from causal_conv1d.reference import causal_conv1d_ref
-from helpers import ACTIVATIONS, GRADIENTS, assert_gradients, lay_out, make_case, randn
 
 SHAPE = (2, 6, 11)
 

@@ -4,8 +4,6 @@ import math
 
 import pytest
 import torch
-
-from causal_conv1d import causal_conv1d_fn
 from helpers import (
     ACTIVATIONS,
     ALL_FLOATS,
@@ -20,6 +18,8 @@ from helpers import (
     ops,
     run_backward,
 )
+
+from causal_conv1d import causal_conv1d_fn
 
 SHAPE = (2, 24, 77)
 

@@ -2,8 +2,6 @@
 
 import pytest
 import torch
-
-from causal_conv1d import causal_conv1d_fn, causal_conv1d_update
 from helpers import (
     ACTIVATIONS,
     ALL_FLOATS,
@@ -15,6 +13,8 @@ from helpers import (
     run_backward,
     run_forward,
 )
+
+from causal_conv1d import causal_conv1d_fn, causal_conv1d_update
 
 WIDTHS = (1, 2, 4, 5, 8, 9)
 SHAPE = (2, 19, 83)

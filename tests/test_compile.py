@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from helpers import LAYOUTS, dtype_id, make_case, ops
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from causal_conv1d import causal_conv1d_fn, causal_conv1d_update, causal_conv1d_varlen_states
-from helpers import LAYOUTS, dtype_id, make_case, ops
 
 SHAPE = (2, 8, 33)
 

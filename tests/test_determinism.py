@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-
 from helpers import FLOATS, GRADIENTS, dtype_id, make_case, run_backward, run_forward
 
 REPEATS = 20

@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
+from helpers import ops
 
 from causal_conv1d import causal_conv1d_fn, causal_conv1d_update, causal_conv1d_varlen_states
-from helpers import ops
 
 B, D, L, W, S, ROWS = 2, 8, 10, 4, 5, 3
 PREFIX = {

@@ -4,8 +4,6 @@ import itertools
 
 import pytest
 import torch
-
-from causal_conv1d import causal_conv1d_fn
 from helpers import (
     ACTIVATIONS,
     ALL_FLOATS,
@@ -16,6 +14,8 @@ from helpers import (
     make_case,
     reference_forward,
 )
+
+from causal_conv1d import causal_conv1d_fn
 
 SHAPE = (2, 24, 77)
 

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from helpers import GRADIENTS, assert_gradients, lay_out, make_case, ops, randn, run_backward
 
 from causal_conv1d import causal_conv1d_fn, causal_conv1d_update
-from helpers import GRADIENTS, assert_gradients, lay_out, make_case, ops, randn, run_backward
 
 SHAPE = (2, 16, 65)
 

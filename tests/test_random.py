@@ -1,10 +1,6 @@
 """Random shapes, strides, offsets, types and options against the reference."""
 
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-
-from causal_conv1d.reference import causal_conv1d_varlen_states_ref
 from helpers import (
     ACTIVATIONS,
     FLOATS,
@@ -18,7 +14,11 @@ from helpers import (
     ops,
     randn,
 )
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from test_update import assert_update, make_update
+
+from causal_conv1d.reference import causal_conv1d_varlen_states_ref
 
 
 def limits(max_examples):

@@ -4,8 +4,6 @@ import math
 
 import pytest
 import torch
-
-from causal_conv1d import causal_conv1d_fn, causal_conv1d_update
 from helpers import (
     GRADIENTS,
     assert_backward,
@@ -18,6 +16,8 @@ from helpers import (
 )
 from test_update import assert_update, make_update
 from tolerances import PARAM
+
+from causal_conv1d import causal_conv1d_fn, causal_conv1d_update
 
 EMPTY = [(0, 5, 7), (2, 0, 7), (2, 5, 0), (0, 0, 0), (0, 5, 0)]
 

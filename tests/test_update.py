@@ -4,9 +4,6 @@ import math
 
 import pytest
 import torch
-
-from causal_conv1d import causal_conv1d_update
-from causal_conv1d.reference import causal_conv1d_update_ref
 from helpers import (
     ACTIVATIONS,
     ALL_FLOATS,
@@ -21,6 +18,9 @@ from helpers import (
     randn,
 )
 from tolerances import OUT
+
+from causal_conv1d import causal_conv1d_update
+from causal_conv1d.reference import causal_conv1d_update_ref
 
 BATCH, DIM = 3, 20
 MODES = ("shift", "ring", "indexed", "indexed ring")

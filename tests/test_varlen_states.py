@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from helpers import ALL_FLOATS, allocate, assert_untouched_outside, dtype_id, lay_out, ops, randn
 
 from causal_conv1d import causal_conv1d_varlen_states
 from causal_conv1d.reference import causal_conv1d_varlen_states_ref
-from helpers import ALL_FLOATS, allocate, assert_untouched_outside, dtype_id, lay_out, ops, randn
 
 LENGTHS = (5, 1, 0, 9, 3, 40)
 

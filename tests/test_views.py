@@ -4,8 +4,6 @@ import math
 
 import pytest
 import torch
-
-from causal_conv1d import causal_conv1d_fn
 from helpers import (
     ALL_FLOATS,
     GRADIENTS,
@@ -22,6 +20,8 @@ from helpers import (
     run_backward,
     run_forward,
 )
+
+from causal_conv1d import causal_conv1d_fn
 
 B, D, L = 2, 12, 37
 

@@ -70,8 +70,10 @@ Tiling make_tiling(const Tensor& x, const Tensor& weight, Operation operation) {
     t.cols = 1;
     t.block = std::max<int64_t>(2048, wide);
   } else {
-    t.cols = t.width <= 64 ? 256 : 32;
-    t.block = std::max<int64_t>(16, wide);
+    // Pieces of 512 bytes, 4096 elements a block: the fastest of 128 to 4096 columns on Zen 5.
+    const bool narrow = size == 2 && operation == Operation::kForward;
+    t.cols = t.width > 64 ? 32 : narrow || update ? 256 : 128;
+    t.block = std::max<int64_t>(4096 / t.cols, wide);
   }
   t.cols = std::min(t.cols, std::max<int64_t>(1, t.dim));
   t.block = std::max<int64_t>(1, std::min(t.block, rows));
@@ -120,7 +122,15 @@ void run_backward(const BackwardParams& p, int num_threads) {
                [&](int64_t unit, char* scratch) {
                  kernels.backward(p, tiling, unit, scratch, partials.get());
                });
-  if (partials != nullptr) kernels.reduce(p, tiling, partials.get(), 0, tiling.dim);
+  if (partials == nullptr) return;
+  constexpr int64_t kChannels = 256;
+  const int64_t slots = tiling.batch_groups * tiling.chunks;
+  const int64_t work = slots * (tiling.width + 1) * tiling.dim;
+  parallel_for(divide_up(tiling.dim, kChannels),
+               thread_count(num_threads, work / kElementsPerThread), 0, [&](int64_t unit, char*) {
+                 kernels.reduce(p, tiling, partials.get(), unit * kChannels,
+                                std::min(tiling.dim, (unit + 1) * kChannels));
+               });
 }
 
 // A (batch, dim) tensor as (batch, dim, 1).

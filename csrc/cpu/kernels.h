@@ -29,7 +29,8 @@ struct Kernels {
   const char* name;
   size_t (*scratch_bytes)(const Tiling& tiling, Operation operation);
   void (*forward)(const ForwardParams& p, const Tiling& tiling, int64_t unit, char* scratch);
-  // partials: [batch group, chunk][width + 1][dim] sums of dweight and, last, of dbias; may be null.
+  // partials: [batch group, chunk][width + 1][dim] sums of dweight and, last, of dbias; may be
+  // null.
   void (*backward)(const BackwardParams& p, const Tiling& tiling, int64_t unit, char* scratch,
                    double* partials);
   // dweight and dbias of channels first <= d < last, from the partials.

@@ -27,7 +27,7 @@ CAUSAL_CONV1D_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : 
 CAUSAL_CONV1D_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
 // Scratch rows start at multiples of this, the widest vector.
-constexpr int64_t kPad = 16;
+constexpr int64_t kPad = 32;
 CAUSAL_CONV1D_INLINE int64_t padded(int64_t n) { return (n + kPad - 1) / kPad * kPad; }
 
 CAUSAL_CONV1D_INLINE bool is_given(const Tensor& t) { return t.ndim != 0; }
@@ -50,57 +50,61 @@ CAUSAL_CONV1D_INLINE int32_t read_int32(const Tensor& t, int64_t i, int64_t j = 
 
 // ---- activation ----------------------------------------------------------------------------
 
-// The parts of sigmoid(z) = scale / denominator.
-template <class V>
-struct Sigmoid {
-  V denominator, scale;
+// exp(-z) = p * 2^n by Cody-Waite reduction and a polynomial on |r| <= ln(2) / 2 (the classic
+// Cephes one, error about 1 ulp). shifted is n + 1.5 * 2^23, which leaves n in its lowest bits.
+struct Exponential {
+  Vec p, n, shifted;
 };
 
-// exp(-z) = p * 2^n by Cody-Waite reduction and a polynomial on |r| <= ln(2) / 2 (the classic
-// Cephes one, error about 1 ulp). Where exp(-z) is near or beyond the range of floats, 2^n is
-// split, so that silu is accurate down to the smallest normal number; lanes that have no need of
-// it get the same bits either way.
-CAUSAL_CONV1D_INLINE Sigmoid<Vec> sigmoid(Vec z) {
-  const Vec shift = Vec::set(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
-  const Vec one = Vec::set(1.0f);
-  const Vec lowest = Vec::set(-104.0f);  // below it silu and its gradient are 0
-  const bool large = any(greater(Vec::set(-80.0f), z));
-  // Above 80 the denominator is 1.
-  Vec b = min(z, Vec::set(80.0f));
-  if (__builtin_expect(large, 0)) b = max(b, lowest);
-  Vec shifted = fma(b, Vec::set(-1.44269504088896341f), shift);
-  Vec n = sub(shifted, shift);
-  Vec r = fma(n, Vec::set(0.693359375f), b);  // -r, in fact: the odd coefficients are negated
+CAUSAL_CONV1D_INLINE Vec exponent_shift() { return Vec::set(12582912.0f); }
+
+CAUSAL_CONV1D_INLINE Exponential exp_of_minus(Vec z) {
+  const Vec shifted = fma(z, Vec::set(-1.44269504088896341f), exponent_shift());
+  const Vec n = sub(shifted, exponent_shift());
+  Vec r = fma(n, Vec::set(0.693359375f), z);  // -r, in fact: the odd coefficients are negated
   r = fma(n, Vec::set(-2.12194440e-4f), r);
-  Vec p = Vec::set(1.9875691500e-4f);
-  p = fma(p, r, Vec::set(-1.3981999507e-3f));
-  p = fma(p, r, Vec::set(8.3334519073e-3f));
-  p = fma(p, r, Vec::set(-4.1665795894e-2f));
-  p = fma(p, r, Vec::set(1.6666665459e-1f));
-  p = fma(p, r, Vec::set(-5.0000001201e-1f));
-  p = fma(mul(r, r), sub(Vec::set(0.0f), p), sub(one, r));
-  if (__builtin_expect(!large, 1)) return {add(one, scale_by_exp2(p, shifted)), one};
-  const Vec n1 = min(n, Vec::set(120.0f));
-  const Vec e = scale_by_exp2(p, add(n1, shift));
-  const Vec bounded = select(greater(lowest, z), Vec::set(__builtin_inff()), e);
-  return {add(one, bounded), scale_by_exp2(one, add(sub(n1, n), shift))};
+  Vec p = Vec::set(-1.9875691500e-4f);
+  p = fma(p, r, Vec::set(1.3981999507e-3f));
+  p = fma(p, r, Vec::set(-8.3334519073e-3f));
+  p = fma(p, r, Vec::set(4.1665795894e-2f));
+  p = fma(p, r, Vec::set(-1.6666665459e-1f));
+  p = fma(p, r, Vec::set(5.0000001201e-1f));
+  p = fma(mul(r, r), p, sub(Vec::set(1.0f), r));
+  return {p, n, shifted};
 }
 
-CAUSAL_CONV1D_INLINE Sigmoid<DoubleVec> sigmoid(DoubleVec z) {
-  return {{1.0 + __builtin_exp(-z.v)}, {1.0}};
+// numerator * sigmoid(z). Where exp(-z) is near or beyond the range of floats, 2^n is split, so
+// that silu is accurate down to the smallest normal number; vectors with such lanes are rare, and
+// their other lanes get the same bits either way.
+CAUSAL_CONV1D_INLINE Vec times_sigmoid(Vec numerator, Vec z) {
+  const Vec one = Vec::set(1.0f);
+  const Vec bounded = min(z, Vec::set(80.0f));  // where 1 + exp(-z) is 1
+  if (__builtin_expect(!any(greater(Vec::set(-80.0f), z)), 1)) {
+    const Exponential e = exp_of_minus(bounded);
+    return div(numerator, add(one, scale_by_exp2(e.p, e.shifted)));
+  }
+  const Vec lowest = Vec::set(-104.0f);  // below it the result is 0
+  const Exponential e = exp_of_minus(max(bounded, lowest));
+  const Vec n = min(e.n, Vec::set(120.0f));
+  const Vec exponential = select(greater(lowest, z), Vec::set(__builtin_inff()),
+                                 scale_by_exp2(e.p, add(n, exponent_shift())));
+  const Vec scale = scale_by_exp2(one, add(sub(n, e.n), exponent_shift()));
+  return mul(div(numerator, add(one, exponential)), scale);
+}
+
+CAUSAL_CONV1D_INLINE DoubleVec times_sigmoid(DoubleVec numerator, DoubleVec z) {
+  return {numerator.v / (1.0 + __builtin_exp(-z.v))};
 }
 
 template <class V>
 CAUSAL_CONV1D_INLINE V silu(V z) {
-  const Sigmoid<V> s = sigmoid(z);
-  return mul(div(z, s.denominator), s.scale);
+  return times_sigmoid(z, z);
 }
 
 template <class V>
 CAUSAL_CONV1D_INLINE V silu_derivative(V z) {
-  const Sigmoid<V> parts = sigmoid(z);
-  const V s = div(parts.scale, parts.denominator);
   const V one = V::set(1);
+  const V s = times_sigmoid(one, z);
   return mul(s, fma(z, sub(one, s), one));
 }
 
@@ -142,21 +146,15 @@ CAUSAL_CONV1D_INLINE void load_row(int32_t, const char* src, int64_t stride, int
   load_row_as<DoubleVec, double>(src, stride, n, dst);
 }
 
-template <bool kSilu, class V>
-CAUSAL_CONV1D_INLINE V activated(V z) {
-  if constexpr (kSilu) return silu(z);
-  return z;
-}
-
-// act of n elements of scratch to the caller's memory.
-template <class V, class T, bool kSilu>
+// n elements of scratch to the caller's memory.
+template <class V, class T>
 void store_row_as(const typename V::Scalar* src, bool stream, char* dst, int64_t stride,
                   int64_t n) {
   constexpr int64_t kLanes = V::kLanes;
   constexpr int64_t kSize = sizeof(T);
   const auto store_some = [&](int64_t i, int64_t count) {
     T buffer[kLanes];
-    activated<kSilu>(V::load(src + i)).store(buffer);
+    V::load(src + i).store(buffer);
     char* p = dst + i * stride * kSize;
     for (int64_t j = 0; j < count; ++j) __builtin_memcpy(p + j * stride * kSize, &buffer[j], kSize);
   };
@@ -168,33 +166,31 @@ void store_row_as(const typename V::Scalar* src, bool stream, char* dst, int64_t
       const int64_t head = past == 0 ? 0 : smaller(n, kLanes - past);
       if (head != 0) store_some(0, head);
       for (i = head; i + kLanes <= n; i += kLanes) {
-        activated<kSilu>(V::load(src + i)).stream(reinterpret_cast<T*>(dst + i * kSize));
+        V::load(src + i).stream(reinterpret_cast<T*>(dst + i * kSize));
       }
     } else {
       for (; i + kLanes <= n; i += kLanes) {
-        activated<kSilu>(V::load(src + i)).store(reinterpret_cast<T*>(dst + i * kSize));
+        V::load(src + i).store(reinterpret_cast<T*>(dst + i * kSize));
       }
     }
   }
   for (; i < n; i += kLanes) store_some(i, smaller(kLanes, n - i));
 }
 
-template <bool kSilu>
 CAUSAL_CONV1D_INLINE void store_row(int32_t dtype, const float* src, bool stream, char* dst,
                                     int64_t stride, int64_t n) {
   if (dtype == CAUSAL_CONV1D_FLOAT32) {
-    store_row_as<Vec, float, kSilu>(src, stream, dst, stride, n);
+    store_row_as<Vec, float>(src, stream, dst, stride, n);
   } else if (dtype == CAUSAL_CONV1D_FLOAT16) {
-    store_row_as<Vec, Half, kSilu>(src, stream, dst, stride, n);
+    store_row_as<Vec, Half>(src, stream, dst, stride, n);
   } else {
-    store_row_as<Vec, Bfloat16, kSilu>(src, stream, dst, stride, n);
+    store_row_as<Vec, Bfloat16>(src, stream, dst, stride, n);
   }
 }
 
-template <bool kSilu>
 CAUSAL_CONV1D_INLINE void store_row(int32_t, const double* src, bool stream, char* dst,
                                     int64_t stride, int64_t n) {
-  store_row_as<DoubleVec, double, kSilu>(src, stream, dst, stride, n);
+  store_row_as<DoubleVec, double>(src, stream, dst, stride, n);
 }
 
 // ---- tiles ----------------------------------------------------------------------------------
@@ -218,32 +214,26 @@ void load_block(const Tile& tile, const Tensor& x, int64_t b, int64_t t, int64_t
     load_row(x.dtype, address(x, b, tile.d, t), x.strides[2], rows, dst);
     return;
   }
+  const int64_t bytes = x.strides[1] == 1 ? tile.cols * element_size(x.dtype) : 0;
   for (int64_t r = 0; r < rows; ++r) {
+    // Rows lie too far apart for the hardware to foresee the next block's.
+    const char* const next = address(x, b, tile.d, t + r + rows);
+    for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(next + i);
     load_row(x.dtype, address(x, b, tile.d, t + r), x.strides[1], tile.cols, dst + r * tile.pitch);
   }
 }
 
-template <bool kSilu, class S>
-void store_block_as(const Tile& tile, const S* src, bool stream, const Tensor& out, int64_t b,
-                    int64_t t, int64_t rows) {
+template <class S>
+void store_block(const Tile& tile, const S* src, bool stream, const Tensor& out, int64_t b,
+                 int64_t t, int64_t rows) {
   if (rows <= 0) return;
   if (tile.channel_first) {
-    store_row<kSilu>(out.dtype, src, stream, address(out, b, tile.d, t), out.strides[2], rows);
+    store_row(out.dtype, src, stream, address(out, b, tile.d, t), out.strides[2], rows);
     return;
   }
   for (int64_t r = 0; r < rows; ++r) {
-    store_row<kSilu>(out.dtype, src + r * tile.pitch, stream, address(out, b, tile.d, t + r),
-                     out.strides[1], tile.cols);
-  }
-}
-
-template <class S>
-CAUSAL_CONV1D_INLINE void store_block(const Tile& tile, const S* src, bool silu, bool stream,
-                                      const Tensor& out, int64_t b, int64_t t, int64_t rows) {
-  if (silu) {
-    store_block_as<true>(tile, src, stream, out, b, t, rows);
-  } else {
-    store_block_as<false>(tile, src, stream, out, b, t, rows);
+    store_row(out.dtype, src + r * tile.pitch, stream, address(out, b, tile.d, t + r),
+              out.strides[1], tile.cols);
   }
 }
 
@@ -325,8 +315,36 @@ struct Ids {
   int64_t center;
 };
 
+// What becomes of a sum: each gives the value that replaces *z. Done right where the sum is, since
+// the division of silu then overlaps with the loads and multiplications of other vectors.
+struct Identity {
+  template <class V, class S>
+  static CAUSAL_CONV1D_INLINE V apply(V sum, const S*) {
+    return sum;
+  }
+};
+struct Silu {
+  template <class V, class S>
+  static CAUSAL_CONV1D_INLINE V apply(V sum, const S*) {
+    return silu(sum);
+  }
+};
+// *z is the gradient of the output and becomes that of the sum.
+struct SiluGradient {
+  template <class V, class S>
+  static CAUSAL_CONV1D_INLINE V apply(V sum, const S* z) {
+    return mul(V::load(z), silu_derivative(sum));
+  }
+};
+struct IdentityGradient {
+  template <class V, class S>
+  static CAUSAL_CONV1D_INLINE V apply(V, const S* z) {
+    return V::load(z);
+  }
+};
+
 // kWidth 0: any width. z of n rows and the rest of the last vector.
-template <class V, int kWidth, bool kIds, class S>
+template <class V, class Epilogue, int kWidth, bool kIds, class S>
 void convolve_first(int64_t width, const S* w, int64_t tap_step, S bias, const S* x, Ids ids, S* z,
                     int64_t n) {
   constexpr int kTaps = kWidth == 0 ? 1 : kWidth;
@@ -344,13 +362,14 @@ void convolve_first(int64_t width, const S* w, int64_t tap_step, S bias, const S
       }
       acc = fma(kWidth == 0 ? V::set(w[k * tap_step]) : taps[k], tap, acc);
     }
+    acc = Epilogue::apply(acc, z + i);
     if (kIds) acc = select_or_zero(valid_ids(V(), ids.ids + i + ids.center), acc);
     acc.store(z + i);
   }
 }
 
 // The last kWidth - 1 rows stay in registers.
-template <class V, int kWidth, class S>
+template <class V, class Epilogue, int kWidth, class S>
 void convolve_last(const S* w, int64_t tap_step, const S* bias, const S* x, int64_t pitch, S* z,
                    int64_t rows) {
   for (int64_t c = 0; c < pitch; c += V::kLanes) {
@@ -363,13 +382,14 @@ void convolve_last(const S* w, int64_t tap_step, const S* bias, const S* x, int6
       window[kWidth - 1] = V::load(x + (r + kWidth - 1) * pitch + c);
       V acc = start;
       for (int k = 0; k < kWidth; ++k) acc = fma(taps[k], window[k], acc);
-      acc.store(z + r * pitch + c);
+      S* const out = z + r * pitch + c;
+      Epilogue::apply(acc, out).store(out);
     }
   }
 }
 
 // Any width, and ids: each tap is a row, or the row `zeros` where its id differs.
-template <class V, class S>
+template <class V, class Epilogue, class S>
 void convolve_last_any(int64_t width, const S* w, int64_t tap_step, const S* bias, const S* x,
                        Ids ids, const S* zeros, int64_t pitch, S* z, int64_t rows) {
   for (int64_t r = 0; r < rows; ++r) {
@@ -386,42 +406,41 @@ void convolve_last_any(int64_t width, const S* w, int64_t tap_step, const S* bia
         const S* const row = same ? x + (r + k) * pitch : zeros;
         acc = fma(V::load(w + k * tap_step + c), V::load(row + c), acc);
       }
-      acc.store(out + c);
+      Epilogue::apply(acc, out + c).store(out + c);
     }
   }
 }
 
-// z[r] = bias + sum over k of w[k] * x[r + k] for `rows` rows.
-template <class V, class S>
+// z[r] = Epilogue(bias + sum over k of w[k] * x[r + k]) for `rows` rows, 0 where the id is padding.
+template <class V, class Epilogue, class S>
 void convolve(const Tile& tile, const S* w, int64_t tap_step, const S* bias, const S* x, Ids ids,
               const S* zeros, S* z, int64_t rows) {
   const int64_t width = tile.width;
   if (tile.channel_first) {
-    const auto run = [&](auto function) {
-      function(width, w, tap_step, *bias, x, ids, z, rows);
-    };
+    const auto run = [&](auto function) { function(width, w, tap_step, *bias, x, ids, z, rows); };
     if (ids.ids != nullptr) {
-      if (width == 2) return run(convolve_first<V, 2, true, S>);
-      if (width == 3) return run(convolve_first<V, 3, true, S>);
-      if (width == 4) return run(convolve_first<V, 4, true, S>);
-      return run(convolve_first<V, 0, true, S>);
+      if (width == 2) return run(convolve_first<V, Epilogue, 2, true, S>);
+      if (width == 3) return run(convolve_first<V, Epilogue, 3, true, S>);
+      if (width == 4) return run(convolve_first<V, Epilogue, 4, true, S>);
+      return run(convolve_first<V, Epilogue, 0, true, S>);
     }
-    if (width == 1) return run(convolve_first<V, 1, false, S>);
-    if (width == 2) return run(convolve_first<V, 2, false, S>);
-    if (width == 3) return run(convolve_first<V, 3, false, S>);
-    if (width == 4) return run(convolve_first<V, 4, false, S>);
-    return run(convolve_first<V, 0, false, S>);
+    if (width == 1) return run(convolve_first<V, Epilogue, 1, false, S>);
+    if (width == 2) return run(convolve_first<V, Epilogue, 2, false, S>);
+    if (width == 3) return run(convolve_first<V, Epilogue, 3, false, S>);
+    if (width == 4) return run(convolve_first<V, Epilogue, 4, false, S>);
+    return run(convolve_first<V, Epilogue, 0, false, S>);
   }
   const auto run = [&](auto function) {
     function(w, tap_step * tile.pitch, bias, x, tile.pitch, z, rows);
   };
   if (ids.ids == nullptr) {
-    if (width == 1) return run(convolve_last<V, 1, S>);
-    if (width == 2) return run(convolve_last<V, 2, S>);
-    if (width == 3) return run(convolve_last<V, 3, S>);
-    if (width == 4) return run(convolve_last<V, 4, S>);
+    if (width == 1) return run(convolve_last<V, Epilogue, 1, S>);
+    if (width == 2) return run(convolve_last<V, Epilogue, 2, S>);
+    if (width == 3) return run(convolve_last<V, Epilogue, 3, S>);
+    if (width == 4) return run(convolve_last<V, Epilogue, 4, S>);
   }
-  convolve_last_any<V>(width, w, tap_step * tile.pitch, bias, x, ids, zeros, tile.pitch, z, rows);
+  convolve_last_any<V, Epilogue>(width, w, tap_step * tile.pitch, bias, x, ids, zeros, tile.pitch,
+                                 z, rows);
 }
 
 // ---- forward --------------------------------------------------------------------------------
@@ -474,8 +493,9 @@ void forward_rows(const Tile& tile, const Tiling& tiling, const Tensor& x, const
     load_block(tile, x, b, t, rows, s.x + halo * tile.pitch);
     const bool plain = seq_idx == nullptr || load_ids(*seq_idx, b, t - halo, halo + rows, s.ids);
     const Ids ids = {plain ? nullptr : s.ids, halo};
-    convolve<V>(tile, s.w, 1, s.bias, s.x, ids, s.zeros, s.z, rows);
-    store_block(tile, s.z, silu, tiling.stream, out, b, t, rows);
+    (silu ? convolve<V, Silu, S> : convolve<V, Identity, S>)(tile, s.w, 1, s.bias, s.x, ids,
+                                                             s.zeros, s.z, rows);
+    store_block(tile, s.z, tiling.stream, out, b, t, rows);
     keep_halo(tile, s.x, rows);
   }
 }
@@ -516,7 +536,7 @@ void forward_unit(const ForwardParams& p, const Tiling& tiling, int64_t unit, ch
       load_halo(tile, p.x, p.initial_states, b, range.t0, s.x);
       forward_rows<V>(tile, tiling, p.x, seq_idx, p.out, p.silu != 0, b, range.t0, range.t1, s);
       if (is_given(p.final_states_out) && range.t1 == tiling.seqlen) {
-        store_block(tile, s.x, false, false, p.final_states_out, b, 0, tile.width - 1);
+        store_block(tile, s.x, false, p.final_states_out, b, 0, tile.width - 1);
       }
     }
   }
@@ -558,9 +578,10 @@ template <class V>
 CAUSAL_CONV1D_INLINE double sum_of_lanes(V v) {
   typename V::Scalar lanes[V::kLanes];
   v.store(lanes);
-  double sum = 0;
-  for (int i = 0; i < V::kLanes; ++i) sum += static_cast<double>(lanes[i]);
-  return sum;
+  for (int half = V::kLanes / 2; half > 0; half /= 2) {
+    for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
+  }
+  return static_cast<double>(lanes[0]);
 }
 
 // total[k] += sum over i < n of dz[i] * x[i + k], k < kTaps; and *bias_total += sum of dz if not
@@ -614,8 +635,7 @@ void correlate_last(const S* dz, const S* x, const int32_t* tap_ids, const int32
       const V g = V::load(dz + r * pitch + c);
       bias_acc = add(bias_acc, g);
       for (int k = 0; k < kTaps; ++k) {
-        const bool same =
-            tap_ids == nullptr || (tap_ids[r + k] == dz_ids[r] && dz_ids[r] >= 0);
+        const bool same = tap_ids == nullptr || (tap_ids[r + k] == dz_ids[r] && dz_ids[r] >= 0);
         const S* const row = same ? x + (r + k) * pitch : zeros;
         acc[k] = fma(g, V::load(row + c), acc[k]);
       }
@@ -677,14 +697,6 @@ void correlate(const Tile& tile, const S* dz, const BackwardScratch<S>& s, bool 
   for (int64_t i = 0; i < (width + 1) * pitch; ++i) s.totals[i] += static_cast<double>(s.sums[i]);
 }
 
-// dz *= silu'(z), for n elements and the rest of the last vector.
-template <class V, class S>
-void apply_derivative(const S* z, S* dz, int64_t n) {
-  for (int64_t i = 0; i < n; i += V::kLanes) {
-    mul(V::load(dz + i), silu_derivative(V::load(z + i))).store(dz + i);
-  }
-}
-
 template <class V>
 void backward_unit(const BackwardParams& p, const Tiling& tiling, int64_t unit, char* scratch,
                    double* partials) {
@@ -713,26 +725,21 @@ void backward_unit(const BackwardParams& p, const Tiling& tiling, int64_t unit, 
         load_block(tile, p.x, b, t, present, x);
         load_block(tile, p.dout, b, t, present, dz);
         zero_rows(tile, x, present, rows);
-        const bool plain = !is_given(p.seq_idx) ||
-                           load_ids(p.seq_idx, b, t - halo, halo + rows, s.ids);
-        if (p.silu != 0 && present > 0) {
-          convolve<V>(tile, s.w, 1, s.bias, s.x, Ids{plain ? nullptr : s.ids, halo}, s.zeros, s.z,
-                      present);
-          apply_derivative<V>(s.z, dz, present * pitch);
+        const bool plain =
+            !is_given(p.seq_idx) || load_ids(p.seq_idx, b, t - halo, halo + rows, s.ids);
+        const int32_t* const ids = plain ? nullptr : s.ids;
+        if (p.silu != 0 || !plain) {
+          (p.silu != 0 ? convolve<V, SiluGradient, S>
+                       : convolve<V, IdentityGradient, S>)(tile, s.w, 1, s.bias, s.x,
+                                                           Ids{ids, halo}, s.zeros, dz, present);
         }
         zero_rows(tile, dz, present, rows);
-        if (!plain) {
-          for (int64_t r = 0; r < present; ++r) {
-            if (s.ids[halo + r] >= 0) continue;
-            __builtin_memset(dz + r * pitch, 0, static_cast<size_t>(pitch) * sizeof(S));
-          }
-        }
         if (partials != nullptr) correlate<V>(tile, dz, s, plain, owned);
 
         // Row r of dx is time first + r.
         const int64_t first = t - halo;
-        convolve<V>(tile, s.w + halo * (tile.channel_first ? 1 : pitch), -1, s.zeros, s.dz,
-                    Ids{plain ? nullptr : s.ids, 0}, s.zeros, s.z, rows);
+        convolve<V, Identity>(tile, s.w + halo * (tile.channel_first ? 1 : pitch), -1, s.zeros,
+                              s.dz, Ids{ids, 0}, s.zeros, s.z, rows);
         if (is_given(p.dfinal_states)) {
           const int64_t begin = larger(first, seqlen - halo);
           const int64_t count = first + rows - begin;
@@ -743,11 +750,10 @@ void backward_unit(const BackwardParams& p, const Tiling& tiling, int64_t unit, 
           }
         }
         const int64_t begin = larger(first, range.t0);
-        store_block(tile, s.z + (begin - first) * pitch, false, tiling.stream, p.dx, b, begin,
+        store_block(tile, s.z + (begin - first) * pitch, tiling.stream, p.dx, b, begin,
                     first + rows - begin);
         if (is_given(p.dinitial_states) && range.t0 == 0) {
-          store_block(tile, s.z, false, false, p.dinitial_states, b, first + halo,
-                      smaller(rows, -first));
+          store_block(tile, s.z, false, p.dinitial_states, b, first + halo, smaller(rows, -first));
         }
         keep_halo(tile, s.x, rows);
         keep_halo(tile, s.dz, rows);
@@ -780,12 +786,11 @@ void reduce(const BackwardParams& p, const Tiling& tiling, const double* partial
       S sums[kBatch] = {};
       for (int64_t c = 0; c < count; ++c) sums[c] = static_cast<S>(totals[c]);
       if (k < width && is_given(p.dweight)) {
-        store_row<false>(p.dweight.dtype, sums, false, address(p.dweight, d, k),
-                         p.dweight.strides[0], count);
+        store_row(p.dweight.dtype, sums, false, address(p.dweight, d, k), p.dweight.strides[0],
+                  count);
       }
       if (k == width && is_given(p.dbias)) {
-        store_row<false>(p.dbias.dtype, sums, false, address(p.dbias, d), p.dbias.strides[0],
-                         count);
+        store_row(p.dbias.dtype, sums, false, address(p.dbias, d), p.dbias.strides[0], count);
       }
     }
   }
@@ -806,12 +811,9 @@ void shift_state_as(const Tile& tile, const Tensor& state, int64_t row, int64_t 
 
 inline void shift_state(const Tile& tile, const Tensor& state, int64_t row, int64_t shift) {
   switch (element_size(state.dtype)) {
-    case 2:
-      return shift_state_as<uint16_t>(tile, state, row, shift);
-    case 4:
-      return shift_state_as<uint32_t>(tile, state, row, shift);
-    default:
-      return shift_state_as<uint64_t>(tile, state, row, shift);
+    case 2: return shift_state_as<uint16_t>(tile, state, row, shift);
+    case 4: return shift_state_as<uint32_t>(tile, state, row, shift);
+    default: return shift_state_as<uint64_t>(tile, state, row, shift);
   }
 }
 
@@ -827,13 +829,11 @@ void update_unit(const UpdateParams& p, const Tiling& tiling, int64_t unit, char
     const Tile tile = tile_at(tiling, d, range.d1);
     load_weights(tile, p.weight, p.bias, s.w, s.bias);
     for (int64_t b = range.b0; b < range.b1; ++b) {
-      const int64_t row =
-          is_given(p.conv_state_indices) ? read_int32(p.conv_state_indices, b) : b;
+      const int64_t row = is_given(p.conv_state_indices) ? read_int32(p.conv_state_indices, b) : b;
       if (row < 0) {
         zero_rows(tile, s.z, 0, smaller(tiling.block, seqlen));
         for (int64_t t = 0; t < seqlen; t += tiling.block) {
-          store_block(tile, s.z, false, tiling.stream, p.out, b, t,
-                      smaller(tiling.block, seqlen - t));
+          store_block(tile, s.z, tiling.stream, p.out, b, t, smaller(tiling.block, seqlen - t));
         }
         continue;
       }
@@ -853,8 +853,8 @@ void update_unit(const UpdateParams& p, const Tiling& tiling, int64_t unit, char
       for (int64_t i = larger(0, seqlen - size); i < seqlen; ++i) {
         const int64_t position = ring ? (head + i) % size : size - seqlen + i;
         load_row(p.x.dtype, address(p.x, b, d, i), p.x.strides[1], tile.cols, s.z);
-        store_row<false>(p.conv_state.dtype, s.z, false, address(p.conv_state, row, d, position),
-                         p.conv_state.strides[1], tile.cols);
+        store_row(p.conv_state.dtype, s.z, false, address(p.conv_state, row, d, position),
+                  p.conv_state.strides[1], tile.cols);
       }
       forward_rows<V>(tile, tiling, p.x, nullptr, p.out, p.silu != 0, b, 0, seqlen, s);
     }
@@ -886,8 +886,7 @@ void forward(const ForwardParams& p, const Tiling& tiling, int64_t unit, char* s
 
 void backward(const BackwardParams& p, const Tiling& tiling, int64_t unit, char* scratch,
               double* partials) {
-  (tiling.fp64 ? backward_unit<DoubleVec> : backward_unit<Vec>)(p, tiling, unit, scratch,
-                                                                partials);
+  (tiling.fp64 ? backward_unit<DoubleVec> : backward_unit<Vec>)(p, tiling, unit, scratch, partials);
 }
 
 void reduce_partials(const BackwardParams& p, const Tiling& tiling, const double* partials,

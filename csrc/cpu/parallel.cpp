@@ -60,7 +60,8 @@ class Loop {
 }  // namespace
 
 int thread_count(int requested, int64_t useful) {
-  if (useful <= 1 || requested == 1) return 1;  // asking for the number of cores costs a system call
+  if (useful <= 1 || requested == 1)
+    return 1;  // asking for the number of cores costs a system call
   if (requested <= 0) requested = static_cast<int>(std::thread::hardware_concurrency());
   return static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(requested, useful)));
 }

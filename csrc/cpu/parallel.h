@@ -8,8 +8,8 @@ namespace causal_conv1d {
 
 using UnitFunction = void (*)(const void* context, int64_t unit, char* scratch);
 
-// The number of threads to use where the caller allows `requested` (<= 0: one per core) and the work
-// is worth at most `useful`.
+// The number of threads to use where the caller allows `requested` (<= 0: one per core) and the
+// work is worth at most `useful`.
 int thread_count(int requested, int64_t useful);
 
 // Calls function(context, unit, scratch) for 0 <= unit < units, each once, in any order, on up to

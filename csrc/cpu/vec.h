@@ -4,9 +4,11 @@
 // internal linkage, so that no function built for a newer CPU can stand in for another's. The
 // set is chosen by CAUSAL_CONV1D_ISA_AVX512, _AVX2 or _NEON; without one a vector has one lane.
 //
-// Vec: kLanes floats.   load / store convert from and to float, Half and Bfloat16; stores round to
-//                       nearest even and keep NaN.
-// Mask: one truth value a lane, from comparisons of int32 ids.
+// Native: one register of floats. load / store convert from and to float, Half and Bfloat16; stores
+//         round to nearest even and keep NaN.
+// NativeMask: one truth value a lane, from comparisons.
+// Vec: a pack of a few Native, with the same operations; what the kernels use.
+// DoubleVec: one double.
 //
 // Every operation gives the same bits on every instruction set (but for NaN payloads).
 #pragma once
@@ -39,21 +41,21 @@ struct Bfloat16 {
 
 #if defined(CAUSAL_CONV1D_ISA_AVX512)
 
-struct Mask {
+struct NativeMask {
   __mmask16 m;
 };
 
-struct Vec {
+struct Native {
   using Scalar = float;
   static constexpr int kLanes = 16;
   __m512 v;
 
-  static CAUSAL_CONV1D_INLINE Vec set(float a) { return {_mm512_set1_ps(a)}; }
-  static CAUSAL_CONV1D_INLINE Vec load(const float* p) { return {_mm512_loadu_ps(p)}; }
-  static CAUSAL_CONV1D_INLINE Vec load(const Half* p) {
+  static CAUSAL_CONV1D_INLINE Native set(float a) { return {_mm512_set1_ps(a)}; }
+  static CAUSAL_CONV1D_INLINE Native load(const float* p) { return {_mm512_loadu_ps(p)}; }
+  static CAUSAL_CONV1D_INLINE Native load(const Half* p) {
     return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
   }
-  static CAUSAL_CONV1D_INLINE Vec load(const Bfloat16* p) {
+  static CAUSAL_CONV1D_INLINE Native load(const Bfloat16* p) {
     const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
     return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16))};
   }
@@ -82,7 +84,8 @@ struct Vec {
     const __m512i bits = _mm512_castps_si512(v);
     const __m512i high = _mm512_srli_epi32(bits, 16);
     const __m512i odd = _mm512_and_si512(high, _mm512_set1_epi32(1));
-    const __m512i carried = _mm512_add_epi32(_mm512_add_epi32(bits, odd), _mm512_set1_epi32(0x7fff));
+    const __m512i carried =
+        _mm512_add_epi32(_mm512_add_epi32(bits, odd), _mm512_set1_epi32(0x7fff));
     const __m512i rounded = _mm512_srli_epi32(carried, 16);
     const __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
     const __m512i quiet = _mm512_set1_epi32(0x40);
@@ -90,54 +93,63 @@ struct Vec {
   }
 };
 
-CAUSAL_CONV1D_INLINE Vec add(Vec a, Vec b) { return {_mm512_add_ps(a.v, b.v)}; }
-CAUSAL_CONV1D_INLINE Vec sub(Vec a, Vec b) { return {_mm512_sub_ps(a.v, b.v)}; }
-CAUSAL_CONV1D_INLINE Vec mul(Vec a, Vec b) { return {_mm512_mul_ps(a.v, b.v)}; }
-CAUSAL_CONV1D_INLINE Vec div(Vec a, Vec b) { return {_mm512_div_ps(a.v, b.v)}; }
-CAUSAL_CONV1D_INLINE Vec min(Vec a, Vec b) { return {_mm512_min_ps(a.v, b.v)}; }
-CAUSAL_CONV1D_INLINE Vec max(Vec a, Vec b) { return {_mm512_max_ps(a.v, b.v)}; }
-CAUSAL_CONV1D_INLINE Vec fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
-CAUSAL_CONV1D_INLINE Mask greater(Vec a, Vec b) {
+CAUSAL_CONV1D_INLINE Native add(Native a, Native b) { return {_mm512_add_ps(a.v, b.v)}; }
+CAUSAL_CONV1D_INLINE Native sub(Native a, Native b) { return {_mm512_sub_ps(a.v, b.v)}; }
+CAUSAL_CONV1D_INLINE Native mul(Native a, Native b) { return {_mm512_mul_ps(a.v, b.v)}; }
+CAUSAL_CONV1D_INLINE Native div(Native a, Native b) { return {_mm512_div_ps(a.v, b.v)}; }
+CAUSAL_CONV1D_INLINE Native min(Native a, Native b) { return {_mm512_min_ps(a.v, b.v)}; }
+CAUSAL_CONV1D_INLINE Native max(Native a, Native b) { return {_mm512_max_ps(a.v, b.v)}; }
+CAUSAL_CONV1D_INLINE Native fma(Native a, Native b, Native c) {
+  return {_mm512_fmadd_ps(a.v, b.v, c.v)};
+}
+CAUSAL_CONV1D_INLINE NativeMask greater(Native a, Native b) {
   return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_GT_OQ)};
 }
-CAUSAL_CONV1D_INLINE Vec select(Mask m, Vec a, Vec b) {
+CAUSAL_CONV1D_INLINE Native select(NativeMask m, Native a, Native b) {
   return {_mm512_mask_blend_ps(m.m, b.v, a.v)};
 }
-CAUSAL_CONV1D_INLINE Vec select_or_zero(Mask m, Vec a) { return {_mm512_maskz_mov_ps(m.m, a.v)}; }
-CAUSAL_CONV1D_INLINE Mask both(Mask a, Mask b) {
+CAUSAL_CONV1D_INLINE Native select_or_zero(NativeMask m, Native a) {
+  return {_mm512_maskz_mov_ps(m.m, a.v)};
+}
+constexpr int kVectorsInPack = 2;
+
+CAUSAL_CONV1D_INLINE NativeMask either(NativeMask a, NativeMask b) {
+  return {static_cast<__mmask16>(a.m | b.m)};
+}
+CAUSAL_CONV1D_INLINE NativeMask both(NativeMask a, NativeMask b) {
   return {static_cast<__mmask16>(a.m & b.m)};
 }
-CAUSAL_CONV1D_INLINE Mask equal_ids(Vec, const int32_t* a, const int32_t* b) {
+CAUSAL_CONV1D_INLINE NativeMask equal_ids(Native, const int32_t* a, const int32_t* b) {
   return {_mm512_cmpeq_epi32_mask(_mm512_loadu_si512(a), _mm512_loadu_si512(b))};
 }
-CAUSAL_CONV1D_INLINE Mask valid_ids(Vec, const int32_t* a) {
+CAUSAL_CONV1D_INLINE NativeMask valid_ids(Native, const int32_t* a) {
   return {_mm512_cmpge_epi32_mask(_mm512_loadu_si512(a), _mm512_setzero_si512())};
 }
-CAUSAL_CONV1D_INLINE bool any(Mask m) { return m.m != 0; }
+CAUSAL_CONV1D_INLINE bool any(NativeMask m) { return m.m != 0; }
 // a * 2^n for shifted = n + 1.5 * 2^23, whose lowest bits are n in two's complement; a and the
 // result are normal numbers.
-CAUSAL_CONV1D_INLINE Vec scale_by_exp2(Vec a, Vec shifted) {
+CAUSAL_CONV1D_INLINE Native scale_by_exp2(Native a, Native shifted) {
   const __m512i exponent = _mm512_slli_epi32(_mm512_castps_si512(shifted.v), 23);
   return {_mm512_castsi512_ps(_mm512_add_epi32(exponent, _mm512_castps_si512(a.v)))};
 }
 
 #elif defined(CAUSAL_CONV1D_ISA_AVX2)
 
-struct Mask {
+struct NativeMask {
   __m256 m;
 };
 
-struct Vec {
+struct Native {
   using Scalar = float;
   static constexpr int kLanes = 8;
   __m256 v;
 
-  static CAUSAL_CONV1D_INLINE Vec set(float a) { return {_mm256_set1_ps(a)}; }
-  static CAUSAL_CONV1D_INLINE Vec load(const float* p) { return {_mm256_loadu_ps(p)}; }
-  static CAUSAL_CONV1D_INLINE Vec load(const Half* p) {
+  static CAUSAL_CONV1D_INLINE Native set(float a) { return {_mm256_set1_ps(a)}; }
+  static CAUSAL_CONV1D_INLINE Native load(const float* p) { return {_mm256_loadu_ps(p)}; }
+  static CAUSAL_CONV1D_INLINE Native load(const Half* p) {
     return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
   }
-  static CAUSAL_CONV1D_INLINE Vec load(const Bfloat16* p) {
+  static CAUSAL_CONV1D_INLINE Native load(const Bfloat16* p) {
     const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
     return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16))};
   }
@@ -166,7 +178,8 @@ struct Vec {
     const __m256i bits = _mm256_castps_si256(v);
     const __m256i high = _mm256_srli_epi32(bits, 16);
     const __m256i odd = _mm256_and_si256(high, _mm256_set1_epi32(1));
-    const __m256i carried = _mm256_add_epi32(_mm256_add_epi32(bits, odd), _mm256_set1_epi32(0x7fff));
+    const __m256i carried =
+        _mm256_add_epi32(_mm256_add_epi32(bits, odd), _mm256_set1_epi32(0x7fff));
     const __m256i rounded = _mm256_srli_epi32(carried, 16);
     const __m256i quiet = _mm256_or_si256(high, _mm256_set1_epi32(0x40));
     const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_UNORD_Q));
@@ -175,53 +188,66 @@ struct Vec {
   }
 };
 
-CAUSAL_CONV1D_INLINE Vec add(Vec a, Vec b) { return {_mm256_add_ps(a.v, b.v)}; }
-CAUSAL_CONV1D_INLINE Vec sub(Vec a, Vec b) { return {_mm256_sub_ps(a.v, b.v)}; }
-CAUSAL_CONV1D_INLINE Vec mul(Vec a, Vec b) { return {_mm256_mul_ps(a.v, b.v)}; }
-CAUSAL_CONV1D_INLINE Vec div(Vec a, Vec b) { return {_mm256_div_ps(a.v, b.v)}; }
-CAUSAL_CONV1D_INLINE Vec min(Vec a, Vec b) { return {_mm256_min_ps(a.v, b.v)}; }
-CAUSAL_CONV1D_INLINE Vec max(Vec a, Vec b) { return {_mm256_max_ps(a.v, b.v)}; }
-CAUSAL_CONV1D_INLINE Vec fma(Vec a, Vec b, Vec c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
-CAUSAL_CONV1D_INLINE Mask greater(Vec a, Vec b) { return {_mm256_cmp_ps(a.v, b.v, _CMP_GT_OQ)}; }
-CAUSAL_CONV1D_INLINE Vec select(Mask m, Vec a, Vec b) {
+CAUSAL_CONV1D_INLINE Native add(Native a, Native b) { return {_mm256_add_ps(a.v, b.v)}; }
+CAUSAL_CONV1D_INLINE Native sub(Native a, Native b) { return {_mm256_sub_ps(a.v, b.v)}; }
+CAUSAL_CONV1D_INLINE Native mul(Native a, Native b) { return {_mm256_mul_ps(a.v, b.v)}; }
+CAUSAL_CONV1D_INLINE Native div(Native a, Native b) { return {_mm256_div_ps(a.v, b.v)}; }
+CAUSAL_CONV1D_INLINE Native min(Native a, Native b) { return {_mm256_min_ps(a.v, b.v)}; }
+CAUSAL_CONV1D_INLINE Native max(Native a, Native b) { return {_mm256_max_ps(a.v, b.v)}; }
+CAUSAL_CONV1D_INLINE Native fma(Native a, Native b, Native c) {
+  return {_mm256_fmadd_ps(a.v, b.v, c.v)};
+}
+CAUSAL_CONV1D_INLINE NativeMask greater(Native a, Native b) {
+  return {_mm256_cmp_ps(a.v, b.v, _CMP_GT_OQ)};
+}
+CAUSAL_CONV1D_INLINE Native select(NativeMask m, Native a, Native b) {
   return {_mm256_blendv_ps(b.v, a.v, m.m)};
 }
-CAUSAL_CONV1D_INLINE Vec select_or_zero(Mask m, Vec a) { return {_mm256_and_ps(m.m, a.v)}; }
-CAUSAL_CONV1D_INLINE Mask both(Mask a, Mask b) { return {_mm256_and_ps(a.m, b.m)}; }
-CAUSAL_CONV1D_INLINE Mask equal_ids(Vec, const int32_t* a, const int32_t* b) {
+CAUSAL_CONV1D_INLINE Native select_or_zero(NativeMask m, Native a) {
+  return {_mm256_and_ps(m.m, a.v)};
+}
+constexpr int kVectorsInPack = 2;
+
+CAUSAL_CONV1D_INLINE NativeMask either(NativeMask a, NativeMask b) {
+  return {_mm256_or_ps(a.m, b.m)};
+}
+CAUSAL_CONV1D_INLINE NativeMask both(NativeMask a, NativeMask b) {
+  return {_mm256_and_ps(a.m, b.m)};
+}
+CAUSAL_CONV1D_INLINE NativeMask equal_ids(Native, const int32_t* a, const int32_t* b) {
   const __m256i ids_a = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(a));
   const __m256i ids_b = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(b));
   return {_mm256_castsi256_ps(_mm256_cmpeq_epi32(ids_a, ids_b))};
 }
-CAUSAL_CONV1D_INLINE Mask valid_ids(Vec, const int32_t* a) {
+CAUSAL_CONV1D_INLINE NativeMask valid_ids(Native, const int32_t* a) {
   const __m256i ids = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(a));
   return {_mm256_castsi256_ps(_mm256_cmpgt_epi32(ids, _mm256_set1_epi32(-1)))};
 }
-CAUSAL_CONV1D_INLINE bool any(Mask m) { return _mm256_movemask_ps(m.m) != 0; }
+CAUSAL_CONV1D_INLINE bool any(NativeMask m) { return _mm256_movemask_ps(m.m) != 0; }
 // a * 2^n for shifted = n + 1.5 * 2^23, whose lowest bits are n in two's complement; a and the
 // result are normal numbers.
-CAUSAL_CONV1D_INLINE Vec scale_by_exp2(Vec a, Vec shifted) {
+CAUSAL_CONV1D_INLINE Native scale_by_exp2(Native a, Native shifted) {
   const __m256i exponent = _mm256_slli_epi32(_mm256_castps_si256(shifted.v), 23);
   return {_mm256_castsi256_ps(_mm256_add_epi32(exponent, _mm256_castps_si256(a.v)))};
 }
 
 #elif defined(CAUSAL_CONV1D_ISA_NEON)
 
-struct Mask {
+struct NativeMask {
   uint32x4_t m;
 };
 
-struct Vec {
+struct Native {
   using Scalar = float;
   static constexpr int kLanes = 4;
   float32x4_t v;
 
-  static CAUSAL_CONV1D_INLINE Vec set(float a) { return {vdupq_n_f32(a)}; }
-  static CAUSAL_CONV1D_INLINE Vec load(const float* p) { return {vld1q_f32(p)}; }
-  static CAUSAL_CONV1D_INLINE Vec load(const Half* p) {
+  static CAUSAL_CONV1D_INLINE Native set(float a) { return {vdupq_n_f32(a)}; }
+  static CAUSAL_CONV1D_INLINE Native load(const float* p) { return {vld1q_f32(p)}; }
+  static CAUSAL_CONV1D_INLINE Native load(const Half* p) {
     return {vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(&p->bits)))};
   }
-  static CAUSAL_CONV1D_INLINE Vec load(const Bfloat16* p) {
+  static CAUSAL_CONV1D_INLINE Native load(const Bfloat16* p) {
     return {vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(&p->bits), 16))};
   }
 
@@ -245,36 +271,41 @@ struct Vec {
   }
 };
 
-CAUSAL_CONV1D_INLINE Vec add(Vec a, Vec b) { return {vaddq_f32(a.v, b.v)}; }
-CAUSAL_CONV1D_INLINE Vec sub(Vec a, Vec b) { return {vsubq_f32(a.v, b.v)}; }
-CAUSAL_CONV1D_INLINE Vec mul(Vec a, Vec b) { return {vmulq_f32(a.v, b.v)}; }
-CAUSAL_CONV1D_INLINE Vec div(Vec a, Vec b) { return {vdivq_f32(a.v, b.v)}; }
-CAUSAL_CONV1D_INLINE Vec min(Vec a, Vec b) { return {vminq_f32(a.v, b.v)}; }
-CAUSAL_CONV1D_INLINE Vec max(Vec a, Vec b) { return {vmaxq_f32(a.v, b.v)}; }
-CAUSAL_CONV1D_INLINE Vec fma(Vec a, Vec b, Vec c) { return {vfmaq_f32(c.v, a.v, b.v)}; }
-CAUSAL_CONV1D_INLINE Mask greater(Vec a, Vec b) { return {vcgtq_f32(a.v, b.v)}; }
-CAUSAL_CONV1D_INLINE Vec select(Mask m, Vec a, Vec b) { return {vbslq_f32(m.m, a.v, b.v)}; }
-CAUSAL_CONV1D_INLINE Vec select_or_zero(Mask m, Vec a) {
+CAUSAL_CONV1D_INLINE Native add(Native a, Native b) { return {vaddq_f32(a.v, b.v)}; }
+CAUSAL_CONV1D_INLINE Native sub(Native a, Native b) { return {vsubq_f32(a.v, b.v)}; }
+CAUSAL_CONV1D_INLINE Native mul(Native a, Native b) { return {vmulq_f32(a.v, b.v)}; }
+CAUSAL_CONV1D_INLINE Native div(Native a, Native b) { return {vdivq_f32(a.v, b.v)}; }
+CAUSAL_CONV1D_INLINE Native min(Native a, Native b) { return {vminq_f32(a.v, b.v)}; }
+CAUSAL_CONV1D_INLINE Native max(Native a, Native b) { return {vmaxq_f32(a.v, b.v)}; }
+CAUSAL_CONV1D_INLINE Native fma(Native a, Native b, Native c) { return {vfmaq_f32(c.v, a.v, b.v)}; }
+CAUSAL_CONV1D_INLINE NativeMask greater(Native a, Native b) { return {vcgtq_f32(a.v, b.v)}; }
+CAUSAL_CONV1D_INLINE Native select(NativeMask m, Native a, Native b) {
+  return {vbslq_f32(m.m, a.v, b.v)};
+}
+CAUSAL_CONV1D_INLINE Native select_or_zero(NativeMask m, Native a) {
   return {vreinterpretq_f32_u32(vandq_u32(m.m, vreinterpretq_u32_f32(a.v)))};
 }
-CAUSAL_CONV1D_INLINE Mask both(Mask a, Mask b) { return {vandq_u32(a.m, b.m)}; }
-CAUSAL_CONV1D_INLINE Mask equal_ids(Vec, const int32_t* a, const int32_t* b) {
+constexpr int kVectorsInPack = 2;
+
+CAUSAL_CONV1D_INLINE NativeMask either(NativeMask a, NativeMask b) { return {vorrq_u32(a.m, b.m)}; }
+CAUSAL_CONV1D_INLINE NativeMask both(NativeMask a, NativeMask b) { return {vandq_u32(a.m, b.m)}; }
+CAUSAL_CONV1D_INLINE NativeMask equal_ids(Native, const int32_t* a, const int32_t* b) {
   return {vceqq_s32(vld1q_s32(a), vld1q_s32(b))};
 }
-CAUSAL_CONV1D_INLINE Mask valid_ids(Vec, const int32_t* a) {
+CAUSAL_CONV1D_INLINE NativeMask valid_ids(Native, const int32_t* a) {
   return {vcgeq_s32(vld1q_s32(a), vdupq_n_s32(0))};
 }
-CAUSAL_CONV1D_INLINE bool any(Mask m) { return vmaxvq_u32(m.m) != 0; }
+CAUSAL_CONV1D_INLINE bool any(NativeMask m) { return vmaxvq_u32(m.m) != 0; }
 // a * 2^n for shifted = n + 1.5 * 2^23, whose lowest bits are n in two's complement; a and the
 // result are normal numbers.
-CAUSAL_CONV1D_INLINE Vec scale_by_exp2(Vec a, Vec shifted) {
+CAUSAL_CONV1D_INLINE Native scale_by_exp2(Native a, Native shifted) {
   const int32x4_t exponent = vshlq_n_s32(vreinterpretq_s32_f32(shifted.v), 23);
   return {vreinterpretq_f32_s32(vaddq_s32(exponent, vreinterpretq_s32_f32(a.v)))};
 }
 
 #else  // one lane, any CPU
 
-struct Mask {
+struct NativeMask {
   bool m;
 };
 
@@ -290,14 +321,14 @@ CAUSAL_CONV1D_INLINE float float_of(uint32_t bits) {
   return a;
 }
 
-struct Vec {
+struct Native {
   using Scalar = float;
   static constexpr int kLanes = 1;
   float v;
 
-  static CAUSAL_CONV1D_INLINE Vec set(float a) { return {a}; }
-  static CAUSAL_CONV1D_INLINE Vec load(const float* p) { return {*p}; }
-  static CAUSAL_CONV1D_INLINE Vec load(const Half* p) {
+  static CAUSAL_CONV1D_INLINE Native set(float a) { return {a}; }
+  static CAUSAL_CONV1D_INLINE Native load(const float* p) { return {*p}; }
+  static CAUSAL_CONV1D_INLINE Native load(const Half* p) {
     const uint32_t sign = (p->bits & 0x8000u) << 16;
     const uint32_t exponent = (p->bits >> 10) & 0x1fu;
     const uint32_t fraction = p->bits & 0x3ffu;
@@ -311,7 +342,7 @@ struct Vec {
     }
     return {float_of(sign | ((exponent + 112) << 23) | (fraction << 13))};
   }
-  static CAUSAL_CONV1D_INLINE Vec load(const Bfloat16* p) {
+  static CAUSAL_CONV1D_INLINE Native load(const Bfloat16* p) {
     return {float_of(static_cast<uint32_t>(p->bits) << 16)};
   }
 
@@ -343,27 +374,155 @@ struct Vec {
   }
 };
 
-CAUSAL_CONV1D_INLINE Vec add(Vec a, Vec b) { return {a.v + b.v}; }
-CAUSAL_CONV1D_INLINE Vec sub(Vec a, Vec b) { return {a.v - b.v}; }
-CAUSAL_CONV1D_INLINE Vec mul(Vec a, Vec b) { return {a.v * b.v}; }
-CAUSAL_CONV1D_INLINE Vec div(Vec a, Vec b) { return {a.v / b.v}; }
-CAUSAL_CONV1D_INLINE Vec min(Vec a, Vec b) { return {a.v < b.v ? a.v : b.v}; }
-CAUSAL_CONV1D_INLINE Vec max(Vec a, Vec b) { return {a.v > b.v ? a.v : b.v}; }
-CAUSAL_CONV1D_INLINE Vec fma(Vec a, Vec b, Vec c) { return {__builtin_fmaf(a.v, b.v, c.v)}; }
-CAUSAL_CONV1D_INLINE Mask greater(Vec a, Vec b) { return {a.v > b.v}; }
-CAUSAL_CONV1D_INLINE Vec select(Mask m, Vec a, Vec b) { return m.m ? a : b; }
-CAUSAL_CONV1D_INLINE Vec select_or_zero(Mask m, Vec a) { return {m.m ? a.v : 0.0f}; }
-CAUSAL_CONV1D_INLINE Mask both(Mask a, Mask b) { return {a.m && b.m}; }
-CAUSAL_CONV1D_INLINE Mask equal_ids(Vec, const int32_t* a, const int32_t* b) { return {*a == *b}; }
-CAUSAL_CONV1D_INLINE Mask valid_ids(Vec, const int32_t* a) { return {*a >= 0}; }
-CAUSAL_CONV1D_INLINE bool any(Mask m) { return m.m; }
+CAUSAL_CONV1D_INLINE Native add(Native a, Native b) { return {a.v + b.v}; }
+CAUSAL_CONV1D_INLINE Native sub(Native a, Native b) { return {a.v - b.v}; }
+CAUSAL_CONV1D_INLINE Native mul(Native a, Native b) { return {a.v * b.v}; }
+CAUSAL_CONV1D_INLINE Native div(Native a, Native b) { return {a.v / b.v}; }
+CAUSAL_CONV1D_INLINE Native min(Native a, Native b) { return {a.v < b.v ? a.v : b.v}; }
+CAUSAL_CONV1D_INLINE Native max(Native a, Native b) { return {a.v > b.v ? a.v : b.v}; }
+CAUSAL_CONV1D_INLINE Native fma(Native a, Native b, Native c) {
+  return {__builtin_fmaf(a.v, b.v, c.v)};
+}
+CAUSAL_CONV1D_INLINE NativeMask greater(Native a, Native b) { return {a.v > b.v}; }
+CAUSAL_CONV1D_INLINE Native select(NativeMask m, Native a, Native b) { return m.m ? a : b; }
+CAUSAL_CONV1D_INLINE Native select_or_zero(NativeMask m, Native a) { return {m.m ? a.v : 0.0f}; }
+constexpr int kVectorsInPack = 1;
+
+CAUSAL_CONV1D_INLINE NativeMask either(NativeMask a, NativeMask b) { return {a.m || b.m}; }
+CAUSAL_CONV1D_INLINE NativeMask both(NativeMask a, NativeMask b) { return {a.m && b.m}; }
+CAUSAL_CONV1D_INLINE NativeMask equal_ids(Native, const int32_t* a, const int32_t* b) {
+  return {*a == *b};
+}
+CAUSAL_CONV1D_INLINE NativeMask valid_ids(Native, const int32_t* a) { return {*a >= 0}; }
+CAUSAL_CONV1D_INLINE bool any(NativeMask m) { return m.m; }
 // a * 2^n for shifted = n + 1.5 * 2^23, whose lowest bits are n in two's complement; a and the
 // result are normal numbers.
-CAUSAL_CONV1D_INLINE Vec scale_by_exp2(Vec a, Vec shifted) {
+CAUSAL_CONV1D_INLINE Native scale_by_exp2(Native a, Native shifted) {
   return {float_of((bits_of(shifted.v) << 23) + bits_of(a.v))};
 }
 
 #endif
+
+// kVectors native vectors that are worked on together. The chain of operations of a silu is long
+// and its number of operations fills the CPU's schedulers; two or more independent chains,
+// instruction by instruction in turn, keep the units busy.
+template <int kVectors>
+struct PackMask {
+  NativeMask m[kVectors];
+};
+
+template <int kVectors>
+struct Pack {
+  using Scalar = float;
+  static constexpr int kNative = Native::kLanes;
+  static constexpr int kLanes = kVectors * kNative;
+  Native v[kVectors];
+
+  static CAUSAL_CONV1D_INLINE Pack set(float a) {
+    Pack r;
+    for (int i = 0; i < kVectors; ++i) r.v[i] = Native::set(a);
+    return r;
+  }
+  template <class T>
+  static CAUSAL_CONV1D_INLINE Pack load(const T* p) {
+    Pack r;
+    for (int i = 0; i < kVectors; ++i) r.v[i] = Native::load(p + i * kNative);
+    return r;
+  }
+  template <class T>
+  CAUSAL_CONV1D_INLINE void store(T* p) const {
+    for (int i = 0; i < kVectors; ++i) v[i].store(p + i * kNative);
+  }
+  template <class T>
+  CAUSAL_CONV1D_INLINE void stream(T* p) const {
+    for (int i = 0; i < kVectors; ++i) v[i].stream(p + i * kNative);
+  }
+};
+
+template <int kVectors>
+CAUSAL_CONV1D_INLINE Pack<kVectors> add(Pack<kVectors> a, Pack<kVectors> b) {
+  for (int i = 0; i < kVectors; ++i) a.v[i] = add(a.v[i], b.v[i]);
+  return a;
+}
+template <int kVectors>
+CAUSAL_CONV1D_INLINE Pack<kVectors> sub(Pack<kVectors> a, Pack<kVectors> b) {
+  for (int i = 0; i < kVectors; ++i) a.v[i] = sub(a.v[i], b.v[i]);
+  return a;
+}
+template <int kVectors>
+CAUSAL_CONV1D_INLINE Pack<kVectors> mul(Pack<kVectors> a, Pack<kVectors> b) {
+  for (int i = 0; i < kVectors; ++i) a.v[i] = mul(a.v[i], b.v[i]);
+  return a;
+}
+template <int kVectors>
+CAUSAL_CONV1D_INLINE Pack<kVectors> div(Pack<kVectors> a, Pack<kVectors> b) {
+  for (int i = 0; i < kVectors; ++i) a.v[i] = div(a.v[i], b.v[i]);
+  return a;
+}
+template <int kVectors>
+CAUSAL_CONV1D_INLINE Pack<kVectors> min(Pack<kVectors> a, Pack<kVectors> b) {
+  for (int i = 0; i < kVectors; ++i) a.v[i] = min(a.v[i], b.v[i]);
+  return a;
+}
+template <int kVectors>
+CAUSAL_CONV1D_INLINE Pack<kVectors> max(Pack<kVectors> a, Pack<kVectors> b) {
+  for (int i = 0; i < kVectors; ++i) a.v[i] = max(a.v[i], b.v[i]);
+  return a;
+}
+template <int kVectors>
+CAUSAL_CONV1D_INLINE Pack<kVectors> fma(Pack<kVectors> a, Pack<kVectors> b, Pack<kVectors> c) {
+  for (int i = 0; i < kVectors; ++i) c.v[i] = fma(a.v[i], b.v[i], c.v[i]);
+  return c;
+}
+template <int kVectors>
+CAUSAL_CONV1D_INLINE PackMask<kVectors> greater(Pack<kVectors> a, Pack<kVectors> b) {
+  PackMask<kVectors> m;
+  for (int i = 0; i < kVectors; ++i) m.m[i] = greater(a.v[i], b.v[i]);
+  return m;
+}
+template <int kVectors>
+CAUSAL_CONV1D_INLINE Pack<kVectors> select(PackMask<kVectors> m, Pack<kVectors> a,
+                                           Pack<kVectors> b) {
+  for (int i = 0; i < kVectors; ++i) a.v[i] = select(m.m[i], a.v[i], b.v[i]);
+  return a;
+}
+template <int kVectors>
+CAUSAL_CONV1D_INLINE Pack<kVectors> select_or_zero(PackMask<kVectors> m, Pack<kVectors> a) {
+  for (int i = 0; i < kVectors; ++i) a.v[i] = select_or_zero(m.m[i], a.v[i]);
+  return a;
+}
+template <int kVectors>
+CAUSAL_CONV1D_INLINE PackMask<kVectors> both(PackMask<kVectors> a, PackMask<kVectors> b) {
+  for (int i = 0; i < kVectors; ++i) a.m[i] = both(a.m[i], b.m[i]);
+  return a;
+}
+template <int kVectors>
+CAUSAL_CONV1D_INLINE bool any(PackMask<kVectors> m) {
+  NativeMask either_of = m.m[0];
+  for (int i = 1; i < kVectors; ++i) either_of = either(either_of, m.m[i]);
+  return any(either_of);
+}
+template <int kVectors>
+CAUSAL_CONV1D_INLINE PackMask<kVectors> equal_ids(Pack<kVectors>, const int32_t* a,
+                                                  const int32_t* b) {
+  PackMask<kVectors> m;
+  constexpr int kLanes = Native::kLanes;
+  for (int i = 0; i < kVectors; ++i) m.m[i] = equal_ids(Native(), a + i * kLanes, b + i * kLanes);
+  return m;
+}
+template <int kVectors>
+CAUSAL_CONV1D_INLINE PackMask<kVectors> valid_ids(Pack<kVectors>, const int32_t* a) {
+  PackMask<kVectors> m;
+  for (int i = 0; i < kVectors; ++i) m.m[i] = valid_ids(Native(), a + i * Native::kLanes);
+  return m;
+}
+template <int kVectors>
+CAUSAL_CONV1D_INLINE Pack<kVectors> scale_by_exp2(Pack<kVectors> a, Pack<kVectors> shifted) {
+  for (int i = 0; i < kVectors; ++i) a.v[i] = scale_by_exp2(a.v[i], shifted.v[i]);
+  return a;
+}
+
+using Vec = Pack<kVectorsInPack>;
 
 // Non-temporal stores are ordered with nothing; this orders them before what the thread does next.
 CAUSAL_CONV1D_INLINE void finish_streams() {

@@ -188,7 +188,7 @@ __global__ void __launch_bounds__(kThreads) backward_channel_last(const Backward
   }
 }
 
-template <typename T, int V, int WMAX, bool SEQ, bool VECTOR>
+template <typename T, int V, int WMAX, bool SEQ, bool ALIGNED>
 __global__ void __launch_bounds__(kThreads) backward_channel_first(const BackwardArgs<T> p) {
   constexpr int H = WMAX - 1, TILE = 32 * V;
   static_assert(H <= V, "the halo comes from one lane");
@@ -197,13 +197,12 @@ __global__ void __launch_bounds__(kThreads) backward_channel_first(const Backwar
   const int64_t warp = static_cast<int64_t>(blockIdx.x) * (kThreads / 32) + threadIdx.x / 32;
   const int64_t b = split(split(warp, p.chunks, &segment), p.dim, &d);
   if (b >= p.batch) return;
+  const int64_t start = segment * p.chunk, stop = min(start + p.chunk, p.seqlen);
 
-  const T* x = p.x.at(b, d, 0);
-  const T* dout = p.dout.at(b, d, 0);
-  T* dx = p.dx.at(b, d, 0);
-  const bool vector_dx = VECTOR || p.dx.time == 1;
-  const int64_t start = segment * p.chunk - (vector_dx ? row_phase(dx) : 0);
-  const int64_t stop = min(start + p.chunk, p.seqlen);
+  const TileReader<T, V, ALIGNED> x(p.x.at(b, d, 0), p.x.time, p.seqlen, lane);
+  const TileReader<T, V, ALIGNED> dout(p.dout.at(b, d, 0), p.dout.time, p.seqlen, lane);
+  TileWriter<T, V, ALIGNED> dx(p.dx.at(b, d, 0), p.dx.time, start, stop, lane);
+  Pack<T, V> next_x = x.load(start + lane * V), next_g = dout.load(start + lane * V);
 
   const int first = WMAX - p.width;
   const WarpValues<T> values(p, b, d, start - H, lane);
@@ -215,46 +214,30 @@ __global__ void __launch_bounds__(kThreads) backward_channel_first(const Backwar
     dw[k] = 0.0f;
   }
   const float bias = values.bias;
-  const float lane_dfinal = p.dfinal_states.given() && lane < p.width - 1 ? p.dfinal_states.load(b, d, lane) : 0.0f;
+  const float lane_dfinal = p.dfinal_states.given() && lane < p.width - 1
+                                ? p.dfinal_states.load(b, d, lane)
+                                : 0.0f;
 #pragma unroll
   for (int j = 0; j < H; ++j) {
     prev[j] = values.before(j);
-    prev_id[j] = SEQ ? p.seq_idx.at(b, min(max(start - H + j, int64_t(0)), p.seqlen - 1)) : 0;
-  }
-#pragma unroll
-  for (int i = 0; i < V; ++i) {
-    dz_prev[i] = 0.0f;
-    id_prev[i] = 0;
+    prev_id[j] = SEQ ? p.seq_idx.at(b, max(start - H + j, int64_t(0))) : 0;
   }
 
   // Each step makes dz of the tile at base and writes dx of the tile before it. The tile from
   // stop on is another warp's: of it only the first W-1 dz are needed, which lane 0 makes.
-  Pack<T, V> next_x{}, next_g{};
-  if (start < stop) {
-    next_x = load_tile<T, V, VECTOR>(x, p.x.time, start + lane * V, p.seqlen);
-    next_g = load_tile<T, V, VECTOR>(dout, p.dout.time, start + lane * V, p.seqlen);
-  }
   for (int64_t base = start; base < stop + TILE; base += TILE) {
     const int64_t t = base + lane * V;
-    const Pack<T, V> xs = next_x, gs = next_g;
-    const int64_t limit = base + TILE < stop || lane == 0 ? p.seqlen : 0;  // for the next tile
-    next_x = load_tile<T, V, VECTOR>(x, p.x.time, t + TILE, limit);
-    next_g = load_tile<T, V, VECTOR>(dout, p.dout.time, t + TILE, limit);
+    const int lanes = base + TILE < stop ? 32 : (base < stop ? 2 : 0);  // needed of the next tile
+    const Pack<T, V> raw_x = next_x, raw_g = next_g;
+    next_x = lane < lanes ? x.load(t + TILE) : Pack<T, V>{};
+    next_g = lane < lanes ? dout.load(t + TILE) : Pack<T, V>{};
+    const Pack<T, V> xs = x.own(raw_x, next_x), gs = dout.own(raw_g, next_g);
 
-    float h[H + V], dz[V + H];
+    float h[H + V], dz[V];
     int id[H + V];
 #pragma unroll
-    for (int i = 0; i < V; ++i) {
-      h[H + i] = to_compute(xs.v[i]);
-      id[H + i] = SEQ && t + i < p.seqlen ? p.seq_idx.at(b, max(t + i, int64_t(0))) : 0;
-    }
-    if (base < 0) {  // the phase: the first positions are still before the sequence
-#pragma unroll
-      for (int i = 0; i < V; ++i) {
-        const float state = values.state(static_cast<int>(t) + i + p.width - 1);
-        if (t + i < 0) h[H + i] = state;
-      }
-    }
+    for (int i = 0; i < V; ++i) h[H + i] = to_compute(xs.v[i]);
+    if (SEQ) load_ids<V>(p.seq_idx, b, t, p.seqlen, id + H);
 #pragma unroll
     for (int j = 0; j < H; ++j) {
       const int from = (lane + 31) % 32;  // lane 31 hands over the end of the previous tile
@@ -276,7 +259,7 @@ __global__ void __launch_bounds__(kThreads) backward_channel_first(const Backwar
         if (k >= first) z = fmaf(w[k], xk, z);
       }
       const float v = p.gradient(z, to_compute(gs.v[i]));
-      const bool inside = t + i >= 0 && t + i < p.seqlen && (!SEQ || id[H + i] >= 0);
+      const bool inside = t + i < p.seqlen && (!SEQ || id[H + i] >= 0);
       dz[i] = inside ? v : 0.0f;
       if (base < stop) {
         db += dz[i];
@@ -326,14 +309,7 @@ __global__ void __launch_bounds__(kThreads) backward_channel_first(const Backwar
       Pack<T, V> y;
 #pragma unroll
       for (int i = 0; i < V; ++i) y.v[i] = from_compute<T>(a[i]);
-      if (vector_dx && s >= 0 && s + V <= p.seqlen) {
-        *reinterpret_cast<Pack<T, V>*>(dx + s) = y;
-      } else {
-#pragma unroll
-        for (int i = 0; i < V; ++i) {
-          if (s + i >= 0 && s + i < p.seqlen) dx[(s + i) * p.dx.time] = y.v[i];
-        }
-      }
+      dx.store(s, y);
     }
 #pragma unroll
     for (int i = 0; i < V; ++i) {
@@ -341,6 +317,7 @@ __global__ void __launch_bounds__(kThreads) backward_channel_first(const Backwar
       id_prev[i] = id[H + i];
     }
   }
+  dx.flush(ceil_div(stop - start, TILE) * TILE + start + lane * V);
 
   if (p.partials != nullptr) {
     using WarpReduce = cub::WarpReduce<float>;
@@ -487,13 +464,14 @@ struct Plan {
       chunks = ceil_div(seqlen, chunk);
     } else {
       vector = width > 4 || size == 2 ? 8 : 4;
-      aligned = same_phase(x, params.dout, size) && same_phase(x, params.dx, size);
+      aligned = aligned_rows(x, size) && aligned_rows(params.dout, size) &&
+                aligned_rows(params.dx, size);
       const int64_t wanted = ceil_div(16384, batch * dim > 0 ? batch * dim : 1);
-      const int64_t longest = seqlen + 16 / size - 1;  // with the phase
       const int64_t tile = 32 * vector;
-      chunk = ceil_div(ceil_div(longest, wanted), tile) * tile;
+      chunk = ceil_div(ceil_div(seqlen, wanted), tile) * tile;
       if (chunk > 16 * tile) chunk = 16 * tile;
-      chunks = ceil_div(longest, chunk);
+      if (chunk < tile) chunk = tile;
+      chunks = ceil_div(seqlen, chunk);
     }
     const bool sums = given(params.dweight) || given(params.dbias);
     workspace = sums ? batch * chunks * (width + 1) * dim * (size == 8 ? 8 : 4) : 0;

@@ -66,7 +66,7 @@ struct AnyView {
   int32_t dtype;
   int64_t strides[3];
 
-  __device__ __forceinline__ bool given() const { return data != nullptr; }
+  __host__ __device__ __forceinline__ bool given() const { return data != nullptr; }
 
   // Selects instead of branches: kernels load many of these in unrolled code.
   __device__ __forceinline__ F load(int64_t i, int64_t j = 0, int64_t k = 0) const {
@@ -146,7 +146,7 @@ inline Status to_status(const char* caller, cudaError_t e) {
                cudaGetErrorName(e));
 }
 
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+__host__ __device__ constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 template <typename T>
 View<T> view(const Tensor& t) {

@@ -7,7 +7,8 @@
 // any_width: one thread an output, for W > 8 and fp64.
 //
 // WMAX is 4 or 8: taps k < WMAX - W are skipped by a predicate, not multiplied by zero, since
-// 0 * inf would be NaN. SEQ: with seq_idx. VECTOR: 16-byte (or C-element) accesses, else any strides.
+// 0 * inf would be NaN. SEQ: seq_idx may be given. VECTOR: accesses of C elements, else any strides.
+// ALIGNED: rows that begin 16-byte aligned, else any alignment and strides.
 #include "common.cuh"
 #include "launch.cuh"
 #include "tiles.cuh"
@@ -115,7 +116,7 @@ __global__ void __launch_bounds__(kThreads) forward_channel_last(const ForwardAr
   }
 }
 
-template <typename T, int V, int WMAX, bool SEQ, bool VECTOR>
+template <typename T, int V, int WMAX, bool SEQ, bool ALIGNED>
 __global__ void __launch_bounds__(kThreads) forward_channel_first(const ForwardArgs<T> p) {
   constexpr int H = WMAX - 1, TILE = 32 * V;
   static_assert(H <= V, "the halo comes from one lane");
@@ -124,16 +125,13 @@ __global__ void __launch_bounds__(kThreads) forward_channel_first(const ForwardA
   const int64_t warp = static_cast<int64_t>(blockIdx.x) * (kThreads / 32) + threadIdx.x / 32;
   const int64_t b = split(split(warp, p.chunks, &segment), p.dim, &d);
   if (b >= p.batch) return;
+  const int64_t start = segment * p.chunk, stop = min(start + p.chunk, p.seqlen);
 
-  const T* x = p.x.at(b, d, 0);
-  T* out = p.out.at(b, d, 0);
-  const bool vector_out = VECTOR || p.out.time == 1;
-  const int64_t start = segment * p.chunk - (vector_out ? row_phase(out) : 0);
-  const int64_t stop = min(start + p.chunk, p.seqlen);
-  if (start >= stop) return;
+  const TileReader<T, V, ALIGNED> x(p.x.at(b, d, 0), p.x.time, p.seqlen, lane);
+  TileWriter<T, V, ALIGNED> out(p.out.at(b, d, 0), p.out.time, start, stop, lane);
+  Pack<T, V> next = x.load(start + lane * V);
 
   const int first = WMAX - p.width;
-  // Each lane fetches one of the few values that all lanes need; shuffles hand them round.
   const WarpValues<T> values(p, b, d, start - H, lane);
   float w[WMAX], prev[H];
   int prev_id[H];
@@ -143,32 +141,21 @@ __global__ void __launch_bounds__(kThreads) forward_channel_first(const ForwardA
 #pragma unroll
   for (int j = 0; j < H; ++j) {
     prev[j] = values.before(j);
-    if (SEQ) prev_id[j] = p.seq_idx.at(b, max(start - H + j, int64_t(0)));
+    prev_id[j] = SEQ ? p.seq_idx.at(b, max(start - H + j, int64_t(0))) : 0;
   }
 
-  Pack<T, V> next = load_tile<T, V, VECTOR>(x, p.x.time, start + lane * V, p.seqlen);
   for (int64_t base = start; base < stop; base += TILE) {
     const int64_t t = base + lane * V;
     const Pack<T, V> raw = next;
-    if (base + TILE < stop) next = load_tile<T, V, VECTOR>(x, p.x.time, t + TILE, p.seqlen);
+    // After the last tile a misaligned row still needs the vector of lane 0.
+    next = base + TILE < stop || (!ALIGNED && lane == 0) ? x.load(t + TILE) : Pack<T, V>{};
+    const Pack<T, V> xs = x.own(raw, next);
 
     float h[H + V];
     int id[H + V];
 #pragma unroll
-    for (int i = 0; i < V; ++i) h[H + i] = to_compute(raw.v[i]);
-    if (base < 0) {  // the phase: the first positions are still before the sequence
-#pragma unroll
-      for (int i = 0; i < V; ++i) {
-        const float state = values.state(static_cast<int>(t) + i + p.width - 1);
-        if (t + i < 0) h[H + i] = state;
-      }
-    }
-    if (SEQ) {
-#pragma unroll
-      for (int i = 0; i < V; ++i) {
-        id[H + i] = t + i < p.seqlen ? p.seq_idx.at(b, max(t + i, int64_t(0))) : -1;
-      }
-    }
+    for (int i = 0; i < V; ++i) h[H + i] = to_compute(xs.v[i]);
+    if (SEQ) load_ids<V>(p.seq_idx, b, t, p.seqlen, id + H);
 #pragma unroll
     for (int j = 0; j < H; ++j) {
       const int from = (lane + 31) % 32;  // lane 31 hands over the end of the previous tile
@@ -194,15 +181,9 @@ __global__ void __launch_bounds__(kThreads) forward_channel_first(const ForwardA
       if (SEQ && id[H + i] < 0) z = 0.0f;
       y.v[i] = from_compute<T>(z);
     }
-    if (vector_out && t >= 0 && t + V <= p.seqlen) {
-      *reinterpret_cast<Pack<T, V>*>(out + t) = y;
-    } else {
-#pragma unroll
-      for (int i = 0; i < V; ++i) {
-        if (t + i >= 0 && t + i < p.seqlen) out[(t + i) * p.out.time] = y.v[i];
-      }
-    }
+    out.store(t, y);
   }
+  out.flush(ceil_div(stop - start, TILE) * TILE + start + lane * V);
 }
 
 template <typename T>
@@ -258,13 +239,12 @@ cudaError_t launch_channel_last(ForwardArgs<T> p, int sms, cudaStream_t stream) 
   return launch(forward_channel_last<T, C, WMAX, SEQ, VECTOR>, p.batch * p.chunks * p.groups, stream, p);
 }
 
-template <typename T, int V, int WMAX, bool SEQ, bool VECTOR>
+template <typename T, int V, int WMAX, bool SEQ, bool ALIGNED>
 cudaError_t launch_channel_first(ForwardArgs<T> p, int sms, cudaStream_t stream) {
-  const int64_t longest = p.seqlen + 16 / int64_t(sizeof(T)) - 1;  // with the phase
-  p.chunk = channel_first_chunk(p.batch * p.dim, longest, 32 * V, sms);
-  p.chunks = ceil_div(longest, p.chunk);
-  return launch(forward_channel_first<T, V, WMAX, SEQ, VECTOR>, p.batch * p.dim * p.chunks * 32, stream,
-                p);
+  p.chunk = channel_first_chunk(p.batch * p.dim, p.seqlen, 32 * V, sms);
+  p.chunks = ceil_div(p.seqlen, p.chunk);
+  return launch(forward_channel_first<T, V, WMAX, SEQ, ALIGNED>, p.batch * p.dim * p.chunks * 32,
+                stream, p);
 }
 
 template <typename T, int WMAX>
@@ -274,7 +254,7 @@ cudaError_t launch_fast(const ForwardParams& params, const ForwardArgs<T>& p, in
   const bool seq = p.seq_idx.data != nullptr;
   if (!is_channel_last(params.x)) {
     constexpr int V = WMAX == 8 ? 8 : 16 / size;
-    if (!same_phase(params.x, params.out, size)) {
+    if (!aligned_rows(params.x, size) || !aligned_rows(params.out, size)) {
       return launch_channel_first<T, V, WMAX, true, false>(p, sms, stream);
     }
     return seq ? launch_channel_first<T, V, WMAX, true, true>(p, sms, stream)

@@ -100,24 +100,161 @@ class Rows<T, 1, U, STAGES, false> {
   int64_t stride_, left_;
 };
 
-// The V elements from time t of one row; outside [0, seqlen) they read as zero.
-template <typename T, int V, bool VECTOR>
-__device__ __forceinline__ Pack<T, V> load_tile(const T* row, int64_t stride, int64_t t,
-                                                int64_t seqlen) {
-  if (VECTOR && t >= 0 && t + V <= seqlen) return *reinterpret_cast<const Pack<T, V>*>(row + t);
-  Pack<T, V> r;
-#pragma unroll
-  for (int i = 0; i < V; ++i) {
-    r.v[i] = t + i >= 0 && t + i < seqlen ? row[(t + i) * stride] : from_compute<T>(0);
+// A warp's tiles of one row: 32 lanes with V adjacent time steps each, tiles starting at multiples of
+// 32 * V. Memory is accessed in aligned 16-byte vectors even where the row is not aligned: then the
+// vectors begin `misalignment` elements earlier than the lanes' own elements, and lanes exchange words.
+// So what a lane computes does not depend on alignment. With ALIGNED rows none of that is compiled.
+template <typename T, int V>
+struct TileWords {
+  static constexpr int kCount = V * static_cast<int>(sizeof(T)) / 4;
+  static constexpr int kVector = 16 / static_cast<int>(sizeof(T));  // elements in 16 bytes
+  using Words = Pack<uint32_t, kCount>;
+
+  static __device__ __forceinline__ Words from(const Pack<T, V>& p) {
+    Words w;
+    __builtin_memcpy(&w, &p, sizeof w);
+    return w;
   }
-  return r;
+
+  // kCount words of c from element offset on, 0 <= offset < kVector.
+  static __device__ __forceinline__ Pack<T, V> extract(uint32_t (&c)[kCount + 4], int offset) {
+    const int word = offset * static_cast<int>(sizeof(T)) / 4;
+    if (word & 2) {
+#pragma unroll
+      for (int i = 0; i < kCount + 2; ++i) c[i] = c[i + 2];
+    }
+    if (word & 1) {
+#pragma unroll
+      for (int i = 0; i < kCount + 1; ++i) c[i] = c[i + 1];
+    }
+    if (sizeof(T) == 2 && (offset & 1)) {
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) c[i] = __funnelshift_r(c[i], c[i + 1], 16);
+    }
+    Pack<T, V> r;
+    __builtin_memcpy(&r, c, sizeof r);
+    return r;
+  }
+};
+
+template <typename T>
+__device__ __forceinline__ int row_misalignment(const T* row) {
+  return static_cast<int>(reinterpret_cast<uintptr_t>(row) / sizeof(T) % (16 / sizeof(T)));
 }
 
-// Time t of the first element of a warp's tiles: at most 0 and such that tiles are aligned to 16
-// bytes in row's memory.
-template <typename T>
-__device__ __forceinline__ int row_phase(const T* row) {
-  return static_cast<int>(reinterpret_cast<uintptr_t>(row) / sizeof(T) % (16 / sizeof(T)));
+template <typename T, int V, bool ALIGNED>
+class TileReader {
+ public:
+  __device__ __forceinline__ TileReader(const T* row, int64_t stride, int64_t seqlen, int lane)
+      : row_(row), stride_(stride), seqlen_(seqlen), lane_(lane) {
+    misalignment_ = !ALIGNED && stride == 1 ? row_misalignment(row) : 0;
+  }
+
+  // Loads the vector of the lane whose own elements begin at t. Outside the row it is zero.
+  __device__ __forceinline__ Pack<T, V> load(int64_t t) const {
+    t -= misalignment_;
+    if ((ALIGNED || stride_ == 1) && t >= 0 && t + V <= seqlen_) {
+      return *reinterpret_cast<const Pack<T, V>*>(row_ + t);
+    }
+    Pack<T, V> r;
+#pragma unroll
+    for (int i = 0; i < V; ++i) {
+      r.v[i] = t + i >= 0 && t + i < seqlen_ ? row_[(t + i) * stride_] : from_compute<T>(0);
+    }
+    return r;
+  }
+
+  // The lane's own elements, from what load() gave for this tile and for the next.
+  __device__ __forceinline__ Pack<T, V> own(const Pack<T, V>& tile, const Pack<T, V>& next) const {
+    if (ALIGNED || misalignment_ == 0) return tile;
+    using W = TileWords<T, V>;
+    const typename W::Words a = W::from(tile), b = W::from(next);
+    uint32_t c[W::kCount + 4];
+#pragma unroll
+    for (int i = 0; i < W::kCount; ++i) c[i] = a.v[i];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {  // of the next lane, after lane 31 of the next tile's lane 0
+      c[W::kCount + i] = __shfl_sync(0xffffffff, lane_ == 0 ? b.v[i] : a.v[i], (lane_ + 1) % 32);
+    }
+    return W::extract(c, misalignment_);
+  }
+
+ private:
+  const T* row_;
+  int64_t stride_, seqlen_;
+  int lane_, misalignment_;
+};
+
+// Writes elements [begin, end) of a row, tile after tile.
+template <typename T, int V, bool ALIGNED>
+class TileWriter {
+ public:
+  __device__ __forceinline__ TileWriter(T* row, int64_t stride, int64_t begin, int64_t end, int lane)
+      : row_(row), stride_(stride), begin_(begin), end_(end), lane_(lane) {
+    misalignment_ = !ALIGNED && stride == 1 ? row_misalignment(row) : 0;
+  }
+
+  __device__ __forceinline__ void store(int64_t t, const Pack<T, V>& tile) {
+    if (ALIGNED || misalignment_ == 0) {
+      write(t, tile);
+      return;
+    }
+    using W = TileWords<T, V>;
+    const typename W::Words a = W::from(tile);
+    uint32_t c[W::kCount + 4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {  // of the lane before, before lane 0 of the previous tile's lane 31
+      const uint32_t tail = a.v[W::kCount - 4 + i];
+      c[i] = __shfl_sync(0xffffffff, lane_ == 31 ? tail_[i] : tail, (lane_ + 31) % 32);
+      tail_[i] = tail;
+    }
+#pragma unroll
+    for (int i = 0; i < W::kCount; ++i) c[4 + i] = a.v[i];
+    write(t - misalignment_, W::extract(c, W::kVector - misalignment_));
+  }
+
+  // After the last tile: what its lane 31 still holds; t is the lane's own in the tile that follows.
+  __device__ __forceinline__ void flush(int64_t t) {
+    if (!ALIGNED && misalignment_ != 0) store(t, Pack<T, V>{});
+  }
+
+ private:
+  __device__ __forceinline__ void write(int64_t t, const Pack<T, V>& v) const {
+    if ((ALIGNED || stride_ == 1) && t >= begin_ && t + V <= end_) {
+      *reinterpret_cast<Pack<T, V>*>(row_ + t) = v;
+      return;
+    }
+#pragma unroll
+    for (int i = 0; i < V; ++i) {
+      if (t + i >= begin_ && t + i < end_) row_[(t + i) * stride_] = v.v[i];
+    }
+  }
+
+  T* row_;
+  int64_t stride_, begin_, end_;
+  int lane_, misalignment_;
+  uint32_t tail_[4] = {};
+};
+
+// The ids of V time steps from t, a multiple of V; -1 from seqlen on.
+template <int V>
+__device__ __forceinline__ void load_ids(const SeqIdx& ids, int64_t b, int64_t t, int64_t seqlen,
+                                         int* id) {
+  const int32_t* row = ids.data + b * ids.batch + t * ids.time;
+  const bool aligned = reinterpret_cast<uintptr_t>(row) % 16 == 0;
+  if (ids.data != nullptr && ids.time == 1 && aligned && t + V <= seqlen) {
+#pragma unroll
+    for (int i = 0; i < V; i += 4) {
+      const int4 four = *reinterpret_cast<const int4*>(row + i);
+      id[i] = four.x;
+      id[i + 1] = four.y;
+      id[i + 2] = four.z;
+      id[i + 3] = four.w;
+    }
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < V; ++i) id[i] = t + i < seqlen ? ids.at(b, t + i) : -1;
 }
 
 // The few values that all lanes of a warp on row (b, d) need: each lane fetches one of each kind,
@@ -148,20 +285,9 @@ struct WarpValues {
   }
 };
 
-// Whether one phase aligns the tiles of all tensors: unit stride over time and, row by row, the same
-// misalignment.
-inline bool same_phase(const Tensor& a, const Tensor& b, int size) {
-  auto phase = [size](int64_t elements) { return elements * size % 16; };
-  auto base = [](const Tensor& t) { return reinterpret_cast<uintptr_t>(t.data) % 16; };
-  for (const Tensor* t : {&a, &b}) {
-    if (t->sizes[2] > 1 && t->strides[2] != 1) return false;
-    if (base(*t) % static_cast<uintptr_t>(size) != 0) return false;
-  }
-  if (base(a) != base(b)) return false;
-  for (int i = 0; i < 2; ++i) {
-    if (a.sizes[i] > 1 && phase(a.strides[i] - b.strides[i]) != 0) return false;
-  }
-  return true;
+// Whether all rows of a tensor begin 16-byte aligned, with unit stride over time.
+inline bool aligned_rows(const Tensor& t, int size) {
+  return vector_width(t, 2, 16 / size, size) == 16 / size;
 }
 
 // Splits n = (outer * count + i) into its parts; 32-bit where it can.

@@ -1,0 +1,54 @@
+#!/usr/bin/env bash
+# On a machine with an NVIDIA GPU: installs a wheel (the one named by WHEEL, else one built here for
+# this GPU), then runs the doctor, the test suite with --device cuda and compute-sanitizer.
+#
+#   bash scripts/gpu_check.sh [doctor] [tests] [sanitizer] [benchmark]     # default: the first three
+#
+# Python is python3 on PATH, with torch. Wheels for what else is needed may lie in WHEELHOUSE.
+# Logs go to OUT (default: build/gpu).
+set -euo pipefail
+cd "$(dirname "$0")/.."
+OUT=${OUT:-build/gpu}
+mkdir -p "$OUT"
+site=$(mktemp -d)
+export PYTHONPATH=$site
+steps=("$@")
+[ ${#steps[@]} -gt 0 ] || steps=(doctor tests sanitizer)
+
+if [ -n "${WHEELHOUSE:-}" ]; then
+  python3 -m pip install -q --no-index --no-deps --target "$site" "$WHEELHOUSE"/*.whl
+fi
+wheel=${WHEEL:-}
+if [ -z "$wheel" ]; then
+  TORCH_CUDA_ARCH_LIST=native python3 -m pip wheel -v --no-build-isolation --no-deps -w "$site/dist" . \
+    >"$OUT/build.log" 2>&1
+  wheel=$(echo "$site"/dist/*.whl)
+fi
+python3 -m pip install -q --no-index --no-deps --target "$site" "$wheel"
+nvidia-smi --query-gpu=name,driver_version --format=csv,noheader
+echo "wheel: $(basename "$wheel")"
+
+status=0
+run() { # name, command: its whole output into a log, the end of it here
+  local name=$1
+  shift
+  echo "== $name: $*"
+  if "$@" >"$OUT/$name.log" 2>&1; then echo "$name: ok"; else status=1; echo "$name: FAILED"; fi
+  tail -n "${TAIL:-25}" "$OUT/$name.log"
+}
+
+for step in "${steps[@]}"; do
+  case $step in
+  doctor) run doctor env -C / python3 -m causal_conv1d ;;
+  tests) run tests python3 "$site/bin/pytest" tests --device cuda -q -n "${WORKERS:-8}" ;;
+  sanitizer)
+    for tool in memcheck racecheck initcheck; do
+      run "$tool" compute-sanitizer --tool "$tool" --error-exitcode 1 \
+        python3 scripts/sanitizer_cases.py
+    done
+    ;;
+  benchmark) TAIL=80 run benchmark python3 scripts/benchmark.py --json "$OUT/benchmark.json" ;;
+  *) echo "no step $step" && exit 2 ;;
+  esac
+done
+exit $status

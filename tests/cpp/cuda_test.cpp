@@ -1,0 +1,253 @@
+// The CUDA half of the C API against reference.h and, where the arithmetic is the same to the bit,
+// against the CPU half. Without a GPU every test is skipped.
+#include <cuda_runtime_api.h>
+#include <gtest/gtest.h>
+
+#include <stdexcept>
+#include <utility>
+
+#include "reference.h"
+
+namespace test {
+namespace {
+
+void check(cudaError_t error) {
+  if (error != cudaSuccess) throw std::runtime_error(cudaGetErrorString(error));
+}
+
+// Device copies of host arrays; the outputs among them come back with fetch().
+class Device {
+ public:
+  Device() { check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking)); }
+  ~Device() {
+    for (const auto& [array, memory] : copies_) cudaFree(memory);
+    for (void* memory : others_) cudaFree(memory);
+    cudaStreamDestroy(stream_);
+  }
+  Device(const Device&) = delete;
+  Device& operator=(const Device&) = delete;
+
+  cudaStream_t stream() const { return stream_; }
+  void* allocate(int64_t bytes) {
+    void* memory = nullptr;
+    check(cudaMalloc(&memory, static_cast<size_t>(std::max<int64_t>(bytes, 1))));
+    others_.push_back(memory);
+    return memory;
+  }
+  causal_conv1d_tensor operator()(Array& array) {
+    if (!array.given()) return {};
+    void* memory = nullptr;
+    check(cudaMalloc(&memory, array.memory.size()));
+    copies_.emplace_back(&array, memory);
+    check(cudaMemcpyAsync(memory, array.memory.data(), array.memory.size(), cudaMemcpyDefault,
+                          stream_));
+    return array.at(memory);
+  }
+  void fetch() {
+    for (const auto& [array, memory] : copies_) {
+      check(cudaMemcpyAsync(array->memory.data(), memory, array->memory.size(), cudaMemcpyDefault,
+                            stream_));
+    }
+    check(cudaStreamSynchronize(stream_));
+  }
+
+ private:
+  cudaStream_t stream_ = nullptr;
+  std::vector<std::pair<Array*, void*>> copies_;
+  std::vector<void*> others_;
+};
+
+class Cuda : public testing::Test {
+ protected:
+  void SetUp() override {
+    int count = 0;
+    const cudaError_t error = cudaGetDeviceCount(&count);
+    if (error != cudaSuccess || count == 0) {
+      GTEST_SKIP() << "no CUDA device: " << cudaGetErrorString(error);
+    }
+  }
+};
+
+causal_conv1d_status run_forward(Problem& p, Forward& f) {
+  Device device;
+  causal_conv1d_forward_params params{device(p.x),
+                                      device(p.weight),
+                                      device(p.bias),
+                                      device(p.seq_idx),
+                                      device(p.initial_states),
+                                      device(f.out),
+                                      device(f.final_states),
+                                      p.silu};
+  const causal_conv1d_status status = causal_conv1d_cuda_forward(&params, 0, device.stream());
+  device.fetch();
+  return status;
+}
+
+causal_conv1d_status run_backward(Problem& p, Backward& b) {
+  Device device;
+  causal_conv1d_backward_params params{device(p.x),
+                                       device(p.weight),
+                                       device(p.bias),
+                                       device(p.dout),
+                                       device(p.seq_idx),
+                                       device(p.initial_states),
+                                       device(p.dfinal_states),
+                                       device(b.dx),
+                                       device(b.dweight),
+                                       device(b.dbias),
+                                       device(b.dinitial_states),
+                                       p.silu};
+  const int64_t size = causal_conv1d_cuda_backward_workspace_size(&params);
+  EXPECT_GE(size, 0);
+  const causal_conv1d_status status =
+      causal_conv1d_cuda_backward(&params, 0, device.stream(), device.allocate(size), size);
+  device.fetch();
+  return status;
+}
+
+causal_conv1d_status run_update(Problem& p, Update& u) {
+  Device device;
+  causal_conv1d_update_params params{device(u.x),       device(u.state), device(p.weight),
+                                     device(p.bias),    device(u.out),   device(u.cache_seqlens),
+                                     device(u.indices), p.silu};
+  const causal_conv1d_status status = causal_conv1d_cuda_update(&params, 0, device.stream());
+  device.fetch();
+  return status;
+}
+
+TEST_F(Cuda, ForwardMatchesReference) {
+  for (const Options& o : cases()) {
+    SCOPED_TRACE(describe(o));
+    Problem p = make_problem(o);
+    Forward f(p, o.layout);
+    ASSERT_OK(run_forward(p, f));
+    const ForwardValues want = reference_forward(p);
+    EXPECT_CLOSE(f.out, want.out, o.dtype);
+    EXPECT_EQ(f.final_states.values(), want.final_states.data);
+    expect_untouched_around(f.out);
+    expect_untouched_around(f.final_states);
+  }
+}
+
+TEST_F(Cuda, BackwardMatchesReference) {
+  for (const Options& o : cases()) {
+    SCOPED_TRACE(describe(o));
+    Problem p = make_problem(o);
+    Backward b(p, o.layout), again(p, o.layout);
+    ASSERT_OK(run_backward(p, b));
+    ASSERT_OK(run_backward(p, again));
+    EXPECT_EQ(b.dweight.memory, again.dweight.memory);
+    EXPECT_EQ(b.dbias.memory, again.dbias.memory);
+    const BackwardValues want = reference_backward(p);
+    EXPECT_CLOSE(b.dx, want.dx, o.dtype);
+    EXPECT_SUMS_CLOSE(b.dweight, want.dweight, o.dtype);
+    if (o.bias) {
+      EXPECT_SUMS_CLOSE(b.dbias, want.dbias, o.dtype);
+    }
+    if (o.states) {
+      EXPECT_CLOSE(b.dinitial_states, want.dinitial_states, o.dtype);
+    }
+    expect_untouched_around(b.dx);
+  }
+}
+
+// Without SiLU both halves do the same operations in the same order.
+TEST_F(Cuda, EqualsTheCpuWithoutSilu) {
+  for (Options o : cases()) {
+    SCOPED_TRACE(describe(o));
+    o.silu = false;
+    Problem p = make_problem(o);
+    Forward gpu(p, o.layout), cpu(p, o.layout);
+    ASSERT_OK(run_forward(p, gpu));
+    ASSERT_OK(causal_conv1d_cpu_forward(&cpu.params, 0));
+    EXPECT_EQ(gpu.out.memory, cpu.out.memory);
+    EXPECT_EQ(gpu.final_states.memory, cpu.final_states.memory);
+  }
+}
+
+TEST_F(Cuda, UpdateMatchesTheCpu) {
+  for (bool silu : {false, true}) {
+    for (bool ring : {false, true}) {
+      for (bool indexed : {false, true}) {
+        for (int64_t tokens : {1, 2, 9}) {
+          SCOPED_TRACE(testing::Message() << silu << ring << indexed << tokens);
+          Options o;
+          o.silu = silu;
+          Problem p = make_problem(o);
+          const int64_t rows = indexed ? 5 : o.batch;
+          Update gpu(p, tokens, rows, 4, ring, indexed), cpu(p, tokens, rows, 4, ring, indexed);
+          std::mt19937 random(3);
+          gpu.x.fill_normal(random);
+          cpu.x.memory.assign(gpu.x.memory.begin(), gpu.x.memory.end());
+          cpu.params.x = cpu.x.tensor();
+          if (indexed) {
+            gpu.indices.set(-1, 1);
+            cpu.indices.set(-1, 1);
+          }
+          ASSERT_OK(run_update(p, gpu));
+          ASSERT_OK(causal_conv1d_cpu_update(&cpu.params, 0));
+          EXPECT_EQ(gpu.state.memory, cpu.state.memory);
+          EXPECT_LE(relative_error(gpu.out.values(), cpu.out.values()), silu ? 2e-6 : 0);
+        }
+      }
+    }
+  }
+}
+
+TEST_F(Cuda, VarlenStatesEqualsTheCpu) {
+  std::mt19937 random(5);
+  Array x(CAUSAL_CONV1D_BFLOAT16, {11, 9}), cu_seqlens(CAUSAL_CONV1D_INT32, {5});
+  Array gpu(CAUSAL_CONV1D_BFLOAT16, {4, 9, 4}, Layout::kStrided);
+  Array cpu(CAUSAL_CONV1D_BFLOAT16, {4, 9, 4}, Layout::kStrided);
+  x.fill_normal(random);
+  for (int64_t i = 0; i < 5; ++i) cu_seqlens.set(std::array<double, 5>{0, 3, 3, 10, 11}[i], i);
+  {
+    Device device;
+    causal_conv1d_varlen_states_params params{device(x), device(cu_seqlens), device(gpu)};
+    ASSERT_OK(causal_conv1d_cuda_varlen_states(&params, 0, device.stream()));
+    device.fetch();
+  }
+  causal_conv1d_varlen_states_params params{x.tensor(), cu_seqlens.tensor(), cpu.tensor()};
+  ASSERT_OK(causal_conv1d_cpu_varlen_states(&params, 0));
+  EXPECT_EQ(gpu.memory, cpu.memory);
+}
+
+TEST_F(Cuda, ZeroSizesAreNoErrors) {
+  for (int i = 0; i < 3; ++i) {
+    SCOPED_TRACE(i);
+    Options o;
+    o.states = true;
+    (i == 0 ? o.batch : i == 1 ? o.dim : o.seqlen) = 0;
+    Problem p = make_problem(o);
+    Forward f(p);
+    Backward b(p);
+    ASSERT_OK(run_forward(p, f));
+    ASSERT_OK(run_backward(p, b));
+    EXPECT_EQ(f.final_states.values(), reference_forward(p).final_states.data);
+    EXPECT_EQ(b.dweight.values(), reference_backward(p).dweight.data);
+    EXPECT_EQ(b.dbias.values(), reference_backward(p).dbias.data);
+  }
+}
+
+TEST_F(Cuda, ErrorsNameTheArgument) {
+  Problem p = make_problem({});
+  Forward f(p);
+  f.params.weight.sizes[0] += 1;
+  causal_conv1d_status status = causal_conv1d_cuda_forward(&f.params, 0, nullptr);
+  EXPECT_EQ(status.code, CAUSAL_CONV1D_INVALID_ARGUMENT);
+  EXPECT_EQ(std::string(status.message).rfind("causal_conv1d_fn: weight ", 0), 0U)
+      << status.message;
+  Backward b(p);
+  b.params.dx.ndim = 0;
+  EXPECT_EQ(causal_conv1d_cuda_backward_workspace_size(&b.params), -1);
+}
+
+// Needs no GPU: the library tells what it contains.
+TEST(CudaLibrary, EmbedsSm87AndPtx) {
+  const std::string names = causal_conv1d_cuda_architectures();
+  EXPECT_NE(names.find("sm_87"), std::string::npos) << names;
+  EXPECT_NE(names.find("compute_80"), std::string::npos) << names;
+}
+
+}  // namespace
+}  // namespace test
