@@ -126,7 +126,7 @@ def test_nothing_synchronises(cuda):
 
 @pytest.mark.parametrize("layout", ("channel_first", "channel_last", "strided"))
 def test_cuda_graph_of_forward_and_backward(layout, cuda):
-    case = make_case(SHAPE, 4, states=True, seq_idx="padded", layout=layout, device=cuda)
+    case = make_case(SHAPE, 4, states=True, seq_idx="packed", layout=layout, device=cuda)
     out, final = torch.empty_like(case.x), torch.empty(case.state_shape, device=cuda)
     grads = {
         "dx": torch.empty_like(case.x),
@@ -155,7 +155,7 @@ def test_cuda_graph_of_forward_and_backward(layout, cuda):
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         step()
-    other = make_case(SHAPE, 4, states=True, seq_idx="padded", layout=layout, seed=1, device=cuda)
+    other = make_case(SHAPE, 4, states=True, seq_idx="packed", layout=layout, seed=1, device=cuda)
     for name, value in vars(case).items():
         if isinstance(value, torch.Tensor):
             value.copy_(getattr(other, name))

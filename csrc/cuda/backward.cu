@@ -23,6 +23,7 @@ namespace {
 
 template <typename T>
 struct BackwardArgs {
+  using Element = T;
   View<T> x, dout, dx;
   AnyView<Compute<T>> weight, bias, initial_states, dfinal_states, dweight, dbias, dinitial_states;
   SeqIdx seq_idx;
@@ -41,6 +42,21 @@ struct BackwardArgs {
 
   __device__ __forceinline__ Compute<T> gradient(Compute<T> z, Compute<T> g) const {
     return silu ? g * silu_grad<T>(z) : g;
+  }
+
+  // Turns N pre-activations into dz, which is 0 where not inside.
+  template <int N>
+  __device__ __forceinline__ void gradients(const Pack<T, N>& g, bool inside, float (&z)[N]) const {
+    if (!inside) {
+#pragma unroll
+      for (int i = 0; i < N; ++i) z[i] = 0.0f;
+    } else if (silu) {
+#pragma unroll
+      for (int i = 0; i < N; ++i) z[i] = g.get(i) * silu_grad<T>(z[i]);
+    } else {
+#pragma unroll
+      for (int i = 0; i < N; ++i) z[i] = g.get(i);
+    }
   }
 
   // What dfinal_states adds to dx at s.
@@ -65,10 +81,12 @@ __global__ void __launch_bounds__(kThreads) backward_channel_last(const Backward
   const int64_t b = split(split(n, p.groups, &group), p.chunks, &chunk);
   if (b >= p.batch) return;
   const int64_t d0 = group * C, t0 = chunk * p.chunk, t1 = min(t0 + p.chunk, p.seqlen);
-  const int64_t ahead = min(t1 + p.width - 1, p.seqlen);  // dz is needed up to here
+  const int count = static_cast<int>(t1 - t0);
+  const int ahead = static_cast<int>(min(t1 + p.width - 1, p.seqlen) - t0);  // dz is needed up to here
+  const SeqIdx ids = p.seq_idx.from(b, t0);
 
-  Reader x(rings[0], p.x.at(b, d0, 0), p.x.dim, p.x.time, t0, ahead);
-  Reader g(rings[1], p.dout.at(b, d0, 0), p.dout.dim, p.dout.time, t0, ahead);
+  Reader x(rings[0], p.x.at(b, d0, t0), p.x.time, ahead);
+  Reader g(rings[1], p.dout.at(b, d0, t0), p.dout.time, ahead);
   for (int i = 0; i < STAGES / U; ++i) {
     x.prefetch(i);
     g.prefetch(i);
@@ -76,49 +94,44 @@ __global__ void __launch_bounds__(kThreads) backward_channel_last(const Backward
   }
 
   const int first = WMAX - p.width;
-  float w[WMAX][C], bias[C], dw[WMAX][C], db[C];
+  float w[WMAX][C], bias[C], dw[WMAX][C], db[C], before[H][C];
   float h[H + U][C], dz[H + U][C];  // x~ and dz; entry H + u belongs to the row in hand
   int id[H + U];
+  load_weights<WMAX, C>(p.weight, d0, p.width, w);
+  load_history<H, C, VECTOR>(p, b, d0, t0, before);
 #pragma unroll
   for (int c = 0; c < C; ++c) {
     bias[c] = p.bias.given() ? p.bias.load(d0 + c) : 0.0f;
     db[c] = 0.0f;
 #pragma unroll
-    for (int k = 0; k < WMAX; ++k) {
-      w[k][c] = k >= first ? p.weight.load(d0 + c, k - first) : 0.0f;
-      dw[k][c] = 0.0f;
-    }
-  }
+    for (int k = 0; k < WMAX; ++k) dw[k][c] = 0.0f;
 #pragma unroll
-  for (int j = 0; j < H; ++j) {
-    const int64_t s = t0 - H + j;
-    id[j] = SEQ ? p.seq_idx.at(b, max(s, int64_t(0))) : 0;
-#pragma unroll
-    for (int c = 0; c < C; ++c) {
-      h[j][c] = p.input(b, d0 + c, s);
+    for (int j = 0; j < H; ++j) {
+      h[j][c] = before[j][c];
       dz[j][c] = 0.0f;
     }
   }
+#pragma unroll
+  for (int j = 0; j < H; ++j) id[j] = SEQ ? p.seq_idx.at(b, max(t0 - H + j, int64_t(0))) : 0;
 
-  // dx at t - H is complete once dz[t] is known.
-  const int64_t end = t1 + H;
+  // dx at t - H is complete once dz[t] is known. Times are relative to t0.
   T* dx = p.dx.at(b, d0, t0 - H);
-  for (int64_t t = t0; t < end; t += U) {
-    typename Reader::Row xs[U], gs[U];
+  for (int t = 0; t < count + H; t += U) {
+    Pack<T, C> xs[U], gs[U];
     __pipeline_wait_prior(STAGES / U - 1);
     x.fetch(xs);
     g.fetch(gs);
     __pipeline_commit();
 #pragma unroll
     for (int u = 0; u < U; ++u) {
-      if (SEQ) id[H + u] = t + u < ahead ? p.seq_idx.at(b, t + u) : -1;
+      if (SEQ) id[H + u] = t + u < ahead ? ids.at(0, t + u) : -1;
     }
 #pragma unroll
     for (int u = 0; u < U; ++u) {
       const bool inside = t + u < ahead && (!SEQ || id[H + u] >= 0);
 #pragma unroll
       for (int c = 0; c < C; ++c) {
-        h[H + u][c] = to_compute(xs[u].v[c]);
+        h[H + u][c] = xs[u].get(c);
         float z = bias[c];
 #pragma unroll
         for (int k = 0; k < WMAX; ++k) {
@@ -126,10 +139,10 @@ __global__ void __launch_bounds__(kThreads) backward_channel_last(const Backward
           if (SEQ) xk = id[u + k] == id[H + u] ? xk : 0.0f;
           if (k >= first) z = fmaf(w[k][c], xk, z);
         }
-        const float v = p.gradient(z, to_compute(gs[u].v[c]));
-        dz[H + u][c] = inside ? v : 0.0f;
+        dz[H + u][c] = z;
       }
-      if (t + u < t1) {
+      p.gradients(gs[u], inside, dz[H + u]);
+      if (t + u < count && inside) {
 #pragma unroll
         for (int c = 0; c < C; ++c) {
           db[c] += dz[H + u][c];
@@ -141,26 +154,24 @@ __global__ void __launch_bounds__(kThreads) backward_channel_last(const Backward
           }
         }
       }
-      const int64_t s = t + u - H;
-      if (s >= t0 && s < t1) {
-        Pack<T, C> y;
+      const int s = t + u - H;
+      if (s >= 0 && s < count) {
+        float a[C];
 #pragma unroll
         for (int c = 0; c < C; ++c) {
-          float a = 0.0f;
+          a[c] = 0.0f;
 #pragma unroll
           for (int j = 0; j < WMAX; ++j) {  // dz[s + j] meets weight[W-1-j]
             float v = dz[u + j][c];
             if (SEQ) v = id[u + j] == id[u] ? v : 0.0f;
-            if (WMAX - 1 - j >= first) a = fmaf(w[WMAX - 1 - j][c], v, a);
+            if (WMAX - 1 - j >= first) a[c] = fmaf(w[WMAX - 1 - j][c], v, a[c]);
           }
-          if (s >= p.seqlen - (p.width - 1)) a += p.dfinal(b, d0 + c, s);
-          y.v[c] = from_compute<T>(a);
         }
-        if (VECTOR) {
-          *reinterpret_cast<Pack<T, C>*>(dx) = y;
-        } else {
-          *dx = y.v[0];
+        if (p.dfinal_states.given() && t0 + s >= p.seqlen - (p.width - 1)) {
+#pragma unroll
+          for (int c = 0; c < C; ++c) a[c] += p.dfinal(b, d0 + c, t0 + s);
         }
+        pack<T>(a).store(dx);
       }
       dx += p.dx.time;
     }
@@ -197,17 +208,22 @@ __global__ void __launch_bounds__(kThreads) backward_channel_first(const Backwar
   const int64_t warp = static_cast<int64_t>(blockIdx.x) * (kThreads / 32) + threadIdx.x / 32;
   const int64_t b = split(split(warp, p.chunks, &segment), p.dim, &d);
   if (b >= p.batch) return;
-  const int64_t start = segment * p.chunk, stop = min(start + p.chunk, p.seqlen);
+  const int64_t start = segment * p.chunk;
+  const int count = static_cast<int>(min(p.chunk, p.seqlen - start));
+  const int readable = static_cast<int>(min(p.chunk + TILE, p.seqlen - start));
+  const int before = static_cast<int>(min(start, int64_t(TILE)));
+  const SeqIdx ids = p.seq_idx.from(b, start);
 
-  const TileReader<T, V, ALIGNED> x(p.x.at(b, d, 0), p.x.time, p.seqlen, lane);
-  const TileReader<T, V, ALIGNED> dout(p.dout.at(b, d, 0), p.dout.time, p.seqlen, lane);
-  TileWriter<T, V, ALIGNED> dx(p.dx.at(b, d, 0), p.dx.time, start, stop, lane);
-  Pack<T, V> next_x = x.load(start + lane * V), next_g = dout.load(start + lane * V);
+  const TileReader<T, V, ALIGNED> x(p.x.at(b, d, start), p.x.time, before, readable, lane);
+  const TileReader<T, V, ALIGNED> dout(p.dout.at(b, d, start), p.dout.time, before, readable, lane);
+  TileWriter<T, V, ALIGNED> dx(p.dx.at(b, d, start), p.dx.time, count, lane);
+  Pack<T, V> next_x = x.load(lane * V), next_g = dout.load(lane * V);
 
   const int first = WMAX - p.width;
   const WarpValues<T> values(p, b, d, start - H, lane);
   float w[WMAX], dw[WMAX], db = 0.0f, prev[H], dz_prev[V];
-  int prev_id[H], id_prev[V];
+  int prev_id[H];
+  Matches<V, H> same_prev;
 #pragma unroll
   for (int k = 0; k < WMAX; ++k) {
     w[k] = values.weight(k - first);
@@ -224,10 +240,10 @@ __global__ void __launch_bounds__(kThreads) backward_channel_first(const Backwar
   }
 
   // Each step makes dz of the tile at base and writes dx of the tile before it. The tile from
-  // stop on is another warp's: of it only the first W-1 dz are needed, which lane 0 makes.
-  for (int64_t base = start; base < stop + TILE; base += TILE) {
-    const int64_t t = base + lane * V;
-    const int lanes = base + TILE < stop ? 32 : (base < stop ? 2 : 0);  // needed of the next tile
+  // count on is another warp's: of it only the first W-1 dz are needed, which lane 0 makes.
+  for (int base = 0; base < count + TILE; base += TILE) {
+    const int t = base + lane * V;
+    const int lanes = base + TILE < count ? 32 : (base < count ? 2 : 0);  // needed of the next tile
     const Pack<T, V> raw_x = next_x, raw_g = next_g;
     next_x = lane < lanes ? x.load(t + TILE) : Pack<T, V>{};
     next_g = lane < lanes ? dout.load(t + TILE) : Pack<T, V>{};
@@ -236,8 +252,8 @@ __global__ void __launch_bounds__(kThreads) backward_channel_first(const Backwar
     float h[H + V], dz[V];
     int id[H + V];
 #pragma unroll
-    for (int i = 0; i < V; ++i) h[H + i] = to_compute(xs.v[i]);
-    if (SEQ) load_ids<V>(p.seq_idx, b, t, p.seqlen, id + H);
+    for (int i = 0; i < V; ++i) h[H + i] = xs.get(i);
+    if (SEQ) load_ids<V>(ids, t, readable, id + H);
 #pragma unroll
     for (int j = 0; j < H; ++j) {
       const int from = (lane + 31) % 32;  // lane 31 hands over the end of the previous tile
@@ -248,46 +264,66 @@ __global__ void __launch_bounds__(kThreads) backward_channel_first(const Backwar
         prev_id[j] = id[V + j];
       }
     }
+    Matches<V, H> same;
+    uint32_t padding = 0;
+    if (SEQ) {
+      same.set(id);
+#pragma unroll
+      for (int i = 0; i < V; ++i) padding |= id[H + i] < 0 ? 1u << i : 0;
+    }
 
 #pragma unroll
     for (int i = 0; i < V; ++i) {
-      float z = bias;
+      dz[i] = bias;
 #pragma unroll
       for (int k = 0; k < WMAX; ++k) {
         float xk = h[i + k];
-        if (SEQ) xk = id[i + k] == id[H + i] ? xk : 0.0f;
-        if (k >= first) z = fmaf(w[k], xk, z);
+        if (SEQ) xk = same.at(i, k) ? xk : 0.0f;
+        if (k >= first) dz[i] = fmaf(w[k], xk, dz[i]);
       }
-      const float v = p.gradient(z, to_compute(gs.v[i]));
-      const bool inside = t + i < p.seqlen && (!SEQ || id[H + i] >= 0);
-      dz[i] = inside ? v : 0.0f;
-      if (base < stop) {
+    }
+    p.gradients(gs, true, dz);
+    if (SEQ || t + V > readable) {
+#pragma unroll
+      for (int i = 0; i < V; ++i) {
+        if (t + i >= readable || (padding >> i & 1) != 0) {
+          dz[i] = 0.0f;
+          h[H + i] = SEQ ? 0.0f : h[H + i];  // only its own tap would still meet it
+        }
+      }
+    }
+    if (base < count) {
+#pragma unroll
+      for (int i = 0; i < V; ++i) {
         db += dz[i];
 #pragma unroll
         for (int k = 0; k < WMAX; ++k) {
           float xk = h[i + k];
-          if (SEQ) xk = id[i + k] == id[H + i] ? xk : 0.0f;
+          if (SEQ) xk = same.at(i, k) ? xk : 0.0f;
           if (k >= first) dw[k] = fmaf(dz[i], xk, dw[k]);
         }
       }
     }
 
-    // dz and ids of the previous tile, followed by the H of the lane after this one
+    // dz of the previous tile, followed by the H of the lane after this one
     float q[V + H];
-    int q_id[V + H];
+    Matches<V, H> same_next;
 #pragma unroll
-    for (int i = 0; i < V; ++i) {
-      q[i] = dz_prev[i];
-      q_id[i] = id_prev[i];
-    }
+    for (int i = 0; i < V; ++i) q[i] = dz_prev[i];
+    const int from = (lane + 1) % 32;
 #pragma unroll
     for (int j = 0; j < H; ++j) {
-      const int from = (lane + 1) % 32;
       q[V + j] = __shfl_sync(0xffffffff, lane == 0 ? dz[j] : dz_prev[j], from);
-      q_id[V + j] = SEQ ? __shfl_sync(0xffffffff, lane == 0 ? id[H + j] : id_prev[j], from) : 0;
     }
-    const int64_t s = t - TILE;
-    if (base > start) {
+    if (SEQ) {
+#pragma unroll
+      for (int j = 0; j < static_cast<int>(sizeof same.bits) / 4; ++j) {
+        same_next.bits[j] =
+            __shfl_sync(0xffffffff, lane == 0 ? same.bits[j] : same_prev.bits[j], from);
+      }
+    }
+    const int s = t - TILE;
+    if (base > 0) {
       float a[V];
 #pragma unroll
       for (int i = 0; i < V; ++i) {
@@ -295,29 +331,28 @@ __global__ void __launch_bounds__(kThreads) backward_channel_first(const Backwar
 #pragma unroll
         for (int j = 0; j < WMAX; ++j) {  // dz[s + i + j] meets weight[W-1-j]
           float v = q[i + j];
-          if (SEQ) v = q_id[i + j] == q_id[i] ? v : 0.0f;
+          if (SEQ) {
+            const bool match =
+                i + j < V ? same_prev.at(i + j, H - j) : same_next.at(i + j - V, H - j);
+            v = match ? v : 0.0f;
+          }
           if (WMAX - 1 - j >= first) a[i] = fmaf(w[WMAX - 1 - j], v, a[i]);
         }
       }
-      if (p.dfinal_states.given() && base > p.seqlen - p.width) {
+      if (p.dfinal_states.given() && start + base > p.seqlen - p.width) {
 #pragma unroll
         for (int i = 0; i < V; ++i) {
-          const int64_t j = s + i - (p.seqlen - (p.width - 1));
+          const int64_t j = start + s + i - (p.seqlen - (p.width - 1));
           a[i] += WarpValues<T>::pick(lane_dfinal, j < p.width - 1 ? static_cast<int>(j) : -1);
         }
       }
-      Pack<T, V> y;
-#pragma unroll
-      for (int i = 0; i < V; ++i) y.v[i] = from_compute<T>(a[i]);
-      dx.store(s, y);
+      dx.store(s, pack<T>(a));
     }
 #pragma unroll
-    for (int i = 0; i < V; ++i) {
-      dz_prev[i] = dz[i];
-      id_prev[i] = id[H + i];
-    }
+    for (int i = 0; i < V; ++i) dz_prev[i] = dz[i];
+    same_prev = same;
   }
-  dx.flush(ceil_div(stop - start, TILE) * TILE + start + lane * V);
+  dx.flush(static_cast<int>(ceil_div(count, TILE)) * TILE + lane * V);
 
   if (p.partials != nullptr) {
     using WarpReduce = cub::WarpReduce<float>;
@@ -416,9 +451,15 @@ __global__ void __launch_bounds__(kThreads) reduce_partials(const BackwardArgs<T
   const int column = threadIdx.x % kColumns, part_lane = threadIdx.x / kColumns;
   const int64_t parts = p.batch * p.chunks, columns = (p.width + 1) * p.dim;
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kColumns + column;
-  Compute<T> sum = 0;
+  Compute<T> sum = 0, lost = 0;  // Kahan's: there may be millions of parts
   if (i < columns) {
-    for (int64_t part = part_lane; part < parts; part += kLanes) sum += p.partials[part * columns + i];
+#pragma unroll 4
+    for (int64_t part = part_lane; part < parts; part += kLanes) {
+      const Compute<T> v = p.partials[part * columns + i] - lost;
+      const Compute<T> next = sum + v;
+      lost = (next - sum) - v;
+      sum = next;
+    }
   }
   sums[part_lane][column] = sum;
   __syncthreads();

@@ -6,6 +6,7 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <type_traits>
 
 #include "../check.h"
 
@@ -41,11 +42,103 @@ __device__ __forceinline__ __nv_bfloat16 from_compute<__nv_bfloat16>(float v) {
   return __float2bfloat16_rn(v);
 }
 
-// N elements that are loaded and stored as one access of up to 16 bytes (several beyond that).
+// N elements that travel together, 4, 8, 16 or 32 bytes in accesses of up to 16, or one of 2 bytes. They
+// are kept as 32-bit words, and stored to global memory by assembly: other forms the compiler splits.
 template <typename T, int N>
-struct alignas(sizeof(T) * N < 16 ? sizeof(T) * N : 16) Pack {
-  T v[N];
+struct Pack {
+  static constexpr int kBytes = static_cast<int>(sizeof(T)) * N;
+  static constexpr int kWords = (kBytes + 3) / 4;
+  static constexpr int kAlignment = kBytes < 16 ? kBytes : 16;
+  uint32_t w[kWords] = {};
+
+  __device__ __forceinline__ float get(int i) const {
+    if constexpr (sizeof(T) == 4) return __uint_as_float(w[i]);
+    const uint32_t word = w[i / 2];
+    if constexpr (std::is_same_v<T, __nv_bfloat16>) {
+      return __uint_as_float(i % 2 == 0 ? word << 16 : word & 0xffff0000u);
+    } else {
+      const uint32_t bits = i % 2 == 0 ? word : word >> 16;
+      return __half2float(__ushort_as_half(static_cast<uint16_t>(bits)));
+    }
+  }
+
+  __device__ __forceinline__ T element(int i) const {
+    T r;
+    const uint32_t bits = sizeof(T) == 2 ? w[i / 2] >> (i % 2 * 16) : w[i];
+    __builtin_memcpy(&r, &bits, sizeof r);
+    return r;
+  }
+
+  __device__ __forceinline__ void set_element(int i, T v) {  // of zeros
+    uint32_t bits = 0;
+    __builtin_memcpy(&bits, &v, sizeof v);
+    if constexpr (sizeof(T) == 2) {
+      w[i / 2] |= bits << (i % 2 * 16);
+    } else {
+      w[i] = bits;
+    }
+  }
+
+  static __device__ __forceinline__ Pack load(const void* from) {
+    Pack p;
+    if constexpr (kBytes % 16 == 0) {
+#pragma unroll
+      for (int i = 0; i < kBytes / 16; ++i) {
+        const uint4 u = static_cast<const uint4*>(from)[i];
+        p.w[4 * i] = u.x, p.w[4 * i + 1] = u.y, p.w[4 * i + 2] = u.z, p.w[4 * i + 3] = u.w;
+      }
+    } else if constexpr (kBytes == 8) {
+      const uint2 u = *static_cast<const uint2*>(from);
+      p.w[0] = u.x, p.w[1] = u.y;
+    } else if constexpr (kBytes == 4) {
+      p.w[0] = *static_cast<const uint32_t*>(from);
+    } else {
+      static_assert(N == 1, "no vector type of this size");
+      p.set_element(0, *static_cast<const T*>(from));
+    }
+    return p;
+  }
+
+  __device__ __forceinline__ void store(void* to) const {
+    if constexpr (kBytes % 16 == 0) {
+#pragma unroll
+      for (int i = 0; i < kBytes / 16; ++i) {
+        asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(static_cast<uint4*>(to) + i),
+                     "r"(w[4 * i]), "r"(w[4 * i + 1]), "r"(w[4 * i + 2]), "r"(w[4 * i + 3])
+                     : "memory");
+      }
+    } else if constexpr (kBytes == 8) {
+      asm volatile("st.global.v2.b32 [%0], {%1, %2};" ::"l"(to), "r"(w[0]), "r"(w[1]) : "memory");
+    } else if constexpr (kBytes == 4) {
+      *static_cast<uint32_t*>(to) = w[0];
+    } else {
+      *static_cast<T*>(to) = element(0);
+    }
+  }
 };
+
+// N sums rounded to T, in pairs where there is an instruction for it.
+template <typename T, int N>
+__device__ __forceinline__ Pack<T, N> pack(const float (&values)[N]) {
+  Pack<T, N> p;
+#pragma unroll
+  for (int i = 0; i < N; ++i) {
+    if constexpr (sizeof(T) == 4) {
+      p.w[i] = __float_as_uint(values[i]);
+    } else if constexpr (N == 1) {
+      p.set_element(0, from_compute<T>(values[0]));
+    } else if (i % 2 == 0) {
+      if constexpr (std::is_same_v<T, __nv_bfloat16>) {
+        const __nv_bfloat162 two = __floats2bfloat162_rn(values[i], values[i + 1]);
+        __builtin_memcpy(&p.w[i / 2], &two, 4);
+      } else {
+        const __half2 two = __floats2half2_rn(values[i], values[i + 1]);
+        __builtin_memcpy(&p.w[i / 2], &two, 4);
+      }
+    }
+  }
+  return p;
+}
 
 // A pointer with element strides over (batch, dim, time).
 template <typename T>
@@ -93,6 +186,63 @@ struct AnyView {
     }
   }
 };
+
+// The weights of C adjacent channels from d on, as taps WMAX - W .. WMAX - 1 of w.
+template <int WMAX, int C, typename TW>
+__device__ __forceinline__ void load_weights_as(const AnyView<float>& weight, int64_t d, int width,
+                                                float (&w)[WMAX][C]) {
+  const TW* p = static_cast<const TW*>(weight.data) + d * weight.strides[0];
+  using Block = Pack<TW, WMAX * C>;
+  const bool dense = width == WMAX && weight.strides[1] == 1 && weight.strides[0] == WMAX;
+  if (C > 1 && dense && reinterpret_cast<uintptr_t>(p) % Block::kAlignment == 0) {
+    const Block block = Block::load(p);
+#pragma unroll
+    for (int c = 0; c < C; ++c) {
+#pragma unroll
+      for (int k = 0; k < WMAX; ++k) w[k][c] = block.get(c * WMAX + k);
+    }
+    return;
+  }
+  const int first = WMAX - width;
+#pragma unroll
+  for (int c = 0; c < C; ++c) {
+#pragma unroll
+    for (int k = 0; k < WMAX; ++k) {
+      w[k][c] = k >= first ? to_compute(p[(k - first) * weight.strides[1]]) : 0.0f;
+    }
+    p += weight.strides[0];
+  }
+}
+
+template <int WMAX, int C>
+__device__ __forceinline__ void load_weights(const AnyView<float>& weight, int64_t d, int width,
+                                             float (&w)[WMAX][C]) {
+  if (weight.dtype == CAUSAL_CONV1D_FLOAT32) {
+    load_weights_as<WMAX, C, float>(weight, d, width, w);
+  } else if (weight.dtype == CAUSAL_CONV1D_BFLOAT16) {
+    load_weights_as<WMAX, C, __nv_bfloat16>(weight, d, width, w);
+  } else {
+    load_weights_as<WMAX, C, __half>(weight, d, width, w);
+  }
+}
+
+// x~ at the H steps before t, of C adjacent channels from d on.
+template <int H, int C, bool VECTOR, typename Args>
+__device__ __forceinline__ void load_history(const Args& p, int64_t b, int64_t d, int64_t t,
+                                             float (&h)[H][C]) {
+  using T = typename Args::Element;
+#pragma unroll
+  for (int j = 0; j < H; ++j) {
+    if (VECTOR && t >= H) {
+      const auto row = Pack<T, C>::load(p.x.at(b, d, t - H + j));
+#pragma unroll
+      for (int c = 0; c < C; ++c) h[j][c] = row.get(c);
+    } else {
+#pragma unroll
+      for (int c = 0; c < C; ++c) h[j][c] = p.input(b, d + c, t - H + j);
+    }
+  }
+}
 
 // Sigmoid, one for each element type of x, so that every kernel rounds alike. The 16-bit types take
 // the approximate exponential and reciprocal: relative error near 1e-6 where the type's own rounding is

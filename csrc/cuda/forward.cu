@@ -18,6 +18,7 @@ namespace {
 
 template <typename T>
 struct ForwardArgs {
+  using Element = T;
   View<T> x, out;
   AnyView<Compute<T>> weight, bias, initial_states, final_states;
   SeqIdx seq_idx;
@@ -48,63 +49,62 @@ __global__ void __launch_bounds__(kThreads) forward_channel_last(const ForwardAr
   if (b >= p.batch) return;
   const int64_t d0 = group * C, t0 = chunk * p.chunk, t1 = min(t0 + p.chunk, p.seqlen);
 
-  Reader x(ring, p.x.at(b, d0, 0), p.x.dim, p.x.time, t0, t1);
+  const int count = static_cast<int>(t1 - t0);
+  const SeqIdx ids = p.seq_idx.from(b, t0);
+
+  Reader x(ring, p.x.at(b, d0, t0), p.x.time, count);
   for (int g = 0; g < STAGES / U; ++g) {
     x.prefetch(g);
     __pipeline_commit();
   }
 
   const int first = WMAX - p.width;
-  float w[WMAX][C], bias[C], h[H + U][C];
+  float w[WMAX][C], bias[C], before[H][C], h[H + U][C];
   int id[H + U];
+  load_weights<WMAX, C>(p.weight, d0, p.width, w);
+  load_history<H, C, VECTOR>(p, b, d0, t0, before);
 #pragma unroll
   for (int c = 0; c < C; ++c) {
     bias[c] = p.bias.given() ? p.bias.load(d0 + c) : 0.0f;
 #pragma unroll
-    for (int k = 0; k < WMAX; ++k) w[k][c] = k >= first ? p.weight.load(d0 + c, k - first) : 0.0f;
+    for (int j = 0; j < H; ++j) h[j][c] = before[j][c];
   }
 #pragma unroll
-  for (int j = 0; j < H; ++j) {
-    const int64_t s = t0 - H + j;
-    if (SEQ) id[j] = p.seq_idx.at(b, max(s, int64_t(0)));
-#pragma unroll
-    for (int c = 0; c < C; ++c) h[j][c] = p.input(b, d0 + c, s);
-  }
+  for (int j = 0; j < H; ++j) id[j] = SEQ ? p.seq_idx.at(b, max(t0 - H + j, int64_t(0))) : 0;
 
   T* out = p.out.at(b, d0, t0);
-  for (int64_t t = t0; t < t1; t += U) {
-    typename Reader::Row rows[U];
+  for (int t = 0; t < count; t += U) {
+    Pack<T, C> rows[U];
     __pipeline_wait_prior(STAGES / U - 1);
     x.fetch(rows);
     __pipeline_commit();
     if (SEQ) {
 #pragma unroll
-      for (int u = 0; u < U; ++u) id[H + u] = t + u < t1 ? p.seq_idx.at(b, t + u) : -1;
+      for (int u = 0; u < U; ++u) id[H + u] = t + u < count ? ids.at(0, t + u) : -1;
     }
 #pragma unroll
     for (int u = 0; u < U; ++u) {
-      Pack<T, C> y;
+      float z[C];
 #pragma unroll
       for (int c = 0; c < C; ++c) {
-        h[H + u][c] = to_compute(rows[u].v[c]);
-        float z = bias[c];
+        h[H + u][c] = rows[u].get(c);
+        z[c] = bias[c];
 #pragma unroll
         for (int k = 0; k < WMAX; ++k) {
           float xk = h[u + k][c];
           if (SEQ) xk = id[u + k] == id[H + u] ? xk : 0.0f;
-          if (k >= first) z = fmaf(w[k][c], xk, z);
-        }
-        if (p.silu) z = silu<T>(z);
-        if (SEQ && id[H + u] < 0) z = 0.0f;
-        y.v[c] = from_compute<T>(z);
-      }
-      if (t + u < t1) {
-        if (VECTOR) {
-          *reinterpret_cast<Pack<T, C>*>(out) = y;
-        } else {
-          *out = y.v[0];
+          if (k >= first) z[c] = fmaf(w[k][c], xk, z[c]);
         }
       }
+      if (p.silu) {
+#pragma unroll
+        for (int c = 0; c < C; ++c) z[c] = silu<T>(z[c]);
+      }
+      if (SEQ && id[H + u] < 0) {
+#pragma unroll
+        for (int c = 0; c < C; ++c) z[c] = 0.0f;
+      }
+      if (t + u < count) pack<T>(z).store(out);
       out += p.out.time;
     }
 #pragma unroll
@@ -125,11 +125,15 @@ __global__ void __launch_bounds__(kThreads) forward_channel_first(const ForwardA
   const int64_t warp = static_cast<int64_t>(blockIdx.x) * (kThreads / 32) + threadIdx.x / 32;
   const int64_t b = split(split(warp, p.chunks, &segment), p.dim, &d);
   if (b >= p.batch) return;
-  const int64_t start = segment * p.chunk, stop = min(start + p.chunk, p.seqlen);
+  const int64_t start = segment * p.chunk;
+  const int count = static_cast<int>(min(p.chunk, p.seqlen - start));
+  const int readable = static_cast<int>(min(p.chunk + TILE, p.seqlen - start));
+  const int before = static_cast<int>(min(start, int64_t(TILE)));
+  const SeqIdx ids = p.seq_idx.from(b, start);
 
-  const TileReader<T, V, ALIGNED> x(p.x.at(b, d, 0), p.x.time, p.seqlen, lane);
-  TileWriter<T, V, ALIGNED> out(p.out.at(b, d, 0), p.out.time, start, stop, lane);
-  Pack<T, V> next = x.load(start + lane * V);
+  const TileReader<T, V, ALIGNED> x(p.x.at(b, d, start), p.x.time, before, readable, lane);
+  TileWriter<T, V, ALIGNED> out(p.out.at(b, d, start), p.out.time, count, lane);
+  Pack<T, V> next = x.load(lane * V);
 
   const int first = WMAX - p.width;
   const WarpValues<T> values(p, b, d, start - H, lane);
@@ -144,18 +148,18 @@ __global__ void __launch_bounds__(kThreads) forward_channel_first(const ForwardA
     prev_id[j] = SEQ ? p.seq_idx.at(b, max(start - H + j, int64_t(0))) : 0;
   }
 
-  for (int64_t base = start; base < stop; base += TILE) {
-    const int64_t t = base + lane * V;
+  for (int t = lane * V; t < count + lane * V; t += TILE) {
     const Pack<T, V> raw = next;
     // After the last tile a misaligned row still needs the vector of lane 0.
-    next = base + TILE < stop || (!ALIGNED && lane == 0) ? x.load(t + TILE) : Pack<T, V>{};
+    const bool more = t + TILE < count + lane * V || (!ALIGNED && lane == 0);
+    next = more ? x.load(t + TILE) : Pack<T, V>{};
     const Pack<T, V> xs = x.own(raw, next);
 
     float h[H + V];
     int id[H + V];
 #pragma unroll
-    for (int i = 0; i < V; ++i) h[H + i] = to_compute(xs.v[i]);
-    if (SEQ) load_ids<V>(p.seq_idx, b, t, p.seqlen, id + H);
+    for (int i = 0; i < V; ++i) h[H + i] = xs.get(i);
+    if (SEQ) load_ids<V>(ids, t, readable, id + H);
 #pragma unroll
     for (int j = 0; j < H; ++j) {
       const int from = (lane + 31) % 32;  // lane 31 hands over the end of the previous tile
@@ -167,23 +171,28 @@ __global__ void __launch_bounds__(kThreads) forward_channel_first(const ForwardA
       }
     }
 
-    Pack<T, V> y;
+    float z[V];
 #pragma unroll
     for (int i = 0; i < V; ++i) {
-      float z = bias;
+      z[i] = bias;
 #pragma unroll
       for (int k = 0; k < WMAX; ++k) {
         float xk = h[i + k];
         if (SEQ) xk = id[i + k] == id[H + i] ? xk : 0.0f;
-        if (k >= first) z = fmaf(w[k], xk, z);
+        if (k >= first) z[i] = fmaf(w[k], xk, z[i]);
       }
-      if (p.silu) z = silu<T>(z);
-      if (SEQ && id[H + i] < 0) z = 0.0f;
-      y.v[i] = from_compute<T>(z);
     }
-    out.store(t, y);
+    if (p.silu) {
+#pragma unroll
+      for (int i = 0; i < V; ++i) z[i] = silu<T>(z[i]);
+    }
+    if (SEQ) {
+#pragma unroll
+      for (int i = 0; i < V; ++i) z[i] = id[H + i] < 0 ? 0.0f : z[i];
+    }
+    out.store(t, pack<T>(z));
   }
-  out.flush(ceil_div(stop - start, TILE) * TILE + start + lane * V);
+  out.flush(static_cast<int>(ceil_div(count, TILE)) * TILE + lane * V);
 }
 
 template <typename T>
@@ -228,7 +237,8 @@ int64_t channel_last_chunk(int64_t threads_per_chunk, int64_t seqlen, int sms) {
 // A warp's share of a row for channel_first: whole rows if they fill the machine, else parts.
 int64_t channel_first_chunk(int64_t rows, int64_t seqlen, int64_t tile, int sms) {
   const int64_t wanted = ceil_div(int64_t(sms) * 64 * 2, rows);
-  return ceil_div(ceil_div(seqlen, wanted), tile) * tile;
+  const int64_t chunk = ceil_div(ceil_div(seqlen, wanted), tile) * tile;
+  return chunk < (1 << 24) ? chunk : 1 << 24;
 }
 
 template <typename T, int C, int WMAX, bool SEQ, bool VECTOR>

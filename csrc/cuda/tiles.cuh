@@ -18,6 +18,10 @@ struct SeqIdx {
   __device__ __forceinline__ int at(int64_t b, int64_t t) const {
     return data == nullptr ? 0 : data[b * batch + t * time];
   }
+  // The same with its origin at (b, t).
+  __device__ __forceinline__ SeqIdx from(int64_t b, int64_t t) const {
+    return {data == nullptr ? nullptr : data + b * batch + t * time, 0, time};
+  }
 };
 
 inline SeqIdx seq_idx_view(const Tensor& t) {
@@ -25,10 +29,10 @@ inline SeqIdx seq_idx_view(const Tensor& t) {
   return {static_cast<const int32_t*>(t.data), t.strides[0], t.strides[1]};
 }
 
-// Rows t = first, first + 1, ... of C adjacent channels, U at a time; rows >= end read as zero.
-// ASYNC: by cp.async through a ring of STAGES rows in shared memory, STAGES - U of them in flight
-// while U are used. A thread reads back only what it copied itself, so there is no barrier. The
-// other form reads with any stride (C == 1).
+// Rows of C adjacent channels from data on, one every stride elements, U at a time; those from count on
+// read as zero. ASYNC: by cp.async through a ring of STAGES rows in shared memory, STAGES - U of them in
+// flight while U are used. A thread reads back only what it copied itself, so there is no barrier.
+// The other form has C == 1 and suits any stride.
 template <typename T, int C, int U, int STAGES, bool ASYNC>
 class Rows;
 
@@ -36,22 +40,23 @@ template <typename T, int C, int U, int STAGES>
 class Rows<T, C, U, STAGES, true> {
  public:
   static_assert(STAGES % U == 0, "a ring holds whole groups");
-  using Row = Pack<T, C>;
+  struct alignas(Pack<T, C>::kBytes) Row {  // in shared memory
+    char bytes[Pack<T, C>::kBytes];
+  };
   static constexpr int kSharedRows = STAGES * kThreads;
 
-  // Fills the ring but commits nothing: commit() after the same step of every reader of a loop.
-  __device__ __forceinline__ Rows(Row* shared, const T* data, int64_t, int64_t stride, int64_t first,
-                                  int64_t end)
-      : ring_(shared + threadIdx.x), next_(data + first * stride), stride_(stride), left_(end - first) {}
+  __device__ __forceinline__ Rows(Row* shared, const T* data, int64_t stride, int count)
+      : ring_(shared + threadIdx.x), next_(data), stride_(stride), left_(count) {}
 
+  // Starts group 0, 1, .. STAGES / U - 1. What is started takes effect with __pipeline_commit().
   __device__ __forceinline__ void prefetch(int group) {
 #pragma unroll
     for (int u = 0; u < U; ++u) copy((group * U + u) * kThreads);
   }
 
-  __device__ __forceinline__ void fetch(Row (&rows)[U]) {
+  __device__ __forceinline__ void fetch(Pack<T, C> (&rows)[U]) {
 #pragma unroll
-    for (int u = 0; u < U; ++u) rows[u] = ring_[slot_ + u * kThreads];
+    for (int u = 0; u < U; ++u) rows[u] = Pack<T, C>::load(ring_ + slot_ + u * kThreads);
 #pragma unroll
     for (int u = 0; u < U; ++u) copy(slot_ + u * kThreads);
     slot_ = slot_ + U * kThreads == kSharedRows ? 0 : slot_ + U * kThreads;
@@ -59,37 +64,33 @@ class Rows<T, C, U, STAGES, true> {
 
  private:
   __device__ __forceinline__ void copy(int slot) {
-    if (left_ > 0) {
-      __pipeline_memcpy_async(ring_ + slot, next_, sizeof(Row));
-    } else {
-      ring_[slot] = Row{};
-    }
-    next_ += stride_;
+    __pipeline_memcpy_async(ring_ + slot, next_, sizeof(Row), left_ > 0 ? 0 : sizeof(Row));
+    if (left_ > 1) next_ += stride_;  // never past the last row
     --left_;
   }
 
   Row* ring_;
   const T* next_;
-  int64_t stride_, left_;
+  int64_t stride_;
+  int left_;
   int slot_ = 0;
 };
 
 template <typename T, int U, int STAGES>
 class Rows<T, 1, U, STAGES, false> {
  public:
-  using Row = Pack<T, 1>;
+  struct Row {};
   static constexpr int kSharedRows = 1;
 
-  __device__ __forceinline__ Rows(Row*, const T* data, int64_t, int64_t stride, int64_t first,
-                                  int64_t end)
-      : next_(data + first * stride), stride_(stride), left_(end - first) {}
+  __device__ __forceinline__ Rows(Row*, const T* data, int64_t stride, int count)
+      : next_(data), stride_(stride), left_(count) {}
 
   __device__ __forceinline__ void prefetch(int) {}
 
-  __device__ __forceinline__ void fetch(Row (&rows)[U]) {
+  __device__ __forceinline__ void fetch(Pack<T, 1> (&rows)[U]) {
 #pragma unroll
     for (int u = 0; u < U; ++u) {
-      rows[u] = left_ > u ? Row{*(next_ + u * stride_)} : Row{};
+      rows[u] = left_ > u ? Pack<T, 1>::load(next_ + u * stride_) : Pack<T, 1>{};
     }
     next_ += U * stride_;
     left_ -= U;
@@ -97,69 +98,64 @@ class Rows<T, 1, U, STAGES, false> {
 
  private:
   const T* next_;
-  int64_t stride_, left_;
+  int64_t stride_;
+  int left_;
 };
 
 // A warp's tiles of one row: 32 lanes with V adjacent time steps each, tiles starting at multiples of
 // 32 * V. Memory is accessed in aligned 16-byte vectors even where the row is not aligned: then the
 // vectors begin `misalignment` elements earlier than the lanes' own elements, and lanes exchange words.
 // So what a lane computes does not depend on alignment. With ALIGNED rows none of that is compiled.
+
+// The words of a Pack<T, V> from element `offset` of c on, 0 <= offset < 16 / sizeof(T).
 template <typename T, int V>
-struct TileWords {
-  static constexpr int kCount = V * static_cast<int>(sizeof(T)) / 4;
-  static constexpr int kVector = 16 / static_cast<int>(sizeof(T));  // elements in 16 bytes
-  using Words = Pack<uint32_t, kCount>;
-
-  static __device__ __forceinline__ Words from(const Pack<T, V>& p) {
-    Words w;
-    __builtin_memcpy(&w, &p, sizeof w);
-    return w;
+__device__ __forceinline__ Pack<T, V> extract(uint32_t (&c)[Pack<T, V>::kWords + 4], int offset) {
+  constexpr int kWords = Pack<T, V>::kWords;
+  const int word = offset * static_cast<int>(sizeof(T)) / 4;
+  if (word & 2) {
+#pragma unroll
+    for (int i = 0; i < kWords + 2; ++i) c[i] = c[i + 2];
   }
-
-  // kCount words of c from element offset on, 0 <= offset < kVector.
-  static __device__ __forceinline__ Pack<T, V> extract(uint32_t (&c)[kCount + 4], int offset) {
-    const int word = offset * static_cast<int>(sizeof(T)) / 4;
-    if (word & 2) {
+  if (word & 1) {
 #pragma unroll
-      for (int i = 0; i < kCount + 2; ++i) c[i] = c[i + 2];
-    }
-    if (word & 1) {
-#pragma unroll
-      for (int i = 0; i < kCount + 1; ++i) c[i] = c[i + 1];
-    }
-    if (sizeof(T) == 2 && (offset & 1)) {
-#pragma unroll
-      for (int i = 0; i < kCount; ++i) c[i] = __funnelshift_r(c[i], c[i + 1], 16);
-    }
-    Pack<T, V> r;
-    __builtin_memcpy(&r, c, sizeof r);
-    return r;
+    for (int i = 0; i < kWords + 1; ++i) c[i] = c[i + 1];
   }
-};
+  if (sizeof(T) == 2 && (offset & 1)) {
+#pragma unroll
+    for (int i = 0; i < kWords; ++i) c[i] = __funnelshift_r(c[i], c[i + 1], 16);
+  }
+  Pack<T, V> r;
+#pragma unroll
+  for (int i = 0; i < kWords; ++i) r.w[i] = c[i];
+  return r;
+}
 
 template <typename T>
 __device__ __forceinline__ int row_misalignment(const T* row) {
   return static_cast<int>(reinterpret_cast<uintptr_t>(row) / sizeof(T) % (16 / sizeof(T)));
 }
 
+// Indices t are relative to `data`, the first element of a warp's part of a row. Elements from -before
+// to count may be read; those outside are zero.
 template <typename T, int V, bool ALIGNED>
 class TileReader {
  public:
-  __device__ __forceinline__ TileReader(const T* row, int64_t stride, int64_t seqlen, int lane)
-      : row_(row), stride_(stride), seqlen_(seqlen), lane_(lane) {
-    misalignment_ = !ALIGNED && stride == 1 ? row_misalignment(row) : 0;
+  __device__ __forceinline__ TileReader(const T* data, int64_t stride, int before, int count, int lane)
+      : data_(data), stride_(stride), before_(before), count_(count), lane_(lane) {
+    misalignment_ = !ALIGNED && stride == 1 ? row_misalignment(data) : 0;
   }
 
-  // Loads the vector of the lane whose own elements begin at t. Outside the row it is zero.
-  __device__ __forceinline__ Pack<T, V> load(int64_t t) const {
+  // Loads the vector of the lane whose own elements begin at t.
+  __device__ __forceinline__ Pack<T, V> load(int t) const {
     t -= misalignment_;
-    if ((ALIGNED || stride_ == 1) && t >= 0 && t + V <= seqlen_) {
-      return *reinterpret_cast<const Pack<T, V>*>(row_ + t);
+    if ((ALIGNED || stride_ == 1) && (ALIGNED || t >= -before_) && t + V <= count_) {
+      return Pack<T, V>::load(data_ + t);
     }
     Pack<T, V> r;
 #pragma unroll
     for (int i = 0; i < V; ++i) {
-      r.v[i] = t + i >= 0 && t + i < seqlen_ ? row_[(t + i) * stride_] : from_compute<T>(0);
+      const bool inside = (ALIGNED || t + i >= -before_) && t + i < count_;
+      if (inside) r.set_element(i, data_[(t + i) * stride_]);
     }
     return r;
   }
@@ -167,82 +163,80 @@ class TileReader {
   // The lane's own elements, from what load() gave for this tile and for the next.
   __device__ __forceinline__ Pack<T, V> own(const Pack<T, V>& tile, const Pack<T, V>& next) const {
     if (ALIGNED || misalignment_ == 0) return tile;
-    using W = TileWords<T, V>;
-    const typename W::Words a = W::from(tile), b = W::from(next);
-    uint32_t c[W::kCount + 4];
+    constexpr int kWords = Pack<T, V>::kWords;
+    uint32_t c[kWords + 4];
 #pragma unroll
-    for (int i = 0; i < W::kCount; ++i) c[i] = a.v[i];
+    for (int i = 0; i < kWords; ++i) c[i] = tile.w[i];
 #pragma unroll
     for (int i = 0; i < 4; ++i) {  // of the next lane, after lane 31 of the next tile's lane 0
-      c[W::kCount + i] = __shfl_sync(0xffffffff, lane_ == 0 ? b.v[i] : a.v[i], (lane_ + 1) % 32);
+      const uint32_t head = lane_ == 0 ? next.w[i] : tile.w[i];
+      c[kWords + i] = __shfl_sync(0xffffffff, head, (lane_ + 1) % 32);
     }
-    return W::extract(c, misalignment_);
+    return extract<T, V>(c, misalignment_);
   }
 
  private:
-  const T* row_;
-  int64_t stride_, seqlen_;
-  int lane_, misalignment_;
+  const T* data_;
+  int64_t stride_;
+  int before_, count_, lane_, misalignment_;
 };
 
-// Writes elements [begin, end) of a row, tile after tile.
+// Writes elements 0 to count of a warp's part of a row, tile after tile.
 template <typename T, int V, bool ALIGNED>
 class TileWriter {
  public:
-  __device__ __forceinline__ TileWriter(T* row, int64_t stride, int64_t begin, int64_t end, int lane)
-      : row_(row), stride_(stride), begin_(begin), end_(end), lane_(lane) {
-    misalignment_ = !ALIGNED && stride == 1 ? row_misalignment(row) : 0;
+  __device__ __forceinline__ TileWriter(T* data, int64_t stride, int count, int lane)
+      : data_(data), stride_(stride), count_(count), lane_(lane) {
+    misalignment_ = !ALIGNED && stride == 1 ? row_misalignment(data) : 0;
   }
 
-  __device__ __forceinline__ void store(int64_t t, const Pack<T, V>& tile) {
+  __device__ __forceinline__ void store(int t, const Pack<T, V>& tile) {
     if (ALIGNED || misalignment_ == 0) {
       write(t, tile);
       return;
     }
-    using W = TileWords<T, V>;
-    const typename W::Words a = W::from(tile);
-    uint32_t c[W::kCount + 4];
+    constexpr int kWords = Pack<T, V>::kWords;
+    uint32_t c[kWords + 4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) {  // of the lane before, before lane 0 of the previous tile's lane 31
-      const uint32_t tail = a.v[W::kCount - 4 + i];
+      const uint32_t tail = tile.w[kWords - 4 + i];
       c[i] = __shfl_sync(0xffffffff, lane_ == 31 ? tail_[i] : tail, (lane_ + 31) % 32);
       tail_[i] = tail;
     }
 #pragma unroll
-    for (int i = 0; i < W::kCount; ++i) c[4 + i] = a.v[i];
-    write(t - misalignment_, W::extract(c, W::kVector - misalignment_));
+    for (int i = 0; i < kWords; ++i) c[4 + i] = tile.w[i];
+    write(t - misalignment_, extract<T, V>(c, 16 / static_cast<int>(sizeof(T)) - misalignment_));
   }
 
   // After the last tile: what its lane 31 still holds; t is the lane's own in the tile that follows.
-  __device__ __forceinline__ void flush(int64_t t) {
+  __device__ __forceinline__ void flush(int t) {
     if (!ALIGNED && misalignment_ != 0) store(t, Pack<T, V>{});
   }
 
  private:
-  __device__ __forceinline__ void write(int64_t t, const Pack<T, V>& v) const {
-    if ((ALIGNED || stride_ == 1) && t >= begin_ && t + V <= end_) {
-      *reinterpret_cast<Pack<T, V>*>(row_ + t) = v;
+  __device__ __forceinline__ void write(int t, const Pack<T, V>& v) const {
+    if ((ALIGNED || stride_ == 1) && (ALIGNED || t >= 0) && t + V <= count_) {
+      v.store(data_ + t);
       return;
     }
 #pragma unroll
     for (int i = 0; i < V; ++i) {
-      if (t + i >= begin_ && t + i < end_) row_[(t + i) * stride_] = v.v[i];
+      if ((ALIGNED || t + i >= 0) && t + i < count_) data_[(t + i) * stride_] = v.element(i);
     }
   }
 
-  T* row_;
-  int64_t stride_, begin_, end_;
-  int lane_, misalignment_;
+  T* data_;
+  int64_t stride_;
+  int count_, lane_, misalignment_;
   uint32_t tail_[4] = {};
 };
 
-// The ids of V time steps from t, a multiple of V; -1 from seqlen on.
+// The ids of V time steps from t on, a multiple of V; -1 from count on. ids.data is at t = 0.
 template <int V>
-__device__ __forceinline__ void load_ids(const SeqIdx& ids, int64_t b, int64_t t, int64_t seqlen,
-                                         int* id) {
-  const int32_t* row = ids.data + b * ids.batch + t * ids.time;
+__device__ __forceinline__ void load_ids(const SeqIdx& ids, int t, int count, int* id) {
+  const int32_t* row = ids.data + t * ids.time;
   const bool aligned = reinterpret_cast<uintptr_t>(row) % 16 == 0;
-  if (ids.data != nullptr && ids.time == 1 && aligned && t + V <= seqlen) {
+  if (ids.data != nullptr && ids.time == 1 && aligned && t + V <= count) {
 #pragma unroll
     for (int i = 0; i < V; i += 4) {
       const int4 four = *reinterpret_cast<const int4*>(row + i);
@@ -254,8 +248,29 @@ __device__ __forceinline__ void load_ids(const SeqIdx& ids, int64_t b, int64_t t
     return;
   }
 #pragma unroll
-  for (int i = 0; i < V; ++i) id[i] = t + i < seqlen ? ids.at(b, t + i) : -1;
+  for (int i = 0; i < V; ++i) id[i] = t + i < count ? ids.at(0, t + i) : -1;
 }
+
+// Which of the H inputs before each of V positions have its id, a bit each: fewer registers than ids.
+template <int V, int H>
+struct Matches {
+  uint32_t bits[(V * H + 31) / 32] = {};
+
+  // id: of the H positions before, then of the V.
+  __device__ __forceinline__ void set(const int (&id)[H + V]) {
+#pragma unroll
+    for (int i = 0; i < V; ++i) {
+#pragma unroll
+      for (int k = 0; k < H; ++k) {
+        if (id[i + k] == id[i + H]) bits[(i * H + k) / 32] |= 1u << (i * H + k) % 32;
+      }
+    }
+  }
+  // Whether position i and the one H - k before it have one id; k = H is the position itself.
+  __device__ __forceinline__ bool at(int i, int k) const {
+    return k == H || (bits[(i * H + k) / 32] >> (i * H + k) % 32 & 1) != 0;
+  }
+};
 
 // The few values that all lanes of a warp on row (b, d) need: each lane fetches one of each kind,
 // and shuffles hand them round. All lanes must call the members together.

@@ -44,9 +44,8 @@ __global__ void __launch_bounds__(kThreads) update_token(const UpdateArgs<T> p) 
   if (b >= p.batch) return;
   const int64_t row = p.state_row(b, d);
   if (row < 0) return;
-  auto* state = reinterpret_cast<Pack<T, S>*>(static_cast<T*>(p.state.data) +
-                                              row * p.state.strides[0] + d * p.state.strides[1]);
-  Pack<T, S> s = *state;
+  T* state = static_cast<T*>(p.state.data) + row * p.state.strides[0] + d * p.state.strides[1];
+  const Pack<T, S> old = Pack<T, S>::load(state);
   const T x = *p.x.at(b, d, 0);
   const int first = WMAX - p.width;
   float z = p.bias.given() ? p.bias.load(d) : 0.0f;
@@ -54,14 +53,14 @@ __global__ void __launch_bounds__(kThreads) update_token(const UpdateArgs<T> p) 
   for (int k = 0; k < WMAX; ++k) {  // the last W-1 of the S inputs, then x
     constexpr int H = WMAX - 1;
     const int j = S - H + k;  // S >= W - 1: k >= first makes it >= 0
-    const T v = k == H ? x : s.v[j >= 0 ? j : 0];
-    if (k >= first) z = fmaf(p.weight.load(d, k - first), to_compute(v), z);
+    const float v = k == H ? to_compute(x) : old.get(j >= 0 ? j : 0);
+    if (k >= first) z = fmaf(p.weight.load(d, k - first), v, z);
   }
   if (p.silu) z = silu<T>(z);
+  Pack<T, S> shifted;
 #pragma unroll
-  for (int j = 0; j + 1 < S; ++j) s.v[j] = s.v[j + 1];
-  s.v[S - 1] = x;
-  *state = s;
+  for (int j = 0; j < S; ++j) shifted.set_element(j, j + 1 < S ? old.element(j + 1) : x);
+  shifted.store(state);
   *p.out.at(b, d, 0) = from_compute<T>(z);
 }
 

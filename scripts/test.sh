@@ -1,0 +1,53 @@
+#!/usr/bin/env bash
+# All tests, with all the set-up they need: format and lint checks, the C++ tests (plain, and under
+# AddressSanitizer and UBSan), then pytest. Arguments go to pytest: bash scripts/test.sh --device cuda
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# shellcheck source=scripts/setup_env.sh
+. scripts/setup_env.sh
+
+find_python
+
+say "format and lint"
+# In a folder of their own: their versions are pinned, and the environment may have others.
+tools=$PWD/build/tools
+if ! [ -x "$tools/bin/ruff" ] || ! [ -x "$tools/bin/clang-format" ]; then
+  "$PYTHON" -m pip install -q --target "$tools" ruff==0.17.5 clang-format==18.1.8
+fi
+"$tools/bin/ruff" check .
+"$tools/bin/ruff" format --check .
+find csrc tests/cpp -name '*.[ch]' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.inl' |
+  xargs env PYTHONPATH="$tools" "$tools/bin/clang-format" --dry-run -Werror
+
+install_library
+install_packages pytest hypothesis numpy
+ensure_googletest
+
+# ctest_in FOLDER OPTIONS...: builds the C++ tests there and runs them.
+ctest_in() {
+  local folder=build/$1
+  shift
+  cmake -S . -B "$folder" -DCAUSAL_CONV1D_TESTS=ON "$@" >"$folder.log" 2>&1 &&
+    cmake --build "$folder" -j "${MAX_JOBS:-$(nproc)}" >>"$folder.log" 2>&1 || {
+    tail -n 40 "$folder.log" >&2
+    fail "the C++ tests do not build; the whole output is in $folder.log"
+  }
+  (cd "$folder" && ctest --output-on-failure | sed '/Test *#.*Passed/d; /^ *Start /d')
+}
+case "$(printf %s "${CAUSAL_CONV1D_CUDA:-auto}" | tr '[:upper:]' '[:lower:]')" in
+0 | false | no | off) cuda=OFF ;;
+*) cuda=AUTO ;;
+esac
+
+say "C++ tests"
+ctest_in cpp "-DCAUSAL_CONV1D_CUDA=$cuda" -DCAUSAL_CONV1D_TORCH_INCLUDE="$(
+  run_python -c 'import os, torch; print(os.path.join(os.path.dirname(torch.__file__), "include"))'
+)"
+
+say "C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer"
+ctest_in cpp-sanitized -DCAUSAL_CONV1D_CUDA=OFF -DCAUSAL_CONV1D_SANITIZE=address,undefined \
+  -DCMAKE_BUILD_TYPE=RelWithDebInfo
+
+say "pytest $*"
+# pytest by way of -c, without the folder it runs in on sys.path: see run_python.
+"$PYTHON" -c 'import sys; del sys.path[0]; import pytest; sys.exit(pytest.console_main())' "$@"
