@@ -34,7 +34,9 @@ def cuda_option() -> str:
 def build_libraries(build: Path, destination: Path) -> None:
     cmake = shutil.which("cmake")
     if cmake is None:
-        raise SystemExit("causal_conv1d needs CMake >= 3.22: apt-get install cmake, or pip install cmake")
+        raise SystemExit(
+            "causal_conv1d needs CMake >= 3.22: apt-get install cmake, or pip install cmake"
+        )
     configure = [cmake, "-S", str(ROOT), "-B", str(build), f"-DCAUSAL_CONV1D_CUDA={cuda_option()}"]
     if shutil.which("ninja"):
         configure += ["-G", "Ninja"]

@@ -1,7 +1,7 @@
 """Loads the compiled libraries and registers their operators with torch.
 
-The libraries link no part of torch. Each has one entry point, which looks torch's stable C ABI up in
-the process and registers ``torch.ops.causal_conv1d.*`` through it.
+The libraries link no part of torch. Each has one entry point, which looks torch's stable C ABI up
+in the process and registers ``torch.ops.causal_conv1d.*`` through it.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def _load_cuda() -> Backend:
 
 
 def _refuse_cuda(problem: str) -> None:
-    """Makes calls with CUDA tensors fail with the reason instead of the dispatcher's list of keys."""
+    """Makes calls with CUDA tensors fail with the reason, not the dispatcher's list of keys."""
 
     def refuse(*args):
         raise RuntimeError(f"causal_conv1d: no CUDA kernels in this process: {problem}")

@@ -97,7 +97,7 @@ def _gradients(x, weight, bias, seq_idx, initial_states, dout, dfinal_states, si
 
 
 class _OnceDifferentiable(torch.autograd.Function):
-    """The backward as a node of a graph, so that a second derivative fails instead of being left out."""
+    """The backward as a node of a graph: a second derivative fails instead of being left out."""
 
     @staticmethod
     def forward(ctx, *arguments):
@@ -123,7 +123,9 @@ def _legacy_form(
     """
     if isinstance(bias, str) or isinstance(return_final_states, str):
         raise TypeError("causal_conv1d_fn: bias and return_final_states must not be strings")
-    words = [a for a in (seq_idx, initial_states, final_states_out, activation) if isinstance(a, str)]
+    words = [
+        a for a in (seq_idx, initial_states, final_states_out, activation) if isinstance(a, str)
+    ]
     if len(words) > 1 or (isinstance(final_states_out, str) and activation is not None):
         raise TypeError("causal_conv1d_fn() got multiple values for argument 'activation'")
     buffer = None
@@ -157,7 +159,7 @@ def causal_conv1d_fn(
 
         out[b,d,t] = act(bias[d] + sum over k = 0..W-1 of weight[d,k] * x~[b,d,t-(W-1)+k])
 
-    where ``x~[b,d,s]`` is ``x[b,d,s]`` for s >= 0 and ``initial_states[b,d,(W-1)+s]``, or 0, before.
+    where ``x~[b,d,s]`` is ``x[b,d,s]`` for s >= 0, before that ``initial_states[b,d,(W-1)+s]`` or 0.
     Sums are fp32 in one fixed order, so outputs are bitwise equal whatever the layout, and whether
     a sequence is given whole, in chunks with states, or token by token to
     :func:`causal_conv1d_update`. Gradients are deterministic. Follows upstream's 1.7.0.
@@ -196,8 +198,10 @@ def causal_conv1d_fn(
         torch.Size([2, 64, 100])
     """
     buffer = None
-    if return_final_states is not False or final_states_out is not None or (
-        isinstance(bias, str) or isinstance(seq_idx, str) or isinstance(initial_states, str)
+    if (
+        return_final_states is not False
+        or final_states_out is not None
+        or (isinstance(bias, str) or isinstance(seq_idx, str) or isinstance(initial_states, str))
     ):
         (seq_idx, initial_states, return_final_states, final_states_out, activation, buffer) = (
             _legacy_form(
@@ -256,7 +260,7 @@ def causal_conv1d_update(
         cache_seqlens: (batch,) int32 or None. None: the state shifts left by seqlen and takes x at
             its end. Given: the state is a ring, and token i goes to position
             ``(cache_seqlens + i) % state_len``.
-        conv_state_indices: (batch,) int32 or None: the row of conv_state that each batch entry uses;
+        conv_state_indices: (batch,) int32 or None: the row of conv_state of each batch entry;
             conv_state may then have any number of rows. A negative index is padding: the output is
             0 and no state is touched. An index past the last row is an error on the CPU; on CUDA,
             where no one can look without a synchronisation, the output is NaN. Using a row twice

@@ -13,11 +13,12 @@ _varlen_states = torch.ops.causal_conv1d.varlen_states.default
 
 
 def causal_conv1d_varlen_states(x, cu_seqlens, state_len):
-    """The last ``state_len`` inputs of each packed sequence, zero-padded in front. Not differentiable.
+    """The last ``state_len`` inputs of each packed sequence, zero-padded in front; no gradient.
 
     Args:
         x: (total_tokens, dim), any float dtype.
-        cu_seqlens: (batch + 1,) int32 or int64: sequence i is ``x[cu_seqlens[i]:cu_seqlens[i + 1]]``.
+        cu_seqlens: (batch + 1,) int32 or int64: sequence i has tokens ``cu_seqlens[i]`` up to
+            ``cu_seqlens[i + 1]``, the latter excluded.
         state_len: number of inputs to keep, >= 0.
 
     Returns:

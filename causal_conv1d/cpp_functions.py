@@ -39,8 +39,8 @@ def causal_conv1d_bwd_function(
 ):
     """Gradients (dx, dweight, dbias, dinitial_states) in the dtypes of their tensors.
 
-    dx, if given, is written in place, whatever its strides, and returned. dbias is None without bias,
-    dinitial_states without ``return_dinitial_states``.
+    dx, if given, is written in place, whatever its strides, and returned. dbias is None without
+    bias, dinitial_states without ``return_dinitial_states``.
     """
     if dx is None:
         dx = torch.empty_like(x)

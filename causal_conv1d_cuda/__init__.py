@@ -8,16 +8,16 @@ causal_conv1d_fwd      4 (x, weight, bias, silu), 5 (..., seq_idx, silu) and 7 (
                        initial_states, out, final_states_out, silu) writes out and returns None
 causal_conv1d_bwd      6 (x, weight, bias, dout, dx, silu), 7 (..., dout, seq_idx, dx, silu) and 10
                        (..., dout, seq_idx, initial_states, dfinal_states, dx,
-                       return_dinitial_states, silu) return [dx, dweight, dbias(, dinitial_states)]; 12
-                       (..., dout, seq_idx, initial_states, dfinal_states, dx, dweight, dbias,
+                       return_dinitial_states, silu) return [dx, dweight, dbias(, dinitial_states)];
+                       12 (..., dout, seq_idx, initial_states, dfinal_states, dx, dweight, dbias,
                        dinitial_states, silu) adds to the float32 dweight and dbias and returns None
 causal_conv1d_update   5 (x, conv_state, weight, bias, silu), 6 (..., silu, cache_seqlens) and 7
                        (..., silu, cache_seqlens, conv_state_indices) return out; 8 (..., bias, out,
                        silu, cache_seqlens, conv_state_indices) writes out and returns None
 =====================  ==========================================================================
 
-A package, so that a compiled ``causal_conv1d_cuda.*.so`` left behind by upstream does not win. Works
-with CPU tensors as well.
+A package, so that a compiled ``causal_conv1d_cuda.*.so`` left behind by upstream does not win.
+Works with CPU tensors as well.
 """
 
 from __future__ import annotations
@@ -69,9 +69,7 @@ def causal_conv1d_bwd(*args):
     else:
         _refuse("causal_conv1d_bwd", "6, 7, 10 or 12", args)
     return list(
-        causal_conv1d_bwd_function(
-            x, weight, bias, dout, seq_idx, None, None, dx, False, silu
-        )[:3]
+        causal_conv1d_bwd_function(x, weight, bias, dout, seq_idx, None, None, dx, False, silu)[:3]
     )
 
 

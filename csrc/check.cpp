@@ -19,7 +19,9 @@ const char* dtype_name(int32_t dtype) {
   }
 }
 
-bool is_float(int32_t dtype) { return dtype >= CAUSAL_CONV1D_FLOAT32 && dtype <= CAUSAL_CONV1D_FLOAT64; }
+bool is_float(int32_t dtype) {
+  return dtype >= CAUSAL_CONV1D_FLOAT32 && dtype <= CAUSAL_CONV1D_FLOAT64;
+}
 
 bool is_empty(const Tensor& t) {
   for (int i = 0; i < t.ndim; ++i) {
@@ -77,7 +79,8 @@ struct Checker {
     if (!given(t)) return fail(name, "must be given");
     bool known = true;
     for (int i = 0; i < ndim; ++i) known = known && want[i] >= 0;
-    if (known) return fail(name, "must be %s = %s, got %s", dims, shape(ndim, want).text, shape(t).text);
+    if (known)
+      return fail(name, "must be %s = %s, got %s", dims, shape(ndim, want).text, shape(t).text);
     for (int i = 0; i < ndim; ++i) {
       if (want[i] >= 0) {
         return fail(name, "must be %s with dim = %lld, got %s", dims,
@@ -123,9 +126,9 @@ struct Checker {
   }
 };
 
-#define RETURN_IF_FAILED(expression)                  \
-  do {                                                \
-    Status status_ = (expression);                    \
+#define RETURN_IF_FAILED(expression)                      \
+  do {                                                    \
+    Status status_ = (expression);                        \
     if (status_.code != CAUSAL_CONV1D_OK) return status_; \
   } while (0)
 
@@ -139,7 +142,8 @@ Status check_weight(const Checker& c, const Tensor& weight, const Tensor& bias, 
   const int64_t want[2] = {x.sizes[1], -1};
   RETURN_IF_FAILED(c.sizes("weight", weight, "(dim, width)", 2, want));
   RETURN_IF_FAILED(c.float_like("weight", weight, x));
-  if (weight.sizes[1] < 1) return c.fail("weight", "must have width >= 1, got %s", shape(weight).text);
+  if (weight.sizes[1] < 1)
+    return c.fail("weight", "must have width >= 1, got %s", shape(weight).text);
   if (!given(bias)) return ok();
   RETURN_IF_FAILED(c.sizes("bias", bias, "(dim,)", 1, want));
   return c.float_like("bias", bias, x);

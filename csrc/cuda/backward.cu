@@ -70,8 +70,9 @@ struct BackwardArgs {
   }
 };
 
-template <typename T, int C, int WMAX, bool SEQ, bool VECTOR>
-__global__ void __launch_bounds__(kThreads) backward_channel_last(const BackwardArgs<T> p) {
+template <typename T, int C, int WMAX, bool EXACT, bool SEQ, bool VECTOR>
+__global__ void __launch_bounds__(kThreads, WMAX == 4 && (EXACT || sizeof(T) == 2) ? 4 : 3)
+    backward_channel_last(const BackwardArgs<T> p) {
   constexpr int H = WMAX - 1, U = WMAX, STAGES = 8;
   using Reader = Rows<T, C, U, STAGES, VECTOR>;
   __shared__ typename Reader::Row rings[2][Reader::kSharedRows];
@@ -82,7 +83,8 @@ __global__ void __launch_bounds__(kThreads) backward_channel_last(const Backward
   if (b >= p.batch) return;
   const int64_t d0 = group * C, t0 = chunk * p.chunk, t1 = min(t0 + p.chunk, p.seqlen);
   const int count = static_cast<int>(t1 - t0);
-  const int ahead = static_cast<int>(min(t1 + p.width - 1, p.seqlen) - t0);  // dz is needed up to here
+  const int ahead =
+      static_cast<int>(min(t1 + p.width - 1, p.seqlen) - t0);  // dz is needed up to here
   const SeqIdx ids = p.seq_idx.from(b, t0);
 
   Reader x(rings[0], p.x.at(b, d0, t0), p.x.time, ahead);
@@ -93,7 +95,7 @@ __global__ void __launch_bounds__(kThreads) backward_channel_last(const Backward
     __pipeline_commit();
   }
 
-  const int first = WMAX - p.width;
+  const int first = EXACT ? 0 : WMAX - p.width;
   float w[WMAX][C], bias[C], dw[WMAX][C], db[C], before[H][C];
   float h[H + U][C], dz[H + U][C];  // x~ and dz; entry H + u belongs to the row in hand
   int id[H + U];
@@ -114,60 +116,59 @@ __global__ void __launch_bounds__(kThreads) backward_channel_last(const Backward
 #pragma unroll
   for (int j = 0; j < H; ++j) id[j] = SEQ ? p.seq_idx.at(b, max(t0 - H + j, int64_t(0))) : 0;
 
-  // dx at t - H is complete once dz[t] is known. Times are relative to t0.
+  // U rows of dz, and those of dx that are complete then, H before. EDGE: not all are inside. Times
+  // are relative to t0.
   T* dx = p.dx.at(b, d0, t0 - H);
-  for (int t = 0; t < count + H; t += U) {
+  auto step = [&](auto edge, int t) {
+    constexpr bool EDGE = decltype(edge)::value;
     Pack<T, C> xs[U], gs[U];
     __pipeline_wait_prior(STAGES / U - 1);
     x.fetch(xs);
     g.fetch(gs);
     __pipeline_commit();
+    if (SEQ) {
 #pragma unroll
-    for (int u = 0; u < U; ++u) {
-      if (SEQ) id[H + u] = t + u < ahead ? ids.at(0, t + u) : -1;
+      for (int u = 0; u < U; ++u) id[H + u] = !EDGE || t + u < ahead ? ids.at(0, t + u) : -1;
     }
 #pragma unroll
     for (int u = 0; u < U; ++u) {
-      const bool inside = t + u < ahead && (!SEQ || id[H + u] >= 0);
+      const bool inside = (!EDGE || t + u < ahead) && (!SEQ || id[H + u] >= 0);
+      float xk[WMAX][C];
 #pragma unroll
       for (int c = 0; c < C; ++c) {
         h[H + u][c] = xs[u].get(c);
         float z = bias[c];
 #pragma unroll
         for (int k = 0; k < WMAX; ++k) {
-          float xk = h[u + k][c];
-          if (SEQ) xk = id[u + k] == id[H + u] ? xk : 0.0f;
-          if (k >= first) z = fmaf(w[k][c], xk, z);
+          xk[k][c] = !SEQ || id[u + k] == id[H + u] ? h[u + k][c] : 0.0f;
+          if (k >= first) z = fmaf(w[k][c], xk[k][c], z);
         }
         dz[H + u][c] = z;
       }
       p.gradients(gs[u], inside, dz[H + u]);
-      if (t + u < count && inside) {
+      if (inside && (!EDGE || t + u < count)) {
 #pragma unroll
         for (int c = 0; c < C; ++c) {
           db[c] += dz[H + u][c];
 #pragma unroll
           for (int k = 0; k < WMAX; ++k) {
-            float xk = h[u + k][c];
-            if (SEQ) xk = id[u + k] == id[H + u] ? xk : 0.0f;
-            if (k >= first) dw[k][c] = fmaf(dz[H + u][c], xk, dw[k][c]);
+            if (k >= first) dw[k][c] = fmaf(dz[H + u][c], xk[k][c], dw[k][c]);
           }
         }
       }
       const int s = t + u - H;
-      if (s >= 0 && s < count) {
+      if (!EDGE || (s >= 0 && s < count)) {
         float a[C];
 #pragma unroll
         for (int c = 0; c < C; ++c) {
           a[c] = 0.0f;
 #pragma unroll
           for (int j = 0; j < WMAX; ++j) {  // dz[s + j] meets weight[W-1-j]
-            float v = dz[u + j][c];
-            if (SEQ) v = id[u + j] == id[u] ? v : 0.0f;
+            const float v = !SEQ || id[u + j] == id[u] ? dz[u + j][c] : 0.0f;
             if (WMAX - 1 - j >= first) a[c] = fmaf(w[WMAX - 1 - j][c], v, a[c]);
           }
         }
-        if (p.dfinal_states.given() && t0 + s >= p.seqlen - (p.width - 1)) {
+        if (EDGE && p.dfinal_states.given() && t0 + s >= p.seqlen - (p.width - 1)) {
 #pragma unroll
           for (int c = 0; c < C; ++c) a[c] += p.dfinal(b, d0 + c, t0 + s);
         }
@@ -177,12 +178,19 @@ __global__ void __launch_bounds__(kThreads) backward_channel_last(const Backward
     }
 #pragma unroll
     for (int j = 0; j < H; ++j) {
-      id[j] = id[U + j];
+      if (SEQ) id[j] = id[U + j];
 #pragma unroll
       for (int c = 0; c < C; ++c) {
         h[j][c] = h[U + j][c];
         dz[j][c] = dz[U + j][c];
       }
+    }
+  };
+  for (int t = 0; t < count + H; t += U) {
+    if (t > 0 && t + U <= count - H) {  // the last H rows of dx may take dfinal_states
+      step(std::false_type{}, t);
+    } else {
+      step(std::true_type{}, t);
     }
   }
 
@@ -199,8 +207,9 @@ __global__ void __launch_bounds__(kThreads) backward_channel_last(const Backward
   }
 }
 
-template <typename T, int V, int WMAX, bool SEQ, bool ALIGNED>
-__global__ void __launch_bounds__(kThreads) backward_channel_first(const BackwardArgs<T> p) {
+template <typename T, int V, int WMAX, bool EXACT, bool SEQ, bool ALIGNED>
+__global__ void __launch_bounds__(kThreads, WMAX == 4 && !SEQ ? 4 : 3)
+    backward_channel_first(const BackwardArgs<T> p) {
   constexpr int H = WMAX - 1, TILE = 32 * V;
   static_assert(H <= V, "the halo comes from one lane");
   const int lane = threadIdx.x % 32;
@@ -217,9 +226,10 @@ __global__ void __launch_bounds__(kThreads) backward_channel_first(const Backwar
   const TileReader<T, V, ALIGNED> x(p.x.at(b, d, start), p.x.time, before, readable, lane);
   const TileReader<T, V, ALIGNED> dout(p.dout.at(b, d, start), p.dout.time, before, readable, lane);
   TileWriter<T, V, ALIGNED> dx(p.dx.at(b, d, start), p.dx.time, count, lane);
-  Pack<T, V> next_x = x.load(lane * V), next_g = dout.load(lane * V);
+  Pack<T, V> next_x = x.template load<true>(lane * V);
+  Pack<T, V> next_g = dout.template load<true>(lane * V);
 
-  const int first = WMAX - p.width;
+  const int first = EXACT ? 0 : WMAX - p.width;
   const WarpValues<T> values(p, b, d, start - H, lane);
   float w[WMAX], dw[WMAX], db = 0.0f, prev[H], dz_prev[V];
   int prev_id[H];
@@ -230,23 +240,25 @@ __global__ void __launch_bounds__(kThreads) backward_channel_first(const Backwar
     dw[k] = 0.0f;
   }
   const float bias = values.bias;
-  const float lane_dfinal = p.dfinal_states.given() && lane < p.width - 1
-                                ? p.dfinal_states.load(b, d, lane)
-                                : 0.0f;
+  const float lane_dfinal =
+      p.dfinal_states.given() && lane < p.width - 1 ? p.dfinal_states.load(b, d, lane) : 0.0f;
 #pragma unroll
   for (int j = 0; j < H; ++j) {
     prev[j] = values.before(j);
     prev_id[j] = SEQ ? p.seq_idx.at(b, max(start - H + j, int64_t(0))) : 0;
   }
 
-  // Each step makes dz of the tile at base and writes dx of the tile before it. The tile from
-  // count on is another warp's: of it only the first W-1 dz are needed, which lane 0 makes.
-  for (int base = 0; base < count + TILE; base += TILE) {
+  // A step makes dz of the tile at base and writes dx of the tile before it. The tile from count on
+  // is another warp's: of it only the first W-1 dz are needed, which lane 0 makes. EDGE: some of
+  // what the step touches is outside.
+  auto step = [&](auto edge, int base) {
+    constexpr bool EDGE = decltype(edge)::value;
     const int t = base + lane * V;
-    const int lanes = base + TILE < count ? 32 : (base < count ? 2 : 0);  // needed of the next tile
+    const int lanes =
+        !EDGE || base + TILE < count ? 32 : (base < count ? 2 : 0);  // of the next tile
     const Pack<T, V> raw_x = next_x, raw_g = next_g;
-    next_x = lane < lanes ? x.load(t + TILE) : Pack<T, V>{};
-    next_g = lane < lanes ? dout.load(t + TILE) : Pack<T, V>{};
+    next_x = lane < lanes ? x.template load<EDGE>(t + TILE) : Pack<T, V>{};
+    next_g = lane < lanes ? dout.template load<EDGE>(t + TILE) : Pack<T, V>{};
     const Pack<T, V> xs = x.own(raw_x, next_x), gs = dout.own(raw_g, next_g);
 
     float h[H + V], dz[V];
@@ -282,8 +294,8 @@ __global__ void __launch_bounds__(kThreads) backward_channel_first(const Backwar
         if (k >= first) dz[i] = fmaf(w[k], xk, dz[i]);
       }
     }
-    p.gradients(gs, true, dz);
-    if (SEQ || t + V > readable) {
+    p.gradients(gs, !EDGE || base < readable, dz);
+    if (SEQ || (EDGE && t + V > readable)) {
 #pragma unroll
       for (int i = 0; i < V; ++i) {
         if (t + i >= readable || (padding >> i & 1) != 0) {
@@ -292,7 +304,7 @@ __global__ void __launch_bounds__(kThreads) backward_channel_first(const Backwar
         }
       }
     }
-    if (base < count) {
+    if (!EDGE || base < count) {
 #pragma unroll
       for (int i = 0; i < V; ++i) {
         db += dz[i];
@@ -339,18 +351,25 @@ __global__ void __launch_bounds__(kThreads) backward_channel_first(const Backwar
           if (WMAX - 1 - j >= first) a[i] = fmaf(w[WMAX - 1 - j], v, a[i]);
         }
       }
-      if (p.dfinal_states.given() && start + base > p.seqlen - p.width) {
+      if (EDGE && p.dfinal_states.given() && start + base > p.seqlen - p.width) {
 #pragma unroll
         for (int i = 0; i < V; ++i) {
           const int64_t j = start + s + i - (p.seqlen - (p.width - 1));
           a[i] += WarpValues<T>::pick(lane_dfinal, j < p.width - 1 ? static_cast<int>(j) : -1);
         }
       }
-      dx.store(s, pack<T>(a));
+      dx.template store<EDGE>(s, pack<T>(a));
     }
 #pragma unroll
     for (int i = 0; i < V; ++i) dz_prev[i] = dz[i];
     same_prev = same;
+  };
+  for (int base = 0; base < count + TILE; base += TILE) {
+    if (base + 2 * TILE <= count) {
+      step(std::false_type{}, base);
+    } else {
+      step(std::true_type{}, base);
+    }
   }
   dx.flush(static_cast<int>(ceil_div(count, TILE)) * TILE + lane * V);
 
@@ -395,8 +414,8 @@ __device__ Compute<T> dx_at(const BackwardArgs<T>& p, int64_t b, int64_t d, int6
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kThreads) backward_any_width(const BackwardArgs<T> p,
-                                                               bool dim_fastest) {
+__global__ void __launch_bounds__(kThreads)
+    backward_any_width(const BackwardArgs<T> p, bool dim_fastest) {
   int64_t b, d, s;
   const int64_t n = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (dim_fastest) {
@@ -441,7 +460,8 @@ __global__ void __launch_bounds__(kThreads) backward_any_width_partials(const Ba
   }
 }
 
-// Adds up the partial sums of one (k, d) in a fixed order: kLanes threads take every kLanes-th part.
+// Adds up the partial sums of one (k, d) in a fixed order: kLanes threads take every kLanes-th
+// part.
 constexpr int kLanes = 8;
 
 template <typename T>
@@ -486,7 +506,8 @@ struct Plan {
 
   explicit Plan(const BackwardParams& params) {
     const Tensor& x = params.x;
-    const int size = x.dtype == CAUSAL_CONV1D_FLOAT64 ? 8 : (x.dtype == CAUSAL_CONV1D_FLOAT32 ? 4 : 2);
+    const int size =
+        x.dtype == CAUSAL_CONV1D_FLOAT64 ? 8 : (x.dtype == CAUSAL_CONV1D_FLOAT32 ? 4 : 2);
     const int64_t batch = x.sizes[0], dim = x.sizes[1], seqlen = x.sizes[2];
     const int64_t width = params.weight.sizes[1];
     any_width = width > 8 || size == 8;
@@ -498,16 +519,16 @@ struct Plan {
     } else if (channel_last) {
       const int most = width > 4 ? 2 : 4;  // more would spill registers
       vector = common_channels(most, size, dim, {&x, &params.dout, &params.dx}) == most ? most : 1;
-      // About 64k threads of 4 channels, but chunks of 64 to 512 steps.
-      const int64_t wanted = ceil_div(65536 * 4, batch * dim > 0 ? batch * dim : 1);
+      // About 32k threads of 4 channels, but chunks of 32 to 512 steps: measured best on 132 SMs.
+      const int64_t wanted = ceil_div(32768 * 4, batch * dim > 0 ? batch * dim : 1);
       chunk = ceil_div(seqlen, wanted);
-      chunk = ceil_div(chunk < 64 ? 64 : (chunk > 512 ? 512 : chunk), 8) * 8;
+      chunk = ceil_div(chunk < 32 ? 32 : (chunk > 512 ? 512 : chunk), 8) * 8;
       chunks = ceil_div(seqlen, chunk);
     } else {
       vector = width > 4 || size == 2 ? 8 : 4;
-      aligned = aligned_rows(x, size) && aligned_rows(params.dout, size) &&
-                aligned_rows(params.dx, size);
-      const int64_t wanted = ceil_div(16384, batch * dim > 0 ? batch * dim : 1);
+      aligned =
+          aligned_rows(x, size) && aligned_rows(params.dout, size) && aligned_rows(params.dx, size);
+      const int64_t wanted = ceil_div(8192, batch * dim > 0 ? batch * dim : 1);
       const int64_t tile = 32 * vector;
       chunk = ceil_div(ceil_div(seqlen, wanted), tile) * tile;
       if (chunk > 16 * tile) chunk = 16 * tile;
@@ -521,24 +542,27 @@ struct Plan {
 
 template <typename T, int WMAX>
 cudaError_t launch_fast(BackwardArgs<T>& p, const Plan& plan, cudaStream_t stream) {
-  const bool seq = p.seq_idx.data != nullptr;
+  const bool seq = p.seq_idx.data != nullptr, exact = p.width == WMAX;
   if (!plan.channel_last) {
     constexpr int V = WMAX == 8 || sizeof(T) == 2 ? 8 : 4;
-    const int64_t threads = p.batch * p.dim * p.chunks * 32;
-    if (!plan.aligned) {
-      return launch(backward_channel_first<T, V, WMAX, true, false>, threads, stream, p);
+    auto kernel = seq ? backward_channel_first<T, V, WMAX, false, true, false>
+                      : backward_channel_first<T, V, WMAX, false, false, false>;
+    if (plan.aligned && seq) kernel = backward_channel_first<T, V, WMAX, false, true, true>;
+    if (plan.aligned && !seq) {
+      kernel = exact ? backward_channel_first<T, V, WMAX, true, false, true>
+                     : backward_channel_first<T, V, WMAX, false, false, true>;
     }
-    return seq ? launch(backward_channel_first<T, V, WMAX, true, true>, threads, stream, p)
-               : launch(backward_channel_first<T, V, WMAX, false, true>, threads, stream, p);
-  }
-  p.groups = p.dim / plan.vector;
-  const int64_t threads = p.batch * p.chunks * p.groups;
-  if (plan.vector == 1) {
-    return launch(backward_channel_last<T, 1, WMAX, true, false>, threads, stream, p);
+    return launch(kernel, p.batch * p.dim * p.chunks * 32, stream, p);
   }
   constexpr int C = WMAX > 4 ? 2 : 4;
-  return seq ? launch(backward_channel_last<T, C, WMAX, true, true>, threads, stream, p)
-             : launch(backward_channel_last<T, C, WMAX, false, true>, threads, stream, p);
+  auto kernel = backward_channel_last<T, 1, WMAX, false, true, false>;
+  if (plan.vector > 1 && seq) kernel = backward_channel_last<T, C, WMAX, false, true, true>;
+  if (plan.vector > 1 && !seq) {
+    kernel = exact ? backward_channel_last<T, C, WMAX, true, false, true>
+                   : backward_channel_last<T, C, WMAX, false, false, true>;
+  }
+  p.groups = p.dim / plan.vector;
+  return launch(kernel, p.batch * p.chunks * p.groups, stream, p);
 }
 
 template <typename T>
@@ -574,7 +598,8 @@ cudaError_t run(const BackwardParams& params, const Plan& plan, void* workspace,
     if (plan.any_width) {
       e = launch(backward_any_width<T>, p.batch * p.dim * p.seqlen, stream, p, plan.channel_last);
       if (e == cudaSuccess && p.partials != nullptr) {
-        e = launch(backward_any_width_partials<T>, p.batch * p.chunks * p.dim * kThreads, stream, p);
+        e = launch(backward_any_width_partials<T>, p.batch * p.chunks * p.dim * kThreads, stream,
+                   p);
       }
     } else if constexpr (sizeof(T) <= 4) {
       e = p.width <= 4 ? launch_fast<T, 4>(p, plan, stream) : launch_fast<T, 8>(p, plan, stream);

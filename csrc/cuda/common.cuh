@@ -32,18 +32,25 @@ __device__ __forceinline__ float to_compute(__nv_bfloat16 v) { return __bfloat16
 template <typename T>
 __device__ __forceinline__ T from_compute(Compute<T> v);
 template <>
-__device__ __forceinline__ float from_compute<float>(float v) { return v; }
+__device__ __forceinline__ float from_compute<float>(float v) {
+  return v;
+}
 template <>
-__device__ __forceinline__ double from_compute<double>(double v) { return v; }
+__device__ __forceinline__ double from_compute<double>(double v) {
+  return v;
+}
 template <>
-__device__ __forceinline__ __half from_compute<__half>(float v) { return __float2half_rn(v); }
+__device__ __forceinline__ __half from_compute<__half>(float v) {
+  return __float2half_rn(v);
+}
 template <>
 __device__ __forceinline__ __nv_bfloat16 from_compute<__nv_bfloat16>(float v) {
   return __float2bfloat16_rn(v);
 }
 
-// N elements that travel together, 4, 8, 16 or 32 bytes in accesses of up to 16, or one of 2 bytes. They
-// are kept as 32-bit words, and stored to global memory by assembly: other forms the compiler splits.
+// N elements that travel together, 4, 8, 16 or 32 bytes in accesses of up to 16, or one of 2 bytes.
+// They are kept as 32-bit words, and stored to global memory by assembly: other forms the compiler
+// splits.
 template <typename T, int N>
 struct Pack {
   static constexpr int kBytes = static_cast<int>(sizeof(T)) * N;
@@ -244,30 +251,39 @@ __device__ __forceinline__ void load_history(const Args& p, int64_t b, int64_t d
   }
 }
 
-// Sigmoid, one for each element type of x, so that every kernel rounds alike. The 16-bit types take
-// the approximate exponential and reciprocal: relative error near 1e-6 where the type's own rounding is
-// 5e-4 (fp16) or 4e-3 (bf16). fp32 takes the accurate exponential: near 2e-7.
-template <typename T>
-__device__ __forceinline__ Compute<T> sigmoid(Compute<T> z) {
-  float e, r;
-  if constexpr (sizeof(T) == 2) {
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(e) : "f"(z * -1.4426950408889634f));
-  } else {
-    e = expf(-z);
-  }
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(1.0f + e));
+// SiLU and its derivative, one for each element type of x, so that every kernel rounds alike.
+// 16-bit types, with h = z/2: silu(z) = h + h tanh(h) by the machine's tanh, whose absolute error
+// of 2^-11 makes one of 2^-12 |z| here; the types' own roundings are 2^-11 and 2^-8. fp32 takes the
+// accurate exponential: relative error near 2e-7.
+__device__ __forceinline__ float tanh_approx(float h) {
+  float t;
+  asm("tanh.approx.f32 %0, %1;" : "=f"(t) : "f"(h));
+  return t;
+}
+
+__device__ __forceinline__ float sigmoid(float z) {
+  float r;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(1.0f + expf(-z)));
   return r;
 }
-template <>
-__device__ __forceinline__ double sigmoid<double>(double z) { return 1.0 / (1.0 + exp(-z)); }
+__device__ __forceinline__ double sigmoid(double z) { return 1.0 / (1.0 + exp(-z)); }
 
 template <typename T>
-__device__ __forceinline__ Compute<T> silu(Compute<T> z) { return z * sigmoid<T>(z); }
+__device__ __forceinline__ Compute<T> silu(Compute<T> z) {
+  if constexpr (sizeof(T) == 2) {
+    const float h = 0.5f * z;
+    return fmaf(h, tanh_approx(h), h);
+  }
+  return z * sigmoid(z);
+}
 
-// d silu(z) / dz
 template <typename T>
 __device__ __forceinline__ Compute<T> silu_grad(Compute<T> z) {
-  const Compute<T> s = sigmoid<T>(z);
+  if constexpr (sizeof(T) == 2) {
+    const float h = 0.5f * z, t = tanh_approx(h), s = fmaf(0.5f, t, 0.5f);
+    return fmaf(s, fmaf(-h, t, h), s);
+  }
+  const Compute<T> s = sigmoid(z);
   return s * fma(z, Compute<T>(1) - s, Compute<T>(1));
 }
 

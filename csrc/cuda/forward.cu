@@ -6,9 +6,10 @@
 //   before a lane's own come from the lane before it.
 // any_width: one thread an output, for W > 8 and fp64.
 //
-// WMAX is 4 or 8: taps k < WMAX - W are skipped by a predicate, not multiplied by zero, since
-// 0 * inf would be NaN. SEQ: seq_idx may be given. VECTOR: accesses of C elements, else any strides.
-// ALIGNED: rows that begin 16-byte aligned, else any alignment and strides.
+// WMAX is 4 or 8, and EXACT means W == WMAX; else taps k < WMAX - W are skipped by a predicate, not
+// multiplied by zero, since 0 * inf would be NaN. SEQ: seq_idx may be given. VECTOR: accesses of C
+// elements, else any strides. ALIGNED: rows that begin 16-byte aligned, else any alignment and
+// strides.
 #include "common.cuh"
 #include "launch.cuh"
 #include "tiles.cuh"
@@ -25,19 +26,18 @@ struct ForwardArgs {
   int64_t batch, dim, seqlen;
   int width;
   bool silu;
-  int64_t groups;  // channel_last: groups of C channels
+  int64_t groups;         // channel_last: groups of C channels
   int64_t chunks, chunk;  // parts of the time axis, and the length of one
 
   // x~ at s < seqlen.
   __device__ __forceinline__ Compute<T> input(int64_t b, int64_t d, int64_t s) const {
     if (s >= 0) return to_compute(*x.at(b, d, s));
     const int64_t j = s + width - 1;
-    return initial_states.given() && j >= 0 ? initial_states.load(b, d, j)
-                                            : Compute<T>(0);
+    return initial_states.given() && j >= 0 ? initial_states.load(b, d, j) : Compute<T>(0);
   }
 };
 
-template <typename T, int C, int WMAX, bool SEQ, bool VECTOR>
+template <typename T, int C, int WMAX, bool EXACT, bool SEQ, bool VECTOR>
 __global__ void __launch_bounds__(kThreads) forward_channel_last(const ForwardArgs<T> p) {
   constexpr int H = WMAX - 1, U = WMAX, STAGES = 2 * U;
   using Reader = Rows<T, C, U, STAGES, VECTOR>;
@@ -58,7 +58,7 @@ __global__ void __launch_bounds__(kThreads) forward_channel_last(const ForwardAr
     __pipeline_commit();
   }
 
-  const int first = WMAX - p.width;
+  const int first = EXACT ? 0 : WMAX - p.width;
   float w[WMAX][C], bias[C], before[H][C], h[H + U][C];
   int id[H + U];
   load_weights<WMAX, C>(p.weight, d0, p.width, w);
@@ -73,14 +73,16 @@ __global__ void __launch_bounds__(kThreads) forward_channel_last(const ForwardAr
   for (int j = 0; j < H; ++j) id[j] = SEQ ? p.seq_idx.at(b, max(t0 - H + j, int64_t(0))) : 0;
 
   T* out = p.out.at(b, d0, t0);
-  for (int t = 0; t < count; t += U) {
+  // U rows; EDGE: not all of them are inside.
+  auto step = [&](auto edge, int t) {
+    constexpr bool EDGE = decltype(edge)::value;
     Pack<T, C> rows[U];
     __pipeline_wait_prior(STAGES / U - 1);
     x.fetch(rows);
     __pipeline_commit();
     if (SEQ) {
 #pragma unroll
-      for (int u = 0; u < U; ++u) id[H + u] = t + u < count ? ids.at(0, t + u) : -1;
+      for (int u = 0; u < U; ++u) id[H + u] = !EDGE || t + u < count ? ids.at(0, t + u) : -1;
     }
 #pragma unroll
     for (int u = 0; u < U; ++u) {
@@ -104,7 +106,7 @@ __global__ void __launch_bounds__(kThreads) forward_channel_last(const ForwardAr
 #pragma unroll
         for (int c = 0; c < C; ++c) z[c] = 0.0f;
       }
-      if (t + u < count) pack<T>(z).store(out);
+      if (!EDGE || t + u < count) pack<T>(z).store(out);
       out += p.out.time;
     }
 #pragma unroll
@@ -113,10 +115,17 @@ __global__ void __launch_bounds__(kThreads) forward_channel_last(const ForwardAr
 #pragma unroll
       for (int c = 0; c < C; ++c) h[j][c] = h[U + j][c];
     }
+  };
+  for (int t = 0; t < count; t += U) {
+    if (t + U <= count) {
+      step(std::false_type{}, t);
+    } else {
+      step(std::true_type{}, t);
+    }
   }
 }
 
-template <typename T, int V, int WMAX, bool SEQ, bool ALIGNED>
+template <typename T, int V, int WMAX, bool EXACT, bool SEQ, bool ALIGNED>
 __global__ void __launch_bounds__(kThreads) forward_channel_first(const ForwardArgs<T> p) {
   constexpr int H = WMAX - 1, TILE = 32 * V;
   static_assert(H <= V, "the halo comes from one lane");
@@ -127,15 +136,16 @@ __global__ void __launch_bounds__(kThreads) forward_channel_first(const ForwardA
   if (b >= p.batch) return;
   const int64_t start = segment * p.chunk;
   const int count = static_cast<int>(min(p.chunk, p.seqlen - start));
-  const int readable = static_cast<int>(min(p.chunk + TILE, p.seqlen - start));
+  const int readable = static_cast<int>(min(p.chunk + V, p.seqlen - start));
   const int before = static_cast<int>(min(start, int64_t(TILE)));
   const SeqIdx ids = p.seq_idx.from(b, start);
 
   const TileReader<T, V, ALIGNED> x(p.x.at(b, d, start), p.x.time, before, readable, lane);
   TileWriter<T, V, ALIGNED> out(p.out.at(b, d, start), p.out.time, count, lane);
-  Pack<T, V> next = x.load(lane * V);
+  Pack<T, V> next = x.template load<true>(lane * V);
+  Pack<T, V> second = x.template load<true>(lane * V + TILE);
 
-  const int first = WMAX - p.width;
+  const int first = EXACT ? 0 : WMAX - p.width;
   const WarpValues<T> values(p, b, d, start - H, lane);
   float w[WMAX], prev[H];
   int prev_id[H];
@@ -148,14 +158,14 @@ __global__ void __launch_bounds__(kThreads) forward_channel_first(const ForwardA
     prev_id[j] = SEQ ? p.seq_idx.at(b, max(start - H + j, int64_t(0))) : 0;
   }
 
-  for (int t = lane * V; t < count + lane * V; t += TILE) {
-    const Pack<T, V> raw = next;
-    // After the last tile a misaligned row still needs the vector of lane 0.
-    const bool more = t + TILE < count + lane * V || (!ALIGNED && lane == 0);
-    next = more ? x.load(t + TILE) : Pack<T, V>{};
-    const Pack<T, V> xs = x.own(raw, next);
+  // A tile, while the two after it are on their way. EDGE: some of what it touches is outside.
+  auto step = [&](auto edge, int t) {
+    constexpr bool EDGE = decltype(edge)::value;
+    const Pack<T, V> xs = x.own(next, second);
+    next = second;
+    second = x.template load<EDGE>(t + 2 * TILE);
 
-    float h[H + V];
+    float h[H + V], z[V];
     int id[H + V];
 #pragma unroll
     for (int i = 0; i < V; ++i) h[H + i] = xs.get(i);
@@ -170,8 +180,6 @@ __global__ void __launch_bounds__(kThreads) forward_channel_first(const ForwardA
         prev_id[j] = id[V + j];
       }
     }
-
-    float z[V];
 #pragma unroll
     for (int i = 0; i < V; ++i) {
       z[i] = bias;
@@ -190,14 +198,21 @@ __global__ void __launch_bounds__(kThreads) forward_channel_first(const ForwardA
 #pragma unroll
       for (int i = 0; i < V; ++i) z[i] = id[H + i] < 0 ? 0.0f : z[i];
     }
-    out.store(t, pack<T>(z));
+    out.template store<EDGE>(t, pack<T>(z));
+  };
+  for (int base = 0; base < count; base += TILE) {
+    if (base + 3 * TILE <= count) {
+      step(std::false_type{}, base + lane * V);
+    } else {
+      step(std::true_type{}, base + lane * V);
+    }
   }
   out.flush(static_cast<int>(ceil_div(count, TILE)) * TILE + lane * V);
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kThreads) forward_any_width(const ForwardArgs<T> p,
-                                                              bool dim_fastest) {
+__global__ void __launch_bounds__(kThreads)
+    forward_any_width(const ForwardArgs<T> p, bool dim_fastest) {
   int64_t b, d, t;
   const int64_t n = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (dim_fastest) {
@@ -229,60 +244,57 @@ __global__ void __launch_bounds__(kThreads) write_final_states(const ForwardArgs
 // Parts of the time axis for channel_last. Enough threads to fill the machine some times over, but
 // no chunk so short that re-reading its W-1 rows of halo shows.
 int64_t channel_last_chunk(int64_t threads_per_chunk, int64_t seqlen, int sms) {
-  const int64_t wanted = ceil_div(int64_t(sms) * 2048, threads_per_chunk);
+  const int64_t wanted = ceil_div(int64_t(sms) * 4096, threads_per_chunk);
   const int64_t chunk = ceil_div(seqlen, wanted);
-  return ceil_div(chunk < 32 ? 32 : (chunk > 512 ? 512 : chunk), 8) * 8;
+  return ceil_div(chunk < 16 ? 16 : (chunk > 512 ? 512 : chunk), 8) * 8;
 }
 
 // A warp's share of a row for channel_first: whole rows if they fill the machine, else parts.
 int64_t channel_first_chunk(int64_t rows, int64_t seqlen, int64_t tile, int sms) {
-  const int64_t wanted = ceil_div(int64_t(sms) * 64 * 2, rows);
+  const int64_t wanted = ceil_div(int64_t(sms) * 64, rows);
   const int64_t chunk = ceil_div(ceil_div(seqlen, wanted), tile) * tile;
   return chunk < (1 << 24) ? chunk : 1 << 24;
 }
 
-template <typename T, int C, int WMAX, bool SEQ, bool VECTOR>
+template <typename T, int C, int WMAX, bool EXACT, bool SEQ, bool VECTOR>
 cudaError_t launch_channel_last(ForwardArgs<T> p, int sms, cudaStream_t stream) {
   p.groups = p.dim / C;
   p.chunk = channel_last_chunk(p.batch * p.groups, p.seqlen, sms);
   p.chunks = ceil_div(p.seqlen, p.chunk);
-  return launch(forward_channel_last<T, C, WMAX, SEQ, VECTOR>, p.batch * p.chunks * p.groups, stream, p);
+  return launch(forward_channel_last<T, C, WMAX, EXACT, SEQ, VECTOR>, p.batch * p.chunks * p.groups,
+                stream, p);
 }
 
-template <typename T, int V, int WMAX, bool SEQ, bool ALIGNED>
+template <typename T, int V, int WMAX, bool EXACT, bool SEQ, bool ALIGNED>
 cudaError_t launch_channel_first(ForwardArgs<T> p, int sms, cudaStream_t stream) {
   p.chunk = channel_first_chunk(p.batch * p.dim, p.seqlen, 32 * V, sms);
   p.chunks = ceil_div(p.seqlen, p.chunk);
-  return launch(forward_channel_first<T, V, WMAX, SEQ, ALIGNED>, p.batch * p.dim * p.chunks * 32,
-                stream, p);
+  return launch(forward_channel_first<T, V, WMAX, EXACT, SEQ, ALIGNED>,
+                p.batch * p.dim * p.chunks * 32, stream, p);
 }
 
 template <typename T, int WMAX>
 cudaError_t launch_fast(const ForwardParams& params, const ForwardArgs<T>& p, int sms,
                         cudaStream_t stream) {
   constexpr int size = sizeof(T);
-  const bool seq = p.seq_idx.data != nullptr;
+  const bool seq = p.seq_idx.data != nullptr, exact = p.width == WMAX;
   if (!is_channel_last(params.x)) {
     constexpr int V = WMAX == 8 ? 8 : 16 / size;
     if (!aligned_rows(params.x, size) || !aligned_rows(params.out, size)) {
-      return launch_channel_first<T, V, WMAX, true, false>(p, sms, stream);
+      return seq ? launch_channel_first<T, V, WMAX, false, true, false>(p, sms, stream)
+                 : launch_channel_first<T, V, WMAX, false, false, false>(p, sms, stream);
     }
-    return seq ? launch_channel_first<T, V, WMAX, true, true>(p, sms, stream)
-               : launch_channel_first<T, V, WMAX, false, true>(p, sms, stream);
+    if (seq) return launch_channel_first<T, V, WMAX, false, true, true>(p, sms, stream);
+    return exact ? launch_channel_first<T, V, WMAX, true, false, true>(p, sms, stream)
+                 : launch_channel_first<T, V, WMAX, false, false, true>(p, sms, stream);
   }
-  constexpr int C = WMAX == 8 ? 4 : 16 / size;
-  const int c = common_channels(C, size, p.dim, {&params.x, &params.out});
-  if (c >= C) {
-    return seq ? launch_channel_last<T, C, WMAX, true, true>(p, sms, stream)
-               : launch_channel_last<T, C, WMAX, false, true>(p, sms, stream);
+  constexpr int C = 4;
+  if (common_channels(C, size, p.dim, {&params.x, &params.out}) < C) {
+    return launch_channel_last<T, 1, WMAX, false, true, false>(p, sms, stream);
   }
-  if constexpr (C > 4) {
-    if (c >= 4) {
-      return seq ? launch_channel_last<T, 4, WMAX, true, true>(p, sms, stream)
-                 : launch_channel_last<T, 4, WMAX, false, true>(p, sms, stream);
-    }
-  }
-  return launch_channel_last<T, 1, WMAX, true, false>(p, sms, stream);
+  if (seq) return launch_channel_last<T, C, WMAX, false, true, true>(p, sms, stream);
+  return exact ? launch_channel_last<T, C, WMAX, true, false, true>(p, sms, stream)
+               : launch_channel_last<T, C, WMAX, false, false, true>(p, sms, stream);
 }
 
 template <typename T>

@@ -43,7 +43,8 @@ inline bool is_channel_last(const Tensor& x) {
 
 // How many adjacent channels, at most max, all tensors can give in one access; 0 or 1: no more than
 // one by one.
-inline int common_channels(int max, int size, int64_t dim, std::initializer_list<const Tensor*> tensors) {
+inline int common_channels(int max, int size, int64_t dim,
+                           std::initializer_list<const Tensor*> tensors) {
   int n = max;
   for (const Tensor* t : tensors) {
     const int width = vector_width(*t, 1, max, size);

@@ -29,10 +29,10 @@ inline SeqIdx seq_idx_view(const Tensor& t) {
   return {static_cast<const int32_t*>(t.data), t.strides[0], t.strides[1]};
 }
 
-// Rows of C adjacent channels from data on, one every stride elements, U at a time; those from count on
-// read as zero. ASYNC: by cp.async through a ring of STAGES rows in shared memory, STAGES - U of them in
-// flight while U are used. A thread reads back only what it copied itself, so there is no barrier.
-// The other form has C == 1 and suits any stride.
+// Rows of C adjacent channels from data on, one every stride elements, U at a time; those from
+// count on read as zero. ASYNC: by cp.async through a ring of STAGES rows in shared memory, STAGES
+// - U of them in flight while U are used. A thread reads back only what it copied itself, so there
+// is no barrier. The other form has C == 1 and suits any stride.
 template <typename T, int C, int U, int STAGES, bool ASYNC>
 class Rows;
 
@@ -41,7 +41,7 @@ class Rows<T, C, U, STAGES, true> {
  public:
   static_assert(STAGES % U == 0, "a ring holds whole groups");
   struct alignas(Pack<T, C>::kBytes) Row {  // in shared memory
-    char bytes[Pack<T, C>::kBytes];
+    char bytes[Pack<T, C>::kBytes] = {};
   };
   static constexpr int kSharedRows = STAGES * kThreads;
 
@@ -57,15 +57,28 @@ class Rows<T, C, U, STAGES, true> {
   __device__ __forceinline__ void fetch(Pack<T, C> (&rows)[U]) {
 #pragma unroll
     for (int u = 0; u < U; ++u) rows[u] = Pack<T, C>::load(ring_ + slot_ + u * kThreads);
+    if (left_ >= U) {
 #pragma unroll
-    for (int u = 0; u < U; ++u) copy(slot_ + u * kThreads);
+      for (int u = 0; u < U; ++u) {
+        __pipeline_memcpy_async(ring_ + slot_ + u * kThreads, next_, sizeof(Row));
+        next_ += stride_;
+      }
+      left_ -= U;
+    } else {
+#pragma unroll
+      for (int u = 0; u < U; ++u) copy(slot_ + u * kThreads);
+    }
     slot_ = slot_ + U * kThreads == kSharedRows ? 0 : slot_ + U * kThreads;
   }
 
  private:
   __device__ __forceinline__ void copy(int slot) {
-    __pipeline_memcpy_async(ring_ + slot, next_, sizeof(Row), left_ > 0 ? 0 : sizeof(Row));
-    if (left_ > 1) next_ += stride_;  // never past the last row
+    if (left_ > 0) {
+      __pipeline_memcpy_async(ring_ + slot, next_, sizeof(Row));
+    } else {
+      ring_[slot] = Row{};
+    }
+    next_ += stride_;
     --left_;
   }
 
@@ -102,10 +115,11 @@ class Rows<T, 1, U, STAGES, false> {
   int left_;
 };
 
-// A warp's tiles of one row: 32 lanes with V adjacent time steps each, tiles starting at multiples of
-// 32 * V. Memory is accessed in aligned 16-byte vectors even where the row is not aligned: then the
-// vectors begin `misalignment` elements earlier than the lanes' own elements, and lanes exchange words.
-// So what a lane computes does not depend on alignment. With ALIGNED rows none of that is compiled.
+// A warp's tiles of one row: 32 lanes with V adjacent time steps each, tiles starting at multiples
+// of 32 * V. Memory is accessed in aligned 16-byte vectors even where the row is not aligned: then
+// the vectors begin `misalignment` elements earlier than the lanes' own elements, and lanes
+// exchange words. So what a lane computes does not depend on alignment. With ALIGNED rows none of
+// that is compiled.
 
 // The words of a Pack<T, V> from element `offset` of c on, 0 <= offset < 16 / sizeof(T).
 template <typename T, int V>
@@ -135,27 +149,31 @@ __device__ __forceinline__ int row_misalignment(const T* row) {
   return static_cast<int>(reinterpret_cast<uintptr_t>(row) / sizeof(T) % (16 / sizeof(T)));
 }
 
-// Indices t are relative to `data`, the first element of a warp's part of a row. Elements from -before
-// to count may be read; those outside are zero.
+// Indices t are relative to `data`, the first element of a warp's part of a row. Elements from
+// -before to count may be read; those outside are zero.
 template <typename T, int V, bool ALIGNED>
 class TileReader {
  public:
-  __device__ __forceinline__ TileReader(const T* data, int64_t stride, int before, int count, int lane)
+  __device__ __forceinline__ TileReader(const T* data, int64_t stride, int before, int count,
+                                        int lane)
       : data_(data), stride_(stride), before_(before), count_(count), lane_(lane) {
     misalignment_ = !ALIGNED && stride == 1 ? row_misalignment(data) : 0;
   }
 
-  // Loads the vector of the lane whose own elements begin at t.
+  // Loads the vector of the lane whose own elements begin at t; without EDGE it lies inside.
+  template <bool EDGE>
   __device__ __forceinline__ Pack<T, V> load(int t) const {
+    if (ALIGNED && !EDGE) return Pack<T, V>::load(data_ + t);
     t -= misalignment_;
     if ((ALIGNED || stride_ == 1) && (ALIGNED || t >= -before_) && t + V <= count_) {
       return Pack<T, V>::load(data_ + t);
     }
     Pack<T, V> r;
+    if (t >= count_) return r;
 #pragma unroll
     for (int i = 0; i < V; ++i) {
       const bool inside = (ALIGNED || t + i >= -before_) && t + i < count_;
-      if (inside) r.set_element(i, data_[(t + i) * stride_]);
+      if (inside) r.set_element(i, data_[(t + i) * (ALIGNED ? 1 : stride_)]);
     }
     return r;
   }
@@ -190,7 +208,12 @@ class TileWriter {
     misalignment_ = !ALIGNED && stride == 1 ? row_misalignment(data) : 0;
   }
 
+  template <bool EDGE>
   __device__ __forceinline__ void store(int t, const Pack<T, V>& tile) {
+    if (ALIGNED && !EDGE) {
+      tile.store(data_ + t);
+      return;
+    }
     if (ALIGNED || misalignment_ == 0) {
       write(t, tile);
       return;
@@ -198,7 +221,8 @@ class TileWriter {
     constexpr int kWords = Pack<T, V>::kWords;
     uint32_t c[kWords + 4];
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {  // of the lane before, before lane 0 of the previous tile's lane 31
+    for (int i = 0; i < 4;
+         ++i) {  // of the lane before, before lane 0 of the previous tile's lane 31
       const uint32_t tail = tile.w[kWords - 4 + i];
       c[i] = __shfl_sync(0xffffffff, lane_ == 31 ? tail_[i] : tail, (lane_ + 31) % 32);
       tail_[i] = tail;
@@ -208,9 +232,10 @@ class TileWriter {
     write(t - misalignment_, extract<T, V>(c, 16 / static_cast<int>(sizeof(T)) - misalignment_));
   }
 
-  // After the last tile: what its lane 31 still holds; t is the lane's own in the tile that follows.
+  // After the last tile: what its lane 31 still holds; t is the lane's own in the tile that
+  // follows.
   __device__ __forceinline__ void flush(int t) {
-    if (!ALIGNED && misalignment_ != 0) store(t, Pack<T, V>{});
+    if (!ALIGNED && misalignment_ != 0) store<true>(t, Pack<T, V>{});
   }
 
  private:
@@ -219,9 +244,12 @@ class TileWriter {
       v.store(data_ + t);
       return;
     }
+    if (t >= count_) return;
 #pragma unroll
     for (int i = 0; i < V; ++i) {
-      if ((ALIGNED || t + i >= 0) && t + i < count_) data_[(t + i) * stride_] = v.element(i);
+      if ((ALIGNED || t + i >= 0) && t + i < count_) {
+        data_[(t + i) * (ALIGNED ? 1 : stride_)] = v.element(i);
+      }
     }
   }
 
@@ -251,7 +279,8 @@ __device__ __forceinline__ void load_ids(const SeqIdx& ids, int t, int count, in
   for (int i = 0; i < V; ++i) id[i] = t + i < count ? ids.at(0, t + i) : -1;
 }
 
-// Which of the H inputs before each of V positions have its id, a bit each: fewer registers than ids.
+// Which of the H inputs before each of V positions have its id, a bit each: fewer registers than
+// ids.
 template <int V, int H>
 struct Matches {
   uint32_t bits[(V * H + 31) / 32] = {};
@@ -262,11 +291,13 @@ struct Matches {
     for (int i = 0; i < V; ++i) {
 #pragma unroll
       for (int k = 0; k < H; ++k) {
-        if (id[i + k] == id[i + H]) bits[(i * H + k) / 32] |= 1u << (i * H + k) % 32;
+        if (id[i + k] == id[i + H] && id[i + H] >= 0)
+          bits[(i * H + k) / 32] |= 1u << (i * H + k) % 32;
       }
     }
   }
-  // Whether position i and the one H - k before it have one id; k = H is the position itself.
+  // Whether position i and the one H - k before it have one id, not of padding; k = H is the
+  // position itself.
   __device__ __forceinline__ bool at(int i, int k) const {
     return k == H || (bits[(i * H + k) / 32] >> (i * H + k) % 32 & 1) != 0;
   }
@@ -280,9 +311,11 @@ struct WarpValues {
 
   // p: weight, bias, initial_states, width, and input(b, d, s) for x~. from: where before() begins.
   template <typename Args>
-  __device__ __forceinline__ WarpValues(const Args& p, int64_t b, int64_t d, int64_t from, int lane) {
+  __device__ __forceinline__ WarpValues(const Args& p, int64_t b, int64_t d, int64_t from,
+                                        int lane) {
     if (lane < p.width) lane_weight = p.weight.load(d, lane);
-    if (lane < p.width - 1 && p.initial_states.given()) lane_state = p.initial_states.load(b, d, lane);
+    if (lane < p.width - 1 && p.initial_states.given())
+      lane_state = p.initial_states.load(b, d, lane);
     if (lane < 8 && from + lane < p.seqlen) lane_before = p.input(b, d, from + lane);
     if (p.bias.given()) bias = p.bias.load(d);
   }

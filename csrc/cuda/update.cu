@@ -1,7 +1,9 @@
 // Update: the convolution of one or more new tokens with a running state, which takes them in.
 //
-// update_token: one token, W <= 8, a state of x's type whose rows of S inputs are one aligned vector. A
-//   thread owns a channel: it loads its state at once, shifts it in registers and stores it at once.
+// update_token: one token, W <= 8, a state of x's type whose rows of S inputs are one aligned
+// vector. A
+//   thread owns a channel: it loads its state at once, shifts it in registers and stores it at
+//   once.
 // update_any: everything else, a thread a channel. All outputs come before the first write of the
 //   state, from which they read.
 #include "common.cuh"
@@ -99,7 +101,8 @@ __global__ void __launch_bounds__(kThreads) update_any(const UpdateArgs<T> p) {
   } else {
     for (int64_t j = 0; j < S; ++j) {
       const bool old = j + L < S;
-      p.state.store(old ? p.state.load(row, d, j + L) : to_compute(*p.x.at(b, d, j + L - S)), row, d, j);
+      p.state.store(old ? p.state.load(row, d, j + L) : to_compute(*p.x.at(b, d, j + L - S)), row,
+                    d, j);
     }
   }
 }
@@ -125,7 +128,8 @@ cudaError_t run(const UpdateParams& params, cudaStream_t stream) {
   p.weight = any_view<Compute<T>>(params.weight);
   p.bias = any_view<Compute<T>>(params.bias);
   if (given(params.cache_seqlens)) {
-    p.cache_seqlens = {static_cast<const int32_t*>(params.cache_seqlens.data), params.cache_seqlens.strides[0]};
+    p.cache_seqlens = {static_cast<const int32_t*>(params.cache_seqlens.data),
+                       params.cache_seqlens.strides[0]};
   }
   if (given(params.conv_state_indices)) {
     p.conv_state_indices = {static_cast<const int32_t*>(params.conv_state_indices.data),

@@ -133,8 +133,9 @@ void throw_if_failed(const Status& status) {
 // The library handles live as long as the process: torch drops the operators with their library.
 void define_schemas() {
   LibraryHandle library = nullptr;
-  require(functions().aoti_torch_library_init_fragment("causal_conv1d", __FILE__, __LINE__, &library),
-          "open the namespace causal_conv1d");
+  require(
+      functions().aoti_torch_library_init_fragment("causal_conv1d", __FILE__, __LINE__, &library),
+      "open the namespace causal_conv1d");
   for (const char* schema : kSchemas) {
     require(functions().aoti_torch_library_def(library, schema), schema);
   }
@@ -142,8 +143,8 @@ void define_schemas() {
 
 void register_kernels(const char* dispatch_key, const Kernels& kernels) {
   LibraryHandle library = nullptr;
-  require(functions().aoti_torch_library_init_impl("causal_conv1d", dispatch_key, __FILE__, __LINE__,
-                                                   &library),
+  require(functions().aoti_torch_library_init_impl("causal_conv1d", dispatch_key, __FILE__,
+                                                   __LINE__, &library),
           "open the namespace causal_conv1d for kernels");
   require(functions().aoti_torch_library_impl(library, "forward", kernels.forward), "add forward");
   require(functions().aoti_torch_library_impl(library, "backward", kernels.backward),

@@ -7,7 +7,8 @@
 
 namespace causal_conv1d::torch_abi {
 
-// Name and arguments of an operator as its schema has them. kinds: T is Tensor, O is Tensor?, B bool.
+// Name and arguments of an operator as its schema has them. kinds: T is Tensor, O is Tensor?, B
+// bool.
 struct Signature {
   const char* caller;  // how errors call it
   const char* kinds;

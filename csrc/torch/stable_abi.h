@@ -27,12 +27,12 @@ using Error = int32_t;  // 0 is success
     (LibraryHandle library, const char* name, BoxedFunction function))                          \
   X(Error, aoti_torch_delete_tensor_object, (TensorHandle tensor))                              \
   X(Error, aoti_torch_get_data_ptr, (TensorHandle tensor, void** data))                         \
-  X(Error, aoti_torch_get_dim, (TensorHandle tensor, int64_t* ndim))                            \
-  X(Error, aoti_torch_get_sizes, (TensorHandle tensor, int64_t** sizes))                        \
-  X(Error, aoti_torch_get_strides, (TensorHandle tensor, int64_t** strides))                    \
-  X(Error, aoti_torch_get_dtype, (TensorHandle tensor, int32_t* dtype))                         \
-  X(Error, aoti_torch_get_device_type, (TensorHandle tensor, int32_t* type))                    \
-  X(Error, aoti_torch_get_device_index, (TensorHandle tensor, int32_t* index))                  \
+  X(Error, aoti_torch_get_dim, (TensorHandle tensor, int64_t * ndim))                           \
+  X(Error, aoti_torch_get_sizes, (TensorHandle tensor, int64_t * *sizes))                       \
+  X(Error, aoti_torch_get_strides, (TensorHandle tensor, int64_t * *strides))                   \
+  X(Error, aoti_torch_get_dtype, (TensorHandle tensor, int32_t * dtype))                        \
+  X(Error, aoti_torch_get_device_type, (TensorHandle tensor, int32_t * type))                   \
+  X(Error, aoti_torch_get_device_index, (TensorHandle tensor, int32_t * index))                 \
   X(Error, aoti_torch_empty_strided,                                                            \
     (int64_t ndim, const int64_t* sizes, const int64_t* strides, int32_t dtype,                 \
      int32_t device_type, int32_t device_index, TensorHandle* tensor))                          \
@@ -47,8 +47,8 @@ using Error = int32_t;  // 0 is success
   X(int32_t, aoti_torch_dtype_uint8, ())
 
 // May be missing: in a CPU-only torch, or before torch 2.10.
-#define CAUSAL_CONV1D_TORCH_OPTIONAL_FUNCTIONS(X)                                               \
-  X(Error, aoti_torch_get_current_cuda_stream, (int32_t device_index, void** stream))           \
+#define CAUSAL_CONV1D_TORCH_OPTIONAL_FUNCTIONS(X)                                     \
+  X(Error, aoti_torch_get_current_cuda_stream, (int32_t device_index, void** stream)) \
   X(Error, torch_get_num_threads, (uint32_t * num_threads))
 
 struct Functions {
@@ -56,7 +56,7 @@ struct Functions {
   CAUSAL_CONV1D_TORCH_FUNCTIONS(CAUSAL_CONV1D_MEMBER)
   CAUSAL_CONV1D_TORCH_OPTIONAL_FUNCTIONS(CAUSAL_CONV1D_MEMBER)
 #undef CAUSAL_CONV1D_MEMBER
-  int32_t cpu, cuda;                                         // torch's codes of device types
+  int32_t cpu, cuda;  // torch's codes of device types
   int32_t float32, float16, bfloat16, float64, int32, int64, uint8;  // and of dtypes
 };
 
