@@ -159,7 +159,7 @@ def causal_conv1d_fn(
 
         out[b,d,t] = act(bias[d] + sum over k = 0..W-1 of weight[d,k] * x~[b,d,t-(W-1)+k])
 
-    where ``x~[b,d,s]`` is ``x[b,d,s]`` for s >= 0, before that ``initial_states[b,d,(W-1)+s]`` or 0.
+    where ``x~[b,d,s]`` is ``x[b,d,s]`` for s >= 0 and ``initial_states[b,d,(W-1)+s]`` or 0 before.
     Sums are fp32 in one fixed order, so outputs are bitwise equal whatever the layout, and whether
     a sequence is given whole, in chunks with states, or token by token to
     :func:`causal_conv1d_update`. Gradients are deterministic. Follows upstream's 1.7.0.
