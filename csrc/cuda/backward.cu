@@ -207,8 +207,8 @@ __global__ void __launch_bounds__(kThreads, WMAX == 4 && (EXACT || sizeof(T) == 
   }
 }
 
-template <typename T, int V, int WMAX, bool EXACT, bool SEQ, bool ALIGNED>
-__global__ void __launch_bounds__(kThreads, WMAX == 4 && !SEQ ? 4 : 3)
+template <typename T, int V, int WMAX, bool EXACT, bool SEQ, Access ACCESS>
+__global__ void __launch_bounds__(kThreads, WMAX == 4 && !SEQ ? (EXACT ? 5 : 4) : 3)
     backward_channel_first(const BackwardArgs<T> p) {
   constexpr int H = WMAX - 1, TILE = 32 * V;
   static_assert(H <= V, "the halo comes from one lane");
@@ -220,12 +220,11 @@ __global__ void __launch_bounds__(kThreads, WMAX == 4 && !SEQ ? 4 : 3)
   const int64_t start = segment * p.chunk;
   const int count = static_cast<int>(min(p.chunk, p.seqlen - start));
   const int readable = static_cast<int>(min(p.chunk + TILE, p.seqlen - start));
-  const int before = static_cast<int>(min(start, int64_t(TILE)));
   const SeqIdx ids = p.seq_idx.from(b, start);
 
-  const TileReader<T, V, ALIGNED> x(p.x.at(b, d, start), p.x.time, before, readable, lane);
-  const TileReader<T, V, ALIGNED> dout(p.dout.at(b, d, start), p.dout.time, before, readable, lane);
-  TileWriter<T, V, ALIGNED> dx(p.dx.at(b, d, start), p.dx.time, count, lane);
+  const TileReader<T, V, ACCESS> x(p.x.at(b, d, start), p.x.time, readable, lane);
+  const TileReader<T, V, ACCESS> dout(p.dout.at(b, d, start), p.dout.time, readable, lane);
+  TileWriter<T, V, ACCESS> dx(p.dx.at(b, d, start), p.dx.time, count, lane);
   Pack<T, V> next_x = x.template load<true>(lane * V);
   Pack<T, V> next_g = dout.template load<true>(lane * V);
 
@@ -261,58 +260,55 @@ __global__ void __launch_bounds__(kThreads, WMAX == 4 && !SEQ ? 4 : 3)
     next_g = lane < lanes ? dout.template load<EDGE>(t + TILE) : Pack<T, V>{};
     const Pack<T, V> xs = x.own(raw_x, next_x), gs = dout.own(raw_g, next_g);
 
-    float h[H + V], dz[V];
-    int id[H + V];
-#pragma unroll
-    for (int i = 0; i < V; ++i) h[H + i] = xs.get(i);
-    if (SEQ) load_ids<V>(ids, t, readable, id + H);
-#pragma unroll
-    for (int j = 0; j < H; ++j) {
-      const int from = (lane + 31) % 32;  // lane 31 hands over the end of the previous tile
-      h[j] = __shfl_sync(0xffffffff, lane == 31 ? prev[j] : h[V + j], from);
-      prev[j] = h[V + j];
-      if (SEQ) {
-        id[j] = __shfl_sync(0xffffffff, lane == 31 ? prev_id[j] : id[V + j], from);
-        prev_id[j] = id[V + j];
-      }
-    }
+    float dz[V] = {};
     Matches<V, H> same;
-    uint32_t padding = 0;
-    if (SEQ) {
-      same.set(id);
+    if (!EDGE || base < readable) {  // else past the end of the row, where dz is 0
+      float h[H + V];
+      int id[H + V];
 #pragma unroll
-      for (int i = 0; i < V; ++i) padding |= id[H + i] < 0 ? 1u << i : 0;
-    }
-
+      for (int i = 0; i < V; ++i) h[H + i] = xs.get(i);
+      if (SEQ) load_ids<V>(ids, t, readable, id + H);
 #pragma unroll
-    for (int i = 0; i < V; ++i) {
-      dz[i] = bias;
-#pragma unroll
-      for (int k = 0; k < WMAX; ++k) {
-        float xk = h[i + k];
-        if (SEQ) xk = same.at(i, k) ? xk : 0.0f;
-        if (k >= first) dz[i] = fmaf(w[k], xk, dz[i]);
-      }
-    }
-    p.gradients(gs, !EDGE || base < readable, dz);
-    if (SEQ || (EDGE && t + V > readable)) {
-#pragma unroll
-      for (int i = 0; i < V; ++i) {
-        if (t + i >= readable || (padding >> i & 1) != 0) {
-          dz[i] = 0.0f;
-          h[H + i] = SEQ ? 0.0f : h[H + i];  // only its own tap would still meet it
+      for (int j = 0; j < H; ++j) {
+        const int from = (lane + 31) % 32;  // lane 31 hands over the end of the previous tile
+        h[j] = __shfl_sync(0xffffffff, lane == 31 ? prev[j] : h[V + j], from);
+        prev[j] = h[V + j];
+        if (SEQ) {
+          id[j] = __shfl_sync(0xffffffff, lane == 31 ? prev_id[j] : id[V + j], from);
+          prev_id[j] = id[V + j];
         }
       }
-    }
-    if (!EDGE || base < count) {
+      if (SEQ) same.set(id);
 #pragma unroll
       for (int i = 0; i < V; ++i) {
-        db += dz[i];
+        dz[i] = bias;
 #pragma unroll
         for (int k = 0; k < WMAX; ++k) {
           float xk = h[i + k];
           if (SEQ) xk = same.at(i, k) ? xk : 0.0f;
-          if (k >= first) dw[k] = fmaf(dz[i], xk, dw[k]);
+          if (k >= first) dz[i] = fmaf(w[k], xk, dz[i]);
+        }
+      }
+      p.gradients(gs, true, dz);
+      if (SEQ || (EDGE && t + V > readable)) {
+#pragma unroll
+        for (int i = 0; i < V; ++i) {
+          if (t + i >= readable || (SEQ && id[H + i] < 0)) {
+            dz[i] = 0.0f;
+            h[H + i] = SEQ ? 0.0f : h[H + i];  // only its own tap would still meet it
+          }
+        }
+      }
+      if (!EDGE || base < count) {
+#pragma unroll
+        for (int i = 0; i < V; ++i) {
+          db += dz[i];
+#pragma unroll
+          for (int k = 0; k < WMAX; ++k) {
+            float xk = h[i + k];
+            if (SEQ) xk = same.at(i, k) ? xk : 0.0f;
+            if (k >= first) dw[k] = fmaf(dz[i], xk, dw[k]);
+          }
         }
       }
     }
@@ -500,7 +496,7 @@ __global__ void __launch_bounds__(kThreads) reduce_partials(const BackwardArgs<T
 struct Plan {
   bool any_width, channel_last;
   int vector;  // channels or time steps a thread; 1: any strides (channel_last)
-  bool aligned;
+  Access access = Access::kStrided;  // channel_first
   int64_t chunk, chunks;
   int64_t workspace;  // bytes
 
@@ -526,8 +522,7 @@ struct Plan {
       chunks = ceil_div(seqlen, chunk);
     } else {
       vector = width > 4 || size == 2 ? 8 : 4;
-      aligned =
-          aligned_rows(x, size) && aligned_rows(params.dout, size) && aligned_rows(params.dx, size);
+      access = common_access({&x, &params.dout, &params.dx}, size);
       const int64_t wanted = ceil_div(8192, batch * dim > 0 ? batch * dim : 1);
       const int64_t tile = 32 * vector;
       chunk = ceil_div(ceil_div(seqlen, wanted), tile) * tile;
@@ -545,12 +540,16 @@ cudaError_t launch_fast(BackwardArgs<T>& p, const Plan& plan, cudaStream_t strea
   const bool seq = p.seq_idx.data != nullptr, exact = p.width == WMAX;
   if (!plan.channel_last) {
     constexpr int V = WMAX == 8 || sizeof(T) == 2 ? 8 : 4;
-    auto kernel = seq ? backward_channel_first<T, V, WMAX, false, true, false>
-                      : backward_channel_first<T, V, WMAX, false, false, false>;
-    if (plan.aligned && seq) kernel = backward_channel_first<T, V, WMAX, false, true, true>;
-    if (plan.aligned && !seq) {
-      kernel = exact ? backward_channel_first<T, V, WMAX, true, false, true>
-                     : backward_channel_first<T, V, WMAX, false, false, true>;
+    constexpr Access kAligned = Access::kAligned, kUnit = Access::kUnit;
+    auto kernel = backward_channel_first<T, V, WMAX, false, true, Access::kStrided>;
+    if (plan.access == kUnit) {
+      kernel = seq ? backward_channel_first<T, V, WMAX, false, true, kUnit>
+                   : backward_channel_first<T, V, WMAX, false, false, kUnit>;
+    } else if (plan.access == kAligned && seq) {
+      kernel = backward_channel_first<T, V, WMAX, false, true, kAligned>;
+    } else if (plan.access == kAligned) {
+      kernel = exact ? backward_channel_first<T, V, WMAX, true, false, kAligned>
+                     : backward_channel_first<T, V, WMAX, false, false, kAligned>;
     }
     return launch(kernel, p.batch * p.dim * p.chunks * 32, stream, p);
   }

@@ -201,7 +201,7 @@ __device__ __forceinline__ void load_weights_as(const AnyView<float>& weight, in
   const TW* p = static_cast<const TW*>(weight.data) + d * weight.strides[0];
   using Block = Pack<TW, WMAX * C>;
   const bool dense = width == WMAX && weight.strides[1] == 1 && weight.strides[0] == WMAX;
-  if (C > 1 && dense && reinterpret_cast<uintptr_t>(p) % Block::kAlignment == 0) {
+  if (dense && reinterpret_cast<uintptr_t>(p) % Block::kAlignment == 0) {
     const Block block = Block::load(p);
 #pragma unroll
     for (int c = 0; c < C; ++c) {

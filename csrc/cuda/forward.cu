@@ -125,8 +125,8 @@ __global__ void __launch_bounds__(kThreads) forward_channel_last(const ForwardAr
   }
 }
 
-template <typename T, int V, int WMAX, bool EXACT, bool SEQ, bool ALIGNED>
-__global__ void __launch_bounds__(kThreads) forward_channel_first(const ForwardArgs<T> p) {
+template <typename T, int V, int WMAX, bool EXACT, bool SEQ, Access ACCESS>
+__global__ void __launch_bounds__(kThreads, 4) forward_channel_first(const ForwardArgs<T> p) {
   constexpr int H = WMAX - 1, TILE = 32 * V;
   static_assert(H <= V, "the halo comes from one lane");
   const int lane = threadIdx.x % 32;
@@ -137,11 +137,10 @@ __global__ void __launch_bounds__(kThreads) forward_channel_first(const ForwardA
   const int64_t start = segment * p.chunk;
   const int count = static_cast<int>(min(p.chunk, p.seqlen - start));
   const int readable = static_cast<int>(min(p.chunk + V, p.seqlen - start));
-  const int before = static_cast<int>(min(start, int64_t(TILE)));
   const SeqIdx ids = p.seq_idx.from(b, start);
 
-  const TileReader<T, V, ALIGNED> x(p.x.at(b, d, start), p.x.time, before, readable, lane);
-  TileWriter<T, V, ALIGNED> out(p.out.at(b, d, start), p.out.time, count, lane);
+  const TileReader<T, V, ACCESS> x(p.x.at(b, d, start), p.x.time, readable, lane);
+  TileWriter<T, V, ACCESS> out(p.out.at(b, d, start), p.out.time, count, lane);
   Pack<T, V> next = x.template load<true>(lane * V);
   Pack<T, V> second = x.template load<true>(lane * V + TILE);
 
@@ -265,11 +264,11 @@ cudaError_t launch_channel_last(ForwardArgs<T> p, int sms, cudaStream_t stream) 
                 stream, p);
 }
 
-template <typename T, int V, int WMAX, bool EXACT, bool SEQ, bool ALIGNED>
+template <typename T, int V, int WMAX, bool EXACT, bool SEQ, Access ACCESS>
 cudaError_t launch_channel_first(ForwardArgs<T> p, int sms, cudaStream_t stream) {
   p.chunk = channel_first_chunk(p.batch * p.dim, p.seqlen, 32 * V, sms);
   p.chunks = ceil_div(p.seqlen, p.chunk);
-  return launch(forward_channel_first<T, V, WMAX, EXACT, SEQ, ALIGNED>,
+  return launch(forward_channel_first<T, V, WMAX, EXACT, SEQ, ACCESS>,
                 p.batch * p.dim * p.chunks * 32, stream, p);
 }
 
@@ -280,13 +279,18 @@ cudaError_t launch_fast(const ForwardParams& params, const ForwardArgs<T>& p, in
   const bool seq = p.seq_idx.data != nullptr, exact = p.width == WMAX;
   if (!is_channel_last(params.x)) {
     constexpr int V = WMAX == 8 ? 8 : 16 / size;
-    if (!aligned_rows(params.x, size) || !aligned_rows(params.out, size)) {
-      return seq ? launch_channel_first<T, V, WMAX, false, true, false>(p, sms, stream)
-                 : launch_channel_first<T, V, WMAX, false, false, false>(p, sms, stream);
+    const Access access = common_access({&params.x, &params.out}, size);
+    if (access == Access::kStrided) {
+      return launch_channel_first<T, V, WMAX, false, true, Access::kStrided>(p, sms, stream);
     }
-    if (seq) return launch_channel_first<T, V, WMAX, false, true, true>(p, sms, stream);
-    return exact ? launch_channel_first<T, V, WMAX, true, false, true>(p, sms, stream)
-                 : launch_channel_first<T, V, WMAX, false, false, true>(p, sms, stream);
+    if (access == Access::kUnit) {
+      return seq ? launch_channel_first<T, V, WMAX, false, true, Access::kUnit>(p, sms, stream)
+                 : launch_channel_first<T, V, WMAX, false, false, Access::kUnit>(p, sms, stream);
+    }
+    constexpr Access kAligned = Access::kAligned;
+    if (seq) return launch_channel_first<T, V, WMAX, false, true, kAligned>(p, sms, stream);
+    return exact ? launch_channel_first<T, V, WMAX, true, false, kAligned>(p, sms, stream)
+                 : launch_channel_first<T, V, WMAX, false, false, kAligned>(p, sms, stream);
   }
   constexpr int C = 4;
   if (common_channels(C, size, p.dim, {&params.x, &params.out}) < C) {

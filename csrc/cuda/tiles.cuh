@@ -4,6 +4,8 @@
 
 #include <cuda_pipeline.h>
 
+#include <initializer_list>
+
 #include "common.cuh"
 
 namespace causal_conv1d::gpu {
@@ -115,11 +117,14 @@ class Rows<T, 1, U, STAGES, false> {
   int left_;
 };
 
-// A warp's tiles of one row: 32 lanes with V adjacent time steps each, tiles starting at multiples
-// of 32 * V. Memory is accessed in aligned 16-byte vectors even where the row is not aligned: then
-// the vectors begin `misalignment` elements earlier than the lanes' own elements, and lanes
-// exchange words. So what a lane computes does not depend on alignment. With ALIGNED rows none of
-// that is compiled.
+// How a kernel may access the rows of its tensors: they begin 16-byte aligned; they have unit
+// stride over time, but any alignment; or any stride.
+enum class Access { kAligned, kUnit, kStrided };
+
+template <typename T>
+__device__ __forceinline__ int row_misalignment(const T* row) {
+  return static_cast<int>(reinterpret_cast<uintptr_t>(row) / sizeof(T) % (16 / sizeof(T)));
+}
 
 // The words of a Pack<T, V> from element `offset` of c on, 0 <= offset < 16 / sizeof(T).
 template <typename T, int V>
@@ -144,49 +149,48 @@ __device__ __forceinline__ Pack<T, V> extract(uint32_t (&c)[Pack<T, V>::kWords +
   return r;
 }
 
-template <typename T>
-__device__ __forceinline__ int row_misalignment(const T* row) {
-  return static_cast<int>(reinterpret_cast<uintptr_t>(row) / sizeof(T) % (16 / sizeof(T)));
-}
-
-// Indices t are relative to `data`, the first element of a warp's part of a row. Elements from
-// -before to count may be read; those outside are zero.
-template <typename T, int V, bool ALIGNED>
+// A warp's tiles of one row: 32 lanes with V adjacent time steps each. With unit stride, memory is
+// accessed in aligned 16-byte vectors even if the row is not aligned: then the vectors begin
+// `misalignment` elements before the lanes' own, and lanes exchange words. So what a lane computes
+// does not depend on alignment.
+//
+// Indices t are relative to `data`, the first element of the warp's part of a row. Elements up to
+// count may be read; those from there on are zero.
+template <typename T, int V, Access ACCESS>
 class TileReader {
  public:
-  __device__ __forceinline__ TileReader(const T* data, int64_t stride, int before, int count,
-                                        int lane)
-      : data_(data), stride_(stride), before_(before), count_(count), lane_(lane) {
-    misalignment_ = !ALIGNED && stride == 1 ? row_misalignment(data) : 0;
+  __device__ __forceinline__ TileReader(const T* data, int64_t stride, int count, int lane)
+      : data_(data), stride_(stride), count_(count), lane_(lane) {
+    misalignment_ = ACCESS == Access::kUnit ? row_misalignment(data) : 0;
   }
 
-  // Loads the vector of the lane whose own elements begin at t; without EDGE it lies inside.
+  // Loads the vector of the lane whose own elements begin at t; without EDGE it ends inside. It may
+  // begin before data: in the 16 bytes of data[0], which are memory of the same allocation.
   template <bool EDGE>
   __device__ __forceinline__ Pack<T, V> load(int t) const {
-    if (ALIGNED && !EDGE) return Pack<T, V>::load(data_ + t);
     t -= misalignment_;
-    if ((ALIGNED || stride_ == 1) && (ALIGNED || t >= -before_) && t + V <= count_) {
+    if (ACCESS != Access::kStrided && (!EDGE || t + V <= count_)) {
       return Pack<T, V>::load(data_ + t);
     }
     Pack<T, V> r;
     if (t >= count_) return r;
 #pragma unroll
     for (int i = 0; i < V; ++i) {
-      const bool inside = (ALIGNED || t + i >= -before_) && t + i < count_;
-      if (inside) r.set_element(i, data_[(t + i) * (ALIGNED ? 1 : stride_)]);
+      const bool inside = (ACCESS != Access::kUnit || t + i >= 0) && t + i < count_;
+      if (inside) r.set_element(i, data_[(t + i) * (ACCESS == Access::kStrided ? stride_ : 1)]);
     }
     return r;
   }
 
   // The lane's own elements, from what load() gave for this tile and for the next.
   __device__ __forceinline__ Pack<T, V> own(const Pack<T, V>& tile, const Pack<T, V>& next) const {
-    if (ALIGNED || misalignment_ == 0) return tile;
+    if (ACCESS != Access::kUnit || misalignment_ == 0) return tile;
     constexpr int kWords = Pack<T, V>::kWords;
     uint32_t c[kWords + 4];
 #pragma unroll
     for (int i = 0; i < kWords; ++i) c[i] = tile.w[i];
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {  // of the next lane, after lane 31 of the next tile's lane 0
+    for (int i = 0; i < 4; ++i) {  // of the next lane; for lane 31 of the next tile's lane 0
       const uint32_t head = lane_ == 0 ? next.w[i] : tile.w[i];
       c[kWords + i] = __shfl_sync(0xffffffff, head, (lane_ + 1) % 32);
     }
@@ -196,59 +200,57 @@ class TileReader {
  private:
   const T* data_;
   int64_t stride_;
-  int before_, count_, lane_, misalignment_;
+  int count_, lane_, misalignment_;
 };
 
 // Writes elements 0 to count of a warp's part of a row, tile after tile.
-template <typename T, int V, bool ALIGNED>
+template <typename T, int V, Access ACCESS>
 class TileWriter {
  public:
   __device__ __forceinline__ TileWriter(T* data, int64_t stride, int count, int lane)
       : data_(data), stride_(stride), count_(count), lane_(lane) {
-    misalignment_ = !ALIGNED && stride == 1 ? row_misalignment(data) : 0;
+    misalignment_ = ACCESS == Access::kUnit ? row_misalignment(data) : 0;
   }
 
+  // The lane's own elements from t on; without EDGE they are inside.
   template <bool EDGE>
   __device__ __forceinline__ void store(int t, const Pack<T, V>& tile) {
-    if (ALIGNED && !EDGE) {
+    if (ACCESS == Access::kAligned && !EDGE) {
       tile.store(data_ + t);
-      return;
-    }
-    if (ALIGNED || misalignment_ == 0) {
+    } else if (ACCESS != Access::kUnit || misalignment_ == 0) {
       write(t, tile);
-      return;
-    }
-    constexpr int kWords = Pack<T, V>::kWords;
-    uint32_t c[kWords + 4];
+    } else {
+      constexpr int kWords = Pack<T, V>::kWords;
+      uint32_t c[kWords + 4];
 #pragma unroll
-    for (int i = 0; i < 4;
-         ++i) {  // of the lane before, before lane 0 of the previous tile's lane 31
-      const uint32_t tail = tile.w[kWords - 4 + i];
-      c[i] = __shfl_sync(0xffffffff, lane_ == 31 ? tail_[i] : tail, (lane_ + 31) % 32);
-      tail_[i] = tail;
-    }
+      for (int i = 0; i < 4; ++i) {  // of the lane before; for lane 0 of the last tile's lane 31
+        const uint32_t tail = tile.w[kWords - 4 + i];
+        c[i] = __shfl_sync(0xffffffff, lane_ == 31 ? tail_[i] : tail, (lane_ + 31) % 32);
+        tail_[i] = tail;
+      }
 #pragma unroll
-    for (int i = 0; i < kWords; ++i) c[4 + i] = tile.w[i];
-    write(t - misalignment_, extract<T, V>(c, 16 / static_cast<int>(sizeof(T)) - misalignment_));
+      for (int i = 0; i < kWords; ++i) c[4 + i] = tile.w[i];
+      write(t - misalignment_, extract<T, V>(c, 16 / static_cast<int>(sizeof(T)) - misalignment_));
+    }
   }
 
   // After the last tile: what its lane 31 still holds; t is the lane's own in the tile that
   // follows.
   __device__ __forceinline__ void flush(int t) {
-    if (!ALIGNED && misalignment_ != 0) store<true>(t, Pack<T, V>{});
+    if (ACCESS == Access::kUnit && misalignment_ != 0) store<true>(t, Pack<T, V>{});
   }
 
  private:
   __device__ __forceinline__ void write(int t, const Pack<T, V>& v) const {
-    if ((ALIGNED || stride_ == 1) && (ALIGNED || t >= 0) && t + V <= count_) {
+    if (ACCESS != Access::kStrided && (ACCESS == Access::kAligned || t >= 0) && t + V <= count_) {
       v.store(data_ + t);
       return;
     }
     if (t >= count_) return;
 #pragma unroll
     for (int i = 0; i < V; ++i) {
-      if ((ALIGNED || t + i >= 0) && t + i < count_) {
-        data_[(t + i) * (ALIGNED ? 1 : stride_)] = v.element(i);
+      if ((ACCESS != Access::kUnit || t + i >= 0) && t + i < count_) {
+        data_[(t + i) * (ACCESS == Access::kStrided ? stride_ : 1)] = v.element(i);
       }
     }
   }
@@ -333,9 +335,15 @@ struct WarpValues {
   }
 };
 
-// Whether all rows of a tensor begin 16-byte aligned, with unit stride over time.
-inline bool aligned_rows(const Tensor& t, int size) {
-  return vector_width(t, 2, 16 / size, size) == 16 / size;
+// What all rows of the tensors allow.
+inline Access common_access(std::initializer_list<const Tensor*> tensors, int size) {
+  Access access = Access::kAligned;
+  for (const Tensor* t : tensors) {
+    const int width = vector_width(*t, 2, 16 / size, size);
+    if (width == 0) return Access::kStrided;
+    if (width < 16 / size) access = Access::kUnit;
+  }
+  return access;
 }
 
 // Splits n = (outer * count + i) into its parts; 32-bit where it can.

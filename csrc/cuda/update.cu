@@ -39,7 +39,7 @@ struct UpdateArgs {
   }
 };
 
-template <typename T, int S, int WMAX>
+template <typename T, int S>
 __global__ void __launch_bounds__(kThreads) update_token(const UpdateArgs<T> p) {
   int64_t d;
   const int64_t b = split(static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x, p.dim, &d);
@@ -49,20 +49,17 @@ __global__ void __launch_bounds__(kThreads) update_token(const UpdateArgs<T> p) 
   T* state = static_cast<T*>(p.state.data) + row * p.state.strides[0] + d * p.state.strides[1];
   const Pack<T, S> old = Pack<T, S>::load(state);
   const T x = *p.x.at(b, d, 0);
-  const int first = WMAX - p.width;
+  float w[S][1];
+  load_weights<S, 1>(p.weight, d, p.width, w);
   float z = p.bias.given() ? p.bias.load(d) : 0.0f;
+  Pack<T, S> taken;  // the last S inputs, of which the last W meet a weight
 #pragma unroll
-  for (int k = 0; k < WMAX; ++k) {  // the last W-1 of the S inputs, then x
-    constexpr int H = WMAX - 1;
-    const int j = S - H + k;  // S >= W - 1: k >= first makes it >= 0
-    const float v = k == H ? to_compute(x) : old.get(j >= 0 ? j : 0);
-    if (k >= first) z = fmaf(p.weight.load(d, k - first), v, z);
+  for (int k = 0; k < S; ++k) {
+    taken.set_element(k, k + 1 < S ? old.element(k + 1) : x);
+    if (k >= S - p.width) z = fmaf(w[k][0], taken.get(k), z);
   }
+  taken.store(state);
   if (p.silu) z = silu<T>(z);
-  Pack<T, S> shifted;
-#pragma unroll
-  for (int j = 0; j < S; ++j) shifted.set_element(j, j + 1 < S ? old.element(j + 1) : x);
-  shifted.store(state);
   *p.out.at(b, d, 0) = from_compute<T>(z);
 }
 
@@ -113,9 +110,8 @@ int token_state_len(const UpdateParams& params) {
   const Tensor& state = params.conv_state;
   const bool one = params.x.ndim == 2 || params.x.sizes[2] == 1;
   if (!one || given(params.cache_seqlens) || state.dtype != params.x.dtype) return 0;
-  if (params.weight.sizes[1] > 8) return 0;
   const int64_t S = state.sizes[2];
-  if (S != 2 && S != 4 && S != 8) return 0;
+  if ((S != 2 && S != 4 && S != 8) || params.weight.sizes[1] > S) return 0;
   return vector_width(state, 2, static_cast<int>(S), sizeof(T)) == S ? static_cast<int>(S) : 0;
 }
 
@@ -146,9 +142,9 @@ cudaError_t run(const UpdateParams& params, cudaStream_t stream) {
   const int64_t threads = p.batch * p.dim;
   if constexpr (sizeof(T) <= 4) {
     switch (token_state_len<T>(params)) {
-      case 2: return launch(update_token<T, 2, 4>, threads, stream, p);
-      case 4: return launch(update_token<T, 4, 8>, threads, stream, p);
-      case 8: return launch(update_token<T, 8, 8>, threads, stream, p);
+      case 2: return launch(update_token<T, 2>, threads, stream, p);
+      case 4: return launch(update_token<T, 4>, threads, stream, p);
+      case 8: return launch(update_token<T, 8>, threads, stream, p);
       default: break;
     }
   }
