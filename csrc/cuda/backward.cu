@@ -360,11 +360,18 @@ __global__ void __launch_bounds__(kThreads, WMAX == 4 && !SEQ ? (EXACT ? 5 : 4) 
     for (int i = 0; i < V; ++i) dz_prev[i] = dz[i];
     same_prev = same;
   };
-  for (int base = 0; base < count + TILE; base += TILE) {
-    if (base + 2 * TILE <= count) {
+  for (int base = 0; base < count + TILE;) {
+    // Two at a time: the other takes in registers what the one leaves there. More code would spill.
+    if (WMAX == 4 && !SEQ && base + 3 * TILE <= count) {
       step(std::false_type{}, base);
+      step(std::false_type{}, base + TILE);
+      base += 2 * TILE;
+    } else if (base + 2 * TILE <= count) {
+      step(std::false_type{}, base);
+      base += TILE;
     } else {
       step(std::true_type{}, base);
+      base += TILE;
     }
   }
   dx.flush(static_cast<int>(ceil_div(count, TILE)) * TILE + lane * V);

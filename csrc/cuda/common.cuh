@@ -281,7 +281,7 @@ template <typename T>
 __device__ __forceinline__ Compute<T> silu_grad(Compute<T> z) {
   if constexpr (sizeof(T) == 2) {
     const float h = 0.5f * z, t = tanh_approx(h), s = fmaf(0.5f, t, 0.5f);
-    return fmaf(s, fmaf(-h, t, h), s);
+    return fmaf(s, fmaf(h, -t, h), s);
   }
   const Compute<T> s = sigmoid(z);
   return s * fma(z, Compute<T>(1) - s, Compute<T>(1));

@@ -126,7 +126,8 @@ __global__ void __launch_bounds__(kThreads) forward_channel_last(const ForwardAr
 }
 
 template <typename T, int V, int WMAX, bool EXACT, bool SEQ, Access ACCESS>
-__global__ void __launch_bounds__(kThreads, 4) forward_channel_first(const ForwardArgs<T> p) {
+__global__ void __launch_bounds__(kThreads, SEQ ? 4 : 1)
+    forward_channel_first(const ForwardArgs<T> p) {
   constexpr int H = WMAX - 1, TILE = 32 * V;
   static_assert(H <= V, "the halo comes from one lane");
   const int lane = threadIdx.x % 32;
