@@ -40,8 +40,10 @@ def build_libraries(build: Path, destination: Path) -> None:
     configure = [cmake, "-S", str(ROOT), "-B", str(build), f"-DCAUSAL_CONV1D_CUDA={cuda_option()}"]
     if shutil.which("ninja"):
         configure += ["-G", "Ninja"]
-    nvcc = Path(os.environ.get("CUDA_HOME", ""), "bin", "nvcc")
-    if "CUDACXX" not in os.environ and "CUDA_HOME" in os.environ and nvcc.exists():
+    # NVIDIA's packages leave nvcc off the PATH.
+    home = os.environ.get("CUDA_HOME") or ("/usr/local/cuda" if not shutil.which("nvcc") else "")
+    nvcc = Path(home, "bin", "nvcc")
+    if "CUDACXX" not in os.environ and home and nvcc.exists():
         configure += [f"-DCMAKE_CUDA_COMPILER={nvcc}"]
     configure += shlex.split(os.environ.get("CMAKE_ARGS", ""))
     subprocess.run(configure, check=True)
@@ -59,6 +61,8 @@ class BuildPy(build_py):
         build = Path(self.get_finalized_command("build").build_temp).resolve() / "cmake"
         shutil.rmtree(build, ignore_errors=True)
         package = ROOT if self.editable_mode else Path(self.build_lib).resolve()
+        for library in (package / "causal_conv1d").glob("libcausal_conv1d_*.so"):
+            library.unlink()  # of an earlier build, perhaps with CUDA where this one has none
         build_libraries(build, package / "causal_conv1d")
 
 

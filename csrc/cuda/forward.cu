@@ -8,8 +8,7 @@
 //
 // WMAX is 4 or 8, and EXACT means W == WMAX; else taps k < WMAX - W are skipped by a predicate, not
 // multiplied by zero, since 0 * inf would be NaN. SEQ: seq_idx may be given. VECTOR: accesses of C
-// elements, else any strides. ALIGNED: rows that begin 16-byte aligned, else any alignment and
-// strides.
+// channels at once, else any strides.
 #include "common.cuh"
 #include "launch.cuh"
 #include "tiles.cuh"

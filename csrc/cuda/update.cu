@@ -1,9 +1,8 @@
 // Update: the convolution of one or more new tokens with a running state, which takes them in.
 //
-// update_token: one token, W <= 8, a state of x's type whose rows of S inputs are one aligned
-// vector. A
-//   thread owns a channel: it loads its state at once, shifts it in registers and stores it at
-//   once.
+// update_token: one token, W <= S, a state of x's type whose rows of S inputs are one aligned
+//   vector. A thread owns a channel: it loads its state at once, shifts it in registers and stores
+//   it at once.
 // update_any: everything else, a thread a channel. All outputs come before the first write of the
 //   state, from which they read.
 #include "common.cuh"
