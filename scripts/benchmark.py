@@ -1,7 +1,6 @@
-"""Times forward, backward and update beside a copy of the same bytes, all in one run.
+"""Times forward, backward and update on a GPU beside a copy of the same bytes, all in one run.
 
-    python scripts/benchmark.py                      # GPU, all shapes
-    python scripts/benchmark.py --device cpu
+    python scripts/benchmark.py
 
 GPU times are medians of CUDA graph replays over buffers that are rotated so that none is served
 from L2. "of copy" is the time of a copy of x divided by the forward's time, and 1.5 times that copy
@@ -15,6 +14,7 @@ import json
 import platform
 import statistics
 import sys
+from time import perf_counter
 
 import torch
 
@@ -127,9 +127,44 @@ def measure_update(shape, name, args, time):
     return row
 
 
+def host_times(device):
+    """Microseconds of host time a call, tiny tensors, nothing waits for the GPU within a round."""
+    x = torch.randn(1, 64, 16, device=device)
+    weight, bias = torch.randn(64, 4, device=device), torch.randn(64, device=device)
+    token, state = torch.randn(1, 64, device=device), torch.zeros(1, 64, 4, device=device)
+    leaves = [t.clone().requires_grad_() for t in (x, weight, bias)]
+
+    def forward_backward():
+        out = causal_conv1d.causal_conv1d_fn(*leaves, activation="silu")
+        torch.autograd.grad(out, leaves, x)
+
+    calls = {
+        "torch.empty_like": lambda: torch.empty_like(x),
+        "x + x": lambda: x + x,
+        "causal_conv1d_fn": lambda: causal_conv1d.causal_conv1d_fn(
+            x, weight, bias, activation="silu"
+        ),
+        "causal_conv1d_update": lambda: causal_conv1d.causal_conv1d_update(
+            token, state, weight, bias, "silu"
+        ),
+        "forward and backward": forward_backward,
+    }
+    times = {}
+    for name, call in calls.items():
+        rounds = []
+        for _ in range(15):
+            torch.cuda.synchronize()
+            start = perf_counter()
+            for _ in range(200):
+                call()
+            rounds.append((perf_counter() - start) / 200 * 1e6)
+        times[name] = min(rounds)
+    return times
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--device", default="cuda", help="a CUDA device")
     parser.add_argument("--width", type=int, default=4)
     parser.add_argument("--dtypes", default="bf16,fp16,fp32")
     parser.add_argument("--layouts", default="first,last")
@@ -156,6 +191,9 @@ def main():
             row = measure_update(shape, name, args, time)
             updates.append(row)
             print(f"update {row['batch']:4d} x {row['dim']:5d} {name}: {row['update_us']:.2f} us")
+    host = host_times(args.device)
+    for name, microseconds in host.items():
+        print(f"host time of {name}: {microseconds:.1f} us")
     if args.json:
         report = {
             "device": gpu,
@@ -165,6 +203,7 @@ def main():
             "command": " ".join(sys.argv),
             "rows": rows,
             "update": updates,
+            "host_us": host,
         }
         with open(args.json, "w") as file:
             json.dump(report, file, indent=1)
