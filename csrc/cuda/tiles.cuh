@@ -309,22 +309,18 @@ struct Matches {
 // and shuffles hand them round. All lanes must call the members together.
 template <typename T>
 struct WarpValues {
-  float lane_weight = 0, lane_state = 0, lane_before = 0, bias = 0;
+  float lane_weight = 0, lane_before = 0, bias = 0;
 
-  // p: weight, bias, initial_states, width, and input(b, d, s) for x~. from: where before() begins.
+  // p: weight, bias, width, and input(b, d, s) for x~. from: where before() begins.
   template <typename Args>
   __device__ __forceinline__ WarpValues(const Args& p, int64_t b, int64_t d, int64_t from,
                                         int lane) {
     if (lane < p.width) lane_weight = p.weight.load(d, lane);
-    if (lane < p.width - 1 && p.initial_states.given())
-      lane_state = p.initial_states.load(b, d, lane);
     if (lane < 8 && from + lane < p.seqlen) lane_before = p.input(b, d, from + lane);
     if (p.bias.given()) bias = p.bias.load(d);
   }
   // weight[d, k], or 0 for k < 0
   __device__ __forceinline__ float weight(int k) const { return pick(lane_weight, k); }
-  // initial_states[b, d, j], or 0
-  __device__ __forceinline__ float state(int j) const { return pick(lane_state, j); }
   // x~ at from + j, j < 8
   __device__ __forceinline__ float before(int j) const { return pick(lane_before, j); }
 
