@@ -1,0 +1,66 @@
+#!/usr/bin/env bash
+# What others build on this library, run with it: the newest releases from the package index, each in
+# an environment of its own under build/ecosystem, and then tests/ecosystem/test_NAME.py.
+#
+#   bash scripts/test_ecosystem.sh [transformers] [fla] [PYTEST OPTIONS]     # default: all of them
+#
+# WHEELHOUSE is a folder of wheels to use instead of the index, for a machine without network; they
+# are put beside python3's own packages. WHEEL is this library's wheel (default: built here).
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# shellcheck source=scripts/setup_env.sh
+. scripts/setup_env.sh
+
+declare -A packages=(
+  [transformers]="transformers"
+  [fla]="flash-linear-attention fla-core triton"
+)
+names=()
+while [ $# -gt 0 ] && [ -n "${packages[$1]:-}" ]; do
+  names+=("$1")
+  shift
+done
+[ ${#names[@]} -gt 0 ] || names=(transformers fla)
+
+find_python
+if [ -z "${WHEEL:-}" ]; then
+  ensure_compiler
+  build_wheel
+fi
+install_packages pytest numpy
+
+# environment NAME: sets SITE, a folder of packages that the tests find before PYTHON's own.
+environment() {
+  SITE=$PWD/build/ecosystem/$1
+  if [ -n "${WHEELHOUSE:-}" ]; then
+    rm -rf "$SITE"
+    "$PYTHON" -m pip install -q --no-index --no-deps --target "$SITE" "$WHEELHOUSE"/*.whl
+  else
+    # An environment that sees PYTHON's packages, so that pip finds torch there and leaves it alone.
+    [ -x "$SITE/venv/bin/python" ] || "$PYTHON" -m venv "$SITE/venv"
+    local python=$SITE/venv/bin/python
+    local own
+    own=$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+    run_python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' >"$own/parent.pth"
+    # No quotes: one requirement a word.
+    # shellcheck disable=SC2086
+    "$python" -m pip install -q --upgrade ${packages[$1]}
+    SITE=$own
+  fi
+  "$PYTHON" -m pip install -q --no-index --no-deps --upgrade --target "$SITE" "$WHEEL"
+}
+
+status=0
+for name in "${names[@]}"; do
+  environment "$name"
+  say "$name: $(PYTHONPATH=$SITE run_python - "$name" <<'PYTHON'
+import importlib, importlib.metadata, sys
+importlib.import_module(sys.argv[1])  # a package that is missing is a failure, not a skipped test
+found = importlib.metadata.packages_distributions()[sys.argv[1]]
+print(", ".join(f"{each} {importlib.metadata.version(each)}" for each in sorted(set(found))))
+PYTHON
+  )"
+  PYTHONPATH=$SITE "$PYTHON" -c 'import sys; del sys.path[0]; import pytest; sys.exit(pytest.console_main())' \
+    "tests/ecosystem/test_$name.py" "$@" || status=1
+done
+exit $status

@@ -1,0 +1,26 @@
+"""Shows that a caller reached this library: counts its operators as PyTorch dispatches them."""
+
+import collections
+
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+class OperatorCalls(TorchDispatchMode):
+    """``with OperatorCalls() as calls: ...``; then calls.forward, calls.backward, calls.update."""
+
+    def __init__(self):
+        super().__init__()
+        self.counts = collections.Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.namespace == "causal_conv1d":
+            self.counts[function._schema.name.removeprefix("causal_conv1d::")] += 1
+        return function(*args, **(kwargs or {}))
+
+    forward = property(lambda self: self.counts["forward"])
+    backward = property(lambda self: self.counts["backward"])
+    update = property(lambda self: self.counts["update"])
+
+    @property
+    def total(self):
+        return self.counts.total()
