@@ -1,31 +1,25 @@
 """Loads the compiled libraries and registers their operators with torch.
 
 The libraries link no part of torch. Each has one entry point, which looks torch's stable C ABI up
-in the process and registers ``torch.ops.causal_conv1d.*`` through it.
+in the process and registers ``torch.ops.causal_conv1d.*`` through it. With a torch that lacks that
+ABI (before 2.9) the same operators are registered from Python, see ``_ctypes_ops.py``;
+``CAUSAL_CONV1D_REGISTRATION=ctypes`` does so with any torch, which is for testing.
 """
 
 from __future__ import annotations
 
 import ctypes
+import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-# Operators of torch.ops.causal_conv1d, and how errors call them.
-OPERATORS = {
-    "forward": "causal_conv1d_fn",
-    "backward": "causal_conv1d_bwd",
-    "update": "causal_conv1d_update",
-    "varlen_states": "causal_conv1d_varlen_states",
-}
+from causal_conv1d import _ctypes_ops, _self_test, _torch_ops
+from causal_conv1d._ctypes_ops import OPERATORS, Status
 
-
-class Status(ctypes.Structure):
-    """``causal_conv1d_status`` of ``csrc/causal_conv1d.h``."""
-
-    _fields_ = [("code", ctypes.c_int32), ("message", ctypes.c_char * 252)]
+STABLE_ABI, CTYPES = "torch's stable C ABI", "Python"
 
 
 @dataclass(frozen=True)
@@ -36,12 +30,40 @@ class Backend:
     path: Path
     library: ctypes.CDLL | None
     problem: str | None
+    registration: str | None = None  # STABLE_ABI or CTYPES: by what its operators are registered
 
     def text(self, function: str) -> str:
         """What a C function without arguments that returns a string says."""
         call = getattr(self.library, function)
         call.restype = ctypes.c_char_p
         return call().decode()
+
+
+_registrations = []  # torch drops what a Library object registered with the object
+
+
+def _define(schemas) -> None:
+    library = torch.library.Library("causal_conv1d", "FRAGMENT")
+    for schema in schemas:
+        library.define(schema)
+    _registrations.append(library)
+
+
+def _register(functions: dict, dispatch_key: str) -> None:
+    library = torch.library.Library("causal_conv1d", "IMPL", dispatch_key)
+    for name, function in functions.items():
+        library.impl(name, function)
+    _registrations.append(library)
+
+
+def _choose_registration() -> str:
+    wanted = os.environ.get("CAUSAL_CONV1D_REGISTRATION", "auto")
+    if wanted not in ("auto", "ctypes"):
+        raise ImportError(f"CAUSAL_CONV1D_REGISTRATION={wanted}: give auto or ctypes")
+    return STABLE_ABI if wanted == "auto" and torch.__version__ >= (2, 9) else CTYPES
+
+
+_registration = _choose_registration()
 
 
 def _load(name: str) -> Backend:
@@ -52,12 +74,26 @@ def _load(name: str) -> Backend:
         library = ctypes.CDLL(str(path))
     except OSError as error:
         return Backend(name, path, None, str(error))
-    register = getattr(library, f"causal_conv1d_register_{name}")
-    register.restype = Status
-    status = register()
-    if status.code != 0:
-        return Backend(name, path, None, status.message.decode(errors="replace"))
-    return Backend(name, path, library, None)
+    if _registration == STABLE_ABI:
+        register = getattr(library, f"causal_conv1d_register_{name}")
+        register.restype = Status
+        status = register()
+        if status.code != 0:
+            return Backend(name, path, None, status.message.decode(errors="replace"))
+    return Backend(name, path, library, None, _registration)
+
+
+def _load_cpu() -> Backend:
+    backend = _load("cpu")
+    if backend.problem is not None:
+        raise ImportError(
+            f"causal_conv1d: {backend.problem}. If this is the source folder, run Python from "
+            f"elsewhere or 'pip install --no-build-isolation -e .' here; else reinstall "
+            f"causal-conv1d."
+            if not backend.path.exists()
+            else f"causal_conv1d: {backend.path}: {backend.problem}"
+        )
+    return backend
 
 
 def _load_cuda() -> Backend:
@@ -83,21 +119,58 @@ def _refuse_cuda(problem: str) -> None:
     def refuse(*args):
         raise RuntimeError(f"causal_conv1d: no CUDA kernels in this process: {problem}")
 
-    global _refusals  # torch drops the registrations with this object
-    _refusals = torch.library.Library("causal_conv1d", "IMPL", "CUDA")
-    for operator in OPERATORS:
-        _refusals.impl(operator, refuse)
+    _register(dict.fromkeys(OPERATORS, refuse), "CUDA")
 
 
-cpu = _load("cpu")
-if cpu.problem is not None:
-    raise ImportError(
-        f"causal_conv1d: {cpu.problem}. If this is the source folder, run Python from elsewhere or "
-        f"'pip install --no-build-isolation -e .' here; else reinstall causal-conv1d."
-        if not cpu.path.exists()
-        else f"causal_conv1d: {cpu.path}: {cpu.problem}"
+def _register_ctypes_cuda(kernels: dict) -> None:
+    if self_test is None:
+        _register(kernels, "CUDA")
+    else:
+        _register({name: self_test.operator(name) for name in OPERATORS}, "CUDA")
+
+
+def _register_self_test(library: ctypes.CDLL) -> None:
+    """The operators that the C++ ones pass calls on to, see ``csrc/torch/register.h``."""
+    set_error = library.causal_conv1d_cuda_set_error
+
+    def telling_errors(operator):
+        def call(*args):
+            try:
+                operator(*args)
+            except Exception as error:
+                set_error(str(error).encode())
+
+        return call
+
+    _define(f"python_{schema}" for schema in _schemas.values())
+    _register(
+        {f"python_{name}": telling_errors(self_test.operator(name)) for name in OPERATORS}, "CUDA"
     )
+
+
+cpu = _load_cpu()
+_schemas = _ctypes_ops.schemas(cpu.library)
+_packers = {name: _ctypes_ops.Packer(name, schema) for name, schema in _schemas.items()}
+if cpu.registration == CTYPES:
+    _define(_schemas.values())
+    _register(_ctypes_ops.cpu_kernels(cpu.library, _packers), "CPU")
+
 cuda = _load_cuda()
+self_test = None  # of the CUDA kernels
+if cuda.problem is None:
+    _kernels = _ctypes_ops.cuda_kernels(cuda.library, _packers)
+    if _self_test.is_wanted():
+        self_test = _self_test.CheckedKernels(
+            _kernels,
+            _torch_ops.kernels(_ctypes_ops.checks(cpu.library, _packers)),
+            lambda index: cuda.library.causal_conv1d_cuda_trust(index, 1),
+        )
+    if cuda.registration == CTYPES:
+        _register_ctypes_cuda(_kernels)
+    elif self_test is not None:
+        _register_self_test(cuda.library)
+    else:
+        cuda.library.causal_conv1d_cuda_trust(-1, 1)
 
 
 def _fake(operator: str):

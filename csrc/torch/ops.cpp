@@ -1,21 +1,22 @@
 #include "ops.h"
 
 #include <cstring>
+#include <sstream>
 #include <stdexcept>
 
 namespace causal_conv1d::torch_abi {
 namespace {
 
-constexpr const char* kSchemas[] = {
+// One a line.
+constexpr const char kSchemas[] =
     "forward(Tensor x, Tensor weight, Tensor? bias, Tensor? seq_idx, Tensor? initial_states, "
-    "Tensor(a!) out, Tensor(b!)? final_states_out, bool silu) -> ()",
+    "Tensor(a!) out, Tensor(b!)? final_states_out, bool silu) -> ()\n"
     "backward(Tensor x, Tensor weight, Tensor? bias, Tensor dout, Tensor? seq_idx, "
     "Tensor? initial_states, Tensor? dfinal_states, Tensor(a!) dx, Tensor(b!)? dweight, "
-    "Tensor(c!)? dbias, Tensor(d!)? dinitial_states, bool silu) -> ()",
+    "Tensor(c!)? dbias, Tensor(d!)? dinitial_states, bool silu) -> ()\n"
     "update(Tensor x, Tensor(a!) conv_state, Tensor weight, Tensor? bias, Tensor(b!) out, "
-    "bool silu, Tensor? cache_seqlens, Tensor? conv_state_indices) -> ()",
-    "varlen_states(Tensor x, Tensor cu_seqlens, Tensor(a!) states) -> ()",
-};
+    "bool silu, Tensor? cache_seqlens, Tensor? conv_state_indices) -> ()\n"
+    "varlen_states(Tensor x, Tensor cu_seqlens, Tensor(a!) states) -> ()\n";
 
 void require(Error error, const char* what) {
   if (error != 0) throw std::runtime_error(std::string("causal_conv1d: torch failed to ") + what);
@@ -136,8 +137,9 @@ void define_schemas() {
   require(
       functions().aoti_torch_library_init_fragment("causal_conv1d", __FILE__, __LINE__, &library),
       "open the namespace causal_conv1d");
-  for (const char* schema : kSchemas) {
-    require(functions().aoti_torch_library_def(library, schema), schema);
+  std::istringstream lines(kSchemas);
+  for (std::string schema; std::getline(lines, schema);) {
+    require(functions().aoti_torch_library_def(library, schema.c_str()), schema.c_str());
   }
 }
 
@@ -153,5 +155,7 @@ void register_kernels(const char* dispatch_key, const Kernels& kernels) {
   require(functions().aoti_torch_library_impl(library, "varlen_states", kernels.varlen_states),
           "add varlen_states");
 }
+
+const char* schemas() { return kSchemas; }
 
 }  // namespace causal_conv1d::torch_abi

@@ -65,6 +65,7 @@ struct Kernels {
   BoxedFunction forward, backward, update, varlen_states;
 };
 
+const char* schemas();
 void define_schemas();
 void register_kernels(const char* dispatch_key, const Kernels& kernels);
 

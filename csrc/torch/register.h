@@ -8,4 +8,24 @@
 extern "C" {
 CAUSAL_CONV1D_API causal_conv1d_status causal_conv1d_register_cpu(void);
 CAUSAL_CONV1D_API causal_conv1d_status causal_conv1d_register_cuda(void);
+
+// The operators' schemas, one a line, for causal_conv1d/_ctypes_ops.py.
+CAUSAL_CONV1D_API const char* causal_conv1d_schemas(void);
+
+// The argument checks that open every operation, for causal_conv1d/_torch_ops.py.
+CAUSAL_CONV1D_API causal_conv1d_status
+causal_conv1d_check_forward(const causal_conv1d_forward_params* params);
+CAUSAL_CONV1D_API causal_conv1d_status
+causal_conv1d_check_backward(const causal_conv1d_backward_params* params);
+CAUSAL_CONV1D_API causal_conv1d_status
+causal_conv1d_check_update(const causal_conv1d_update_params* params);
+CAUSAL_CONV1D_API causal_conv1d_status
+causal_conv1d_check_varlen_states(const causal_conv1d_varlen_states_params* params);
+
+// Operators called with tensors of a CUDA device that is not trusted pass the call on to
+// causal_conv1d::python_<operator>, where causal_conv1d/_self_test.py tests the device's kernels
+// at its first use. At the start no device is trusted. device < 0 stands for all.
+CAUSAL_CONV1D_API void causal_conv1d_cuda_trust(int device, int trusted);
+// What such a call in Python failed with; the C ABI's dispatcher would lose the text.
+CAUSAL_CONV1D_API void causal_conv1d_cuda_set_error(const char* message);
 }

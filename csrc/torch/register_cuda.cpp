@@ -1,6 +1,7 @@
 // Registers the CUDA kernels with the torch of this process; the schemas are the CPU library's.
 #include "register.h"
 
+#include <atomic>
 #include <stdexcept>
 
 #include "ops.h"
@@ -41,7 +42,26 @@ class Workspace {
   void* data_ = nullptr;
 };
 
+constexpr int32_t kMaxDevices = 64;
+std::atomic<bool> trusted[kMaxDevices];
+thread_local std::string python_error;
+
+// Whether the call was passed on to the Python operator of that name, which then owns the stack.
+bool pass_on(const char* python_operator, StableIValue* stack) {
+  int32_t device = 0;
+  const auto x = reinterpret_cast<TensorHandle>(stack[0]);
+  if (functions().aoti_torch_get_device_index(x, &device) != 0) return false;
+  if (device < 0 || device >= kMaxDevices) return false;
+  if (trusted[device].load(std::memory_order_relaxed)) return false;
+  python_error.clear();
+  const Error failed = functions().aoti_torch_call_dispatcher(python_operator, "", stack);
+  if (!python_error.empty()) throw std::runtime_error(python_error);
+  if (failed != 0) throw std::runtime_error(std::string(python_operator) + " failed");
+  return true;
+}
+
 void forward(StableIValue* stack, uint64_t, uint64_t) {
+  if (pass_on("causal_conv1d::python_forward", stack)) return;
   const Arguments a(kForward, stack);
   const ForwardParams p = a.forward_params();
   const int32_t device = a.device_index();
@@ -49,6 +69,7 @@ void forward(StableIValue* stack, uint64_t, uint64_t) {
 }
 
 void backward(StableIValue* stack, uint64_t, uint64_t) {
+  if (pass_on("causal_conv1d::python_backward", stack)) return;
   const Arguments a(kBackward, stack);
   const BackwardParams p = a.backward_params();
   const int32_t device = a.device_index();
@@ -59,6 +80,7 @@ void backward(StableIValue* stack, uint64_t, uint64_t) {
 }
 
 void update(StableIValue* stack, uint64_t, uint64_t) {
+  if (pass_on("causal_conv1d::python_update", stack)) return;
   const Arguments a(kUpdate, stack);
   const UpdateParams p = a.update_params();
   const int32_t device = a.device_index();
@@ -66,6 +88,7 @@ void update(StableIValue* stack, uint64_t, uint64_t) {
 }
 
 void varlen_states(StableIValue* stack, uint64_t, uint64_t) {
+  if (pass_on("causal_conv1d::python_varlen_states", stack)) return;
   const Arguments a(kVarlenStates, stack);
   const VarlenStatesParams p = a.varlen_states_params();
   const int32_t device = a.device_index();
@@ -87,4 +110,15 @@ causal_conv1d_status causal_conv1d_register_cuda(void) {
   } catch (const std::exception& e) {
     return error(CAUSAL_CONV1D_RUNTIME_ERROR, "%s", e.what());
   }
+}
+
+void causal_conv1d_cuda_trust(int device, int trusted) {
+  using namespace causal_conv1d;
+  for (int i = 0; i < torch_abi::kMaxDevices; ++i) {
+    if (device < 0 || device == i) torch_abi::trusted[i] = trusted != 0;
+  }
+}
+
+void causal_conv1d_cuda_set_error(const char* message) {
+  causal_conv1d::torch_abi::python_error = message;
 }

@@ -25,6 +25,8 @@ using Error = int32_t;  // 0 is success
   X(Error, aoti_torch_library_def, (LibraryHandle library, const char* schema))                 \
   X(Error, aoti_torch_library_impl,                                                             \
     (LibraryHandle library, const char* name, BoxedFunction function))                          \
+  X(Error, aoti_torch_call_dispatcher,                                                          \
+    (const char* name, const char* overload_name, StableIValue* stack))                         \
   X(Error, aoti_torch_delete_tensor_object, (TensorHandle tensor))                              \
   X(Error, aoti_torch_get_data_ptr, (TensorHandle tensor, void** data))                         \
   X(Error, aoti_torch_get_dim, (TensorHandle tensor, int64_t * ndim))                           \
