@@ -62,6 +62,7 @@ def report_installation() -> None:
     print(f"the driver's CUDA: {driver_version() or 'no driver'}")
     isa = _library.cpu.text("causal_conv1d_cpu_isa")
     print(f"CPU kernels: loaded, using {isa}, {torch.get_num_threads()} threads")
+    print(f"operators: registered through {_library.cpu.registration}")
     if _library.cuda.problem is None:
         names = _library.cuda.text("causal_conv1d_cuda_architectures")
         print(f"CUDA kernels: loaded, with code for {names}")
@@ -251,6 +252,10 @@ def check_device(device: str) -> bool:
                 words.append(f"{dtype_name} {error:.0e}")
             print(f"  {tick(good)} {name:<29} {layout:<14} {'  '.join(words)}")
             all_good = all_good and good
+    if device != "cpu" and _library.self_test is not None:
+        problem = _library.self_test.problems.get(torch.device(device), "it was not run")
+        print(f"  {tick(problem is None)} self-test of the kernels {problem or ''}")
+        all_good = all_good and problem is None  # else the lines above are about torch's operations
     return all_good
 
 

@@ -163,7 +163,7 @@ if cuda.problem is None:
         self_test = _self_test.CheckedKernels(
             _kernels,
             _torch_ops.kernels(_ctypes_ops.checks(cpu.library, _packers)),
-            lambda index: cuda.library.causal_conv1d_cuda_trust(index, 1),
+            lambda device: cuda.library.causal_conv1d_cuda_trust(device.index, 1),
         )
     if cuda.registration == CTYPES:
         _register_ctypes_cuda(_kernels)

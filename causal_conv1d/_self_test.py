@@ -119,12 +119,12 @@ class CheckedKernels:
     Args:
         kernels: the operators by name.
         fallback: the same in plain torch.
-        trust: called with a device's index once its kernels have been found right.
+        trust: called with a device whose kernels have been found right.
     """
 
     def __init__(self, kernels: dict, fallback: dict, trust):
         self.kernels, self.fallback, self.trust = kernels, fallback, trust
-        self.problems: dict[int, str | None] = {}  # of the devices tested, by index
+        self.problems: dict[torch.device, str | None] = {}  # of the devices tested
         self.lock = threading.Lock()
 
     def operator(self, name: str):
@@ -133,9 +133,9 @@ class CheckedKernels:
 
         def run(*args):
             device = args[0].device
-            if device.index not in problems:
+            if device not in problems:
                 self.check(device)
-            if problems.get(device.index) is None:
+            if problems.get(device) is None:
                 kernel(*args)
             else:
                 fallback(*args)
@@ -143,35 +143,46 @@ class CheckedKernels:
         return run
 
     def check(self, device: torch.device) -> None:
-        """Tests a device, unless a CUDA graph is being captured there; then the next call does."""
+        """Tests a device, unless a CUDA graph is being captured there; then a later call does."""
         if device.type != "cuda":
-            return  # x is on the CPU and another argument is not: the kernel says so
-        with self.lock, torch.cuda.device(device):
-            if device.index in self.problems or torch.cuda.is_current_stream_capturing():
+            return  # x alone is on the CPU, which the kernel refuses
+        with torch.cuda.device(device):
+            if torch.cuda.is_current_stream_capturing():
                 return
             sync_mode = torch.cuda.get_sync_debug_mode()
-            torch.cuda.set_sync_debug_mode("default")
+            if sync_mode != 0:  # setting it gives a warning of torch's own
+                torch.cuda.set_sync_debug_mode("default")
             try:
-                with torch.inference_mode():
-                    problem = find_problem(self.kernels, device)
+                self.test(device)
             except torch.cuda.OutOfMemoryError:
-                return  # the next call tries again
+                return  # says nothing about the kernels; the next call tries again
             finally:
-                torch.cuda.set_sync_debug_mode(sync_mode)
-            self.problems[device.index] = problem
-        if problem is None:
-            self.trust(device.index)
-        else:
-            self.warn(device, problem)
+                if sync_mode != 0:
+                    torch.cuda.set_sync_debug_mode(sync_mode)
 
-    def warn(self, device: torch.device, problem: str) -> None:
-        p = torch.cuda.get_device_properties(device)
-        warnings.warn(
-            f"causal_conv1d: the CUDA kernels fail their self-test on {device} ({p.name}, compute "
-            f"capability {p.major}.{p.minor}), so plain torch operations, which are slower, take "
-            f"their place there: {problem}. 'python -m causal_conv1d' tells what GPUs the library "
-            f"has code for; building it on this machine adds this one. "
-            f"CAUSAL_CONV1D_SELF_TEST=0 switches the self-test off.",
-            RuntimeWarning,
-            stacklevel=3,
-        )
+    def test(self, device: torch.device) -> None:
+        """Tests a device that has not been tested; warns if its kernels fail."""
+        with self.lock:
+            if device in self.problems:
+                return
+            with torch.inference_mode():
+                problem = find_problem(self.kernels, device)
+            self.problems[device] = problem
+        if problem is None:
+            self.trust(device)
+        else:
+            warnings.warn(
+                f"causal_conv1d: the CUDA kernels fail their self-test on {_describe(device)}, so "
+                f"plain torch operations, which are slower, take their place there: {problem}. "
+                f"'python -m causal_conv1d' tells which GPUs the library has code for; a build on "
+                f"this machine adds this one. CAUSAL_CONV1D_SELF_TEST=0 switches the test off.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+
+
+def _describe(device: torch.device) -> str:
+    if device.type != "cuda":
+        return str(device)
+    p = torch.cuda.get_device_properties(device)
+    return f"{device} ({p.name}, compute capability {p.major}.{p.minor})"
