@@ -117,7 +117,8 @@ ensure_googletest() {
 fingerprint() {
   {
     find csrc causal_conv1d causal_conv1d_cuda -type f ! -name '*.so' ! -name '*.pyc' -print0 |
-      LC_ALL=C sort -z | xargs -0 sha256sum CMakeLists.txt setup.py pyproject.toml README.md
+      LC_ALL=C sort -z |
+      xargs -0 sha256sum CMakeLists.txt setup.py pyproject.toml README.md selective_scan_cuda*.py
     printf '%s\n' "${TORCH_CUDA_ARCH_LIST:-}" "${CAUSAL_CONV1D_CUDA:-}" "${CUDACXX:-}" \
       "${CUDA_HOME:-}" "${CMAKE_ARGS:-}" "${CXX:-}" "${CXXFLAGS:-}" "$(command -v nvcc)" "$(uname -m)"
     nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null || true
