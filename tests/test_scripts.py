@@ -1,0 +1,651 @@
+"""scripts/: apply_patches.py, install.py, install_wheels.py and verify.py.
+
+The sources they work on here are excerpts made up from the patches' own lines, and small packages
+of our own; tests/ecosystem/test_patches.py takes the released mamba_ssm 2.2.4.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+PATCHES = sorted((ROOT / "patches").glob("*.patch"))
+TOOLS = {
+    "git": ("git", "apply", "--check", "--verbose"),
+    "patch": ("patch", "-p1", "--dry-run", "--fuzz=0", "-i"),
+}
+
+
+@pytest.fixture(autouse=True)
+def scripts_path(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+
+
+@pytest.fixture
+def apply_patches(scripts_path):
+    import apply_patches
+
+    return apply_patches
+
+
+@pytest.fixture
+def sources(tmp_path, apply_patches):
+    """A mamba_ssm and a Mamba-YOLO of which only the lines exist that the patches mention."""
+    for patch in PATCHES:
+        for name, hunks in apply_patches.read_patch(patch).items():
+            lines = []
+            for hunk in hunks:
+                lines += [b"# line %d\n" % i for i in range(len(lines), hunk.start)] + hunk.old
+            file = tmp_path / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(b"".join(lines) + b"# the end\n")
+    (tmp_path / "mamba_ssm/__init__.py").write_text('__version__ = "2.2.4"\n')
+    (tmp_path / "ultralytics/__init__.py").touch()
+    return tmp_path
+
+
+def snapshot(folder):
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def run_apply(apply_patches, folder, *options):
+    return apply_patches.main(["--mamba-ssm", str(folder), "--mamba-yolo", str(folder), *options])
+
+
+def test_there_are_three_patches():
+    assert [patch.name for patch in PATCHES] == [
+        "0001-fix-libc10-so-dependency.patch",
+        "0002-fix-torch-distributed-api.patch",
+        "0003-fix-selective-scan-cuda-core.patch",
+    ]
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+@pytest.mark.parametrize("patch", PATCHES, ids=lambda path: path.name[:4])
+def test_patch_is_well_formed(patch, tool, sources, apply_patches):
+    """Forward on the original and in reverse on the patched files, by git and by patch."""
+    if shutil.which(tool) is None:
+        pytest.skip(f"{tool} is not installed")
+
+    def accepts(*options):
+        command = [*TOOLS[tool], str(patch), *options]
+        return subprocess.run(command, cwd=sources, capture_output=True).returncode == 0
+
+    assert accepts() and not accepts("-R")
+    assert run_apply(apply_patches, sources) == 0
+    assert accepts("-R") and not (tool == "git" and accepts())
+
+
+def test_apply_equals_what_patch_makes(sources, tmp_path_factory, apply_patches):
+    if shutil.which("patch") is None:
+        pytest.skip("patch is not installed")
+    other = tmp_path_factory.mktemp("other")
+    shutil.copytree(sources, other, dirs_exist_ok=True)
+    for patch in PATCHES:
+        subprocess.run(["patch", "-s", "-p1", "-i", patch], cwd=other, check=True)
+    before = snapshot(sources)
+    assert run_apply(apply_patches, sources) == 0
+    after = snapshot(sources)
+    backups = {name.removesuffix(".orig") for name in after if name.endswith(".orig")}
+    assert len(backups) == 6
+    assert {name: after.pop(f"{name}.orig") for name in backups} == {
+        name: before[name] for name in backups
+    }
+    assert after == snapshot(other) and after != before
+
+
+def test_apply_twice_and_revert(sources, apply_patches, capsys):
+    before = snapshot(sources)
+    assert run_apply(apply_patches, sources) == 0
+    patched = snapshot(sources)
+    assert capsys.readouterr().out.count("\n") == 6
+    assert run_apply(apply_patches, sources) == 0
+    assert snapshot(sources) == patched
+    assert capsys.readouterr().out.count("already patched: ") == 6
+    assert run_apply(apply_patches, sources, "--revert") == 0
+    assert snapshot(sources) == before
+    assert run_apply(apply_patches, sources, "--revert") == 0
+    assert snapshot(sources) == before
+    assert "not patched: " in capsys.readouterr().out
+
+
+def test_dry_run_changes_nothing(sources, apply_patches, capsys):
+    before = snapshot(sources)
+    assert run_apply(apply_patches, sources, "--dry-run") == 0
+    assert snapshot(sources) == before
+    assert capsys.readouterr().out.count("would be patched: ") == 6
+    run_apply(apply_patches, sources)
+    patched = snapshot(sources)
+    assert run_apply(apply_patches, sources, "--dry-run", "--revert") == 0
+    assert snapshot(sources) == patched
+
+
+@pytest.mark.parametrize("version", ("2.2.5", "2.2.40", "1.2.4"))
+def test_another_version_is_refused(sources, apply_patches, version, capsys):
+    (sources / "mamba_ssm/__init__.py").write_text(f'__version__ = "{version}"\n')
+    before = snapshot(sources)
+    assert run_apply(apply_patches, sources) == 1
+    assert snapshot(sources) == before
+    assert version in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("options", ((), ("--dry-run",)))
+def test_a_hunk_that_does_not_fit_is_named_and_nothing_changes(
+    sources, apply_patches, options, capsys
+):
+    path = sources / "mamba_ssm/ops/selective_scan_interface.py"
+    # The backward's call, in the last of the file's six hunks.
+    changed = path.read_bytes().replace(b"causal_conv1d_cuda.causal_conv1d_bwd(", b"other(")
+    path.write_bytes(changed)
+    before = snapshot(sources)
+    assert run_apply(apply_patches, sources, *options) == 1
+    assert snapshot(sources) == before
+    message = capsys.readouterr().err
+    assert str(path) in message and "hunk 6 of 6" in message and "0001-" in message
+
+
+def test_a_partly_patched_file_is_refused(sources, apply_patches, capsys):
+    run_apply(apply_patches, sources)
+    path = sources / "mamba_ssm/utils/generation.py"
+    path.write_bytes(path.read_bytes().replace(b"is_available", b"is_anything"))
+    before = snapshot(sources)
+    for options in ((), ("--revert",)):
+        assert run_apply(apply_patches, sources, *options) == 1
+        assert snapshot(sources) == before
+        assert "neither as released nor as patched" in capsys.readouterr().err
+
+
+def test_lines_elsewhere_in_a_file_may_differ(sources, apply_patches):
+    """As in another commit of Mamba-YOLO: hunks are found by their lines, and kept by a revert."""
+    path = sources / "ultralytics/nn/modules/mamba_yolo.py"
+    path.write_bytes(b"# one\n# more\n" + path.read_bytes())
+    before = path.read_bytes()
+    assert run_apply(apply_patches, sources) == 0
+    patched = path.read_bytes()
+    assert patched != before
+    path.write_bytes(patched + b"# edited since\n")
+    assert run_apply(apply_patches, sources, "--revert") == 0
+    assert path.read_bytes() == before + b"# edited since\n"
+    assert path.with_name("mamba_yolo.py.orig").read_bytes() == before  # no copy of it: kept
+
+
+def test_a_file_in_the_place_of_the_backup_is_kept(sources, apply_patches, capsys):
+    path = sources / "mamba_ssm/utils/generation.py.orig"
+    path.write_text("something of the user's")
+    before = snapshot(sources)
+    assert run_apply(apply_patches, sources) == 1
+    assert snapshot(sources) == before
+    assert str(path) in capsys.readouterr().err
+
+
+def test_a_failing_write_leaves_all_as_it_was(sources, apply_patches, monkeypatch, capsys):
+    replace, calls = os.replace, []
+
+    def fail_once(old, new):
+        calls.append(new)
+        if len(calls) == 3:
+            raise PermissionError(f"not allowed: {new}")
+        replace(old, new)
+
+    monkeypatch.setattr(apply_patches.os, "replace", fail_once)
+    before = snapshot(sources)
+    assert run_apply(apply_patches, sources) == 1
+    after = snapshot(sources)
+    assert {name: after[name] for name in before} == before
+    assert "nothing was changed" in capsys.readouterr().err
+
+
+def test_hard_links_keep_their_content(sources, apply_patches):
+    """Some installers link files from a cache that all environments share."""
+    path = sources / "mamba_ssm/utils/generation.py"
+    cached = sources.parent / "cached.py"
+    cached.unlink(missing_ok=True)
+    os.link(path, cached)
+    before = cached.read_bytes()
+    run_apply(apply_patches, sources)
+    assert path.read_bytes() != before and cached.read_bytes() == before
+
+
+def test_the_installed_package_is_found_but_not_imported(sources, apply_patches, monkeypatch):
+    (sources / "mamba_ssm/__init__.py").write_text('__version__ = "2.2.4"\nraise ImportError\n')
+    monkeypatch.syspath_prepend(sources)
+    assert apply_patches.main([]) == 0
+    assert apply_patches.main(["--revert"]) == 0
+
+
+def test_nothing_to_patch_is_an_error(tmp_path, apply_patches, monkeypatch, capsys):
+    monkeypatch.setattr(apply_patches.importlib.util, "find_spec", lambda name: None)
+    assert apply_patches.main([]) == 1
+    assert "installed" in capsys.readouterr().err
+    assert apply_patches.main(["--mamba-ssm", str(tmp_path)]) == 1
+    assert str(tmp_path) in capsys.readouterr().err
+
+
+# ----------------------------------------------------------------------- the patched names by value
+
+
+def test_patched_mamba_yolo_scans_with_mamba_ssms_module(sources, apply_patches, monkeypatch):
+    """0003: where there is no core module, the arguments arrive in selective_scan_cuda's places."""
+    run_apply(apply_patches, sources)
+    lines = (sources / "ultralytics/nn/modules/common_utils_mbyolo.py").read_text().splitlines()
+    start = lines.index("    class selective_scan_cuda_core:")
+    stop = next(i for i in range(start, len(lines)) if lines[i].startswith("    # from mamba_ssm"))
+
+    class Scan:
+        fwd = staticmethod(lambda *arguments: ("fwd", *arguments))
+        bwd = staticmethod(lambda *arguments: ("bwd", *arguments))
+
+    names = {"selective_scan_cuda": Scan}
+    exec("if True:\n" + "\n".join(lines[start:stop]), names)
+    core = names["selective_scan_cuda_core"]
+    inputs = ("u", "delta", "A", "B", "C", "D")
+    assert core.fwd(*inputs, "bias", True, 1) == ("fwd", *inputs, None, "bias", True)
+    assert core.bwd(*inputs, "bias", "dout", "x", True, 1) == (
+        *("bwd", *inputs, None, "bias", "dout", "x"),
+        *(None, None, True, False),
+    )
+
+
+def test_patched_mamba_ssm_without_torch_distributed(sources, apply_patches, monkeypatch):
+    """0002: names that torch lacks raise when they are called; those it has stay."""
+    run_apply(apply_patches, sources)
+    code = (sources / "mamba_ssm/distributed/distributed_utils.py").read_text()
+    code = code.replace("# line 0\n", "import torch\n", 1)
+    distributed = torch.distributed
+    if not distributed.is_available():
+        pytest.skip("this torch has no distributed")
+    whole = distributed.all_gather_into_tensor
+    exec(code, {})
+    assert distributed.all_gather_into_tensor is whole
+    for name in ("all_gather_into_tensor", "_all_gather_base", "reduce_scatter_tensor"):
+        monkeypatch.delattr(distributed, name)
+    exec(code, {})
+    with pytest.raises(RuntimeError, match="all_gather_into_tensor"):
+        distributed.all_gather_into_tensor(1, 2)
+    assert distributed.reduce_scatter_tensor is distributed._reduce_scatter_base
+    monkeypatch.undo()
+
+
+# -------------------------------------------------------------------------- install, install_wheels
+
+
+def make_wheel(folder, name, tag="py3-none-any", version="9.9", files=()):
+    """A wheel as the format has it, with one module per (name, text)."""
+    folder.mkdir(exist_ok=True)
+    info = f"{name}-{version}.dist-info"
+    contents = dict(files) | {
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+        "Requires-Dist: torch==0.1\n",
+        f"{info}/WHEEL": f"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: {tag}\n",
+    }
+    record = [f"{path},," for path in (*contents, f"{info}/RECORD")]
+    path = folder / f"{name}-{version}-{tag}.whl"
+    with zipfile.ZipFile(path, "w") as wheel:
+        for each, text in contents.items():
+            wheel.writestr(each, text)
+        wheel.writestr(f"{info}/RECORD", "\n".join(record) + "\n")
+    return path
+
+
+def run_install_wheels(folder, site, *options):
+    environment = os.environ | {"PIP_TARGET": str(site), "PYTHONPATH": str(site)}
+    environment |= {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    environment.pop("PIP_FIND_LINKS", None)
+    command = [sys.executable, ROOT / "scripts/install_wheels.py", folder, *options]
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+
+def has_pip():
+    return subprocess.run([sys.executable, "-m", "pip", "-V"], capture_output=True).returncode == 0
+
+
+needs_pip = pytest.mark.skipif(not has_pip(), reason="this Python has no pip")
+
+
+@needs_pip
+def test_install_wheels_installs_patches_and_verifies(sources, tmp_path):
+    wheels, site = tmp_path / "wheels", tmp_path / "site"
+    package = snapshot(sources / "mamba_ssm")
+    make_wheel(wheels, "causal_conv1d", files=[("causal_conv1d/__init__.py", "wrong = True\n")])
+    make_wheel(wheels, "causal_conv1d", "py3-none-linux_riscv64", version="10.0")
+    mamba = [(f"mamba_ssm/{name}", data.decode()) for name, data in package.items()]
+    make_wheel(wheels, "mamba_ssm", files=mamba, version="2.2.4")
+    found = run_install_wheels(wheels, site)
+    assert (site / "causal_conv1d-9.9.dist-info").is_dir(), found.stderr
+    assert found.stdout.count("patched: ") == 4
+    # What was installed is no library at all, and verify.py must say so.
+    assert "✗ causal_conv1d_fn" in found.stdout and found.returncode == 1
+
+    found = run_install_wheels(wheels, site, "--no-patches", "--no-verify")
+    assert found.returncode == 0 and "patched: " not in found.stdout
+    assert "✗" not in found.stdout
+
+
+@needs_pip
+def test_install_wheels_without_a_wheel_for_this_machine(tmp_path):
+    wheels = tmp_path / "wheels"
+    make_wheel(wheels, "causal_conv1d", "py3-none-linux_riscv64")
+    found = run_install_wheels(wheels, tmp_path / "site")
+    assert found.returncode == 1
+    assert "linux_riscv64" in found.stderr and os.uname().machine in found.stderr
+
+
+def test_install_wheels_of_an_empty_folder(tmp_path):
+    found = run_install_wheels(tmp_path, tmp_path / "site")
+    assert found.returncode == 1 and "causal_conv1d-*.whl" in found.stderr
+
+
+def test_install_leaves_torch_alone_and_runs_all_steps(sources, monkeypatch, capfd):
+    """pip itself and verify.py are stood in for: a build takes minutes."""
+    import install
+
+    monkeypatch.syspath_prepend(sources)
+    commands, statuses = [], [0, 0]
+
+    def run(command, **_):
+        commands.append([str(word) for word in command])
+        return subprocess.CompletedProcess(command, statuses[len(commands) - 1])
+
+    monkeypatch.setattr(install.subprocess, "run", run)
+    assert install.main([]) == 0
+    pip, verify = commands
+    assert pip[1:4] == ["-m", "pip", "install"] and "--no-deps" in pip and pip[-1] == str(ROOT)
+    assert verify[1].endswith("scripts/verify.py")
+    assert capfd.readouterr().out.count("patched: ") == 6  # mamba_ssm and Mamba-YOLO
+
+    commands.clear()
+    assert install.main(["--no-patches", "--no-verify"]) == 0 and len(commands) == 1
+    for statuses[:] in ([1, 0], [0, 1]):
+        commands.clear()
+        assert install.main([]) == 1
+    (sources / "mamba_ssm/__init__.py").write_text('__version__ = "2.3.0"\n')
+    commands.clear()
+    statuses[:] = [0, 0]
+    assert install.main([]) == 0 and "mamba_ssm is 2.3.0" in capfd.readouterr().out
+
+
+# ------------------------------------------------------------------------------------------- verify
+
+
+SCAN = '''
+"""selective_scan_cuda by the plain version of verify.py."""
+import torch
+from verify import selective_scan
+
+def scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus):
+    return selective_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
+
+def fwd(*inputs):
+    out, state = scan(*inputs[:6], None, *inputs[7:])
+    x = torch.zeros(*state.shape[:2], 1, 2 * state.shape[2])
+    x[:, :, 0, 1::2] = state
+    return [out, x] if inputs[6] is None else [out, x, scan(*inputs)[0]]
+
+def bwd(u, delta, A, B, C, D, z, delta_bias, dout, x, out, dz, softplus, recompute):
+    inputs = [t.detach().requires_grad_() for t in (u, delta, A, B, C, D, delta_bias)]
+    gates = [] if z is None else [z.detach().requires_grad_()]
+    with torch.enable_grad():
+        y, _ = scan(*inputs[:6], gates[0] if gates else None, inputs[6], softplus)
+        return list(torch.autograd.grad(y, [*inputs, *gates], dout))
+'''
+
+MAMBA = '''
+"""mamba_ssm's Mamba by the plain version of verify.py."""
+import torch
+from torch import nn
+from verify import mamba_block
+
+class Mamba(nn.Module):
+    def __init__(self, d_model, d_state):
+        super().__init__()
+        inner, rank = 2 * d_model, 4
+        self.in_proj = nn.Linear(d_model, 2 * inner, bias=False)
+        self.conv1d = nn.Conv1d(inner, inner, 4, groups=inner)
+        self.x_proj = nn.Linear(inner, rank + 2 * d_state, bias=False)
+        self.dt_proj = nn.Linear(rank, inner)
+        self.A_log = nn.Parameter(torch.rand(inner, d_state))
+        self.D = nn.Parameter(torch.ones(inner))
+        self.out_proj = nn.Linear(inner, d_model, bias=False)
+
+    def forward(self, x):
+        return mamba_block(dict(self.named_parameters()), x)
+'''
+
+YOLO = '''
+"""Modules with Mamba-YOLO's names, options and calls of the scan."""
+import torch
+from torch import nn
+import selective_scan_cuda_core
+
+class SelectiveScanCore(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, u, delta, A, B, C, D, delta_bias, delta_softplus, nrows, backnrows, oflex):
+        out, x = selective_scan_cuda_core.fwd(u, delta, A, B, C, D, delta_bias, delta_softplus, 1)
+        ctx.save_for_backward(u, delta, A, B, C, D, delta_bias, x)
+        ctx.delta_softplus = delta_softplus
+        return out
+
+    @staticmethod
+    def backward(ctx, dout):
+        u, delta, A, B, C, D, delta_bias, x = ctx.saved_tensors
+        grads = selective_scan_cuda_core.bwd(
+            u, delta, A, B, C, D, delta_bias, dout, x, ctx.delta_softplus, 1
+        )
+        return (*grads, None, None, None, None)
+
+class SS2D(nn.Module):
+    def __init__(self, d_model, d_state):
+        super().__init__()
+        self.scan = SelectiveScanCore
+        self.proj = nn.Conv2d(d_model, d_model + 2 * d_state, 1)
+        self.sizes = [d_model, d_state, d_state]
+        self.A_logs = nn.Parameter(torch.rand(d_model, d_state))
+        self.Ds = nn.Parameter(torch.ones(d_model))
+        self.dt_bias = nn.Parameter(torch.rand(d_model))
+
+    def forward(self, x):
+        delta, B, C = self.proj(x).flatten(2).split(self.sizes, dim=1)
+        B, C = B[:, None].contiguous(), C[:, None].contiguous()
+        y = self.scan.apply(
+            x.flatten(2), delta, -self.A_logs.exp(), B, C, self.Ds, self.dt_bias, True, 1, 1, False
+        )
+        return y.view_as(x)
+
+class VSSBlock(nn.Module):
+    def __init__(self, in_channels, hidden_dim, ssm_d_state):
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, hidden_dim, 1)
+        self.op = SS2D(hidden_dim, ssm_d_state)
+
+    def forward(self, x):
+        x = self.conv(x)
+        return x + self.op(x)
+'''
+
+CORE = """
+import selective_scan_cuda
+
+def fwd(u, delta, A, B, C, D, delta_bias, softplus, nrows):
+    return selective_scan_cuda.fwd(u, delta, A, B, C, D, None, delta_bias, softplus)
+
+def bwd(u, delta, A, B, C, D, delta_bias, dout, x, softplus, nrows):
+    return selective_scan_cuda.bwd(
+        u, delta, A, B, C, D, None, delta_bias, dout, x, None, None, softplus, False
+    )
+"""
+
+FILES = {
+    "selective_scan_cuda.py": SCAN,
+    "selective_scan_cuda_core.py": CORE,
+    "mamba_ssm/__init__.py": "",
+    "mamba_ssm/modules/__init__.py": "",
+    "mamba_ssm/modules/mamba_simple.py": MAMBA,
+    "yolo/nn/mamba_yolo.py": YOLO,
+}
+NAMES = ("causal_conv1d_fn", "Mamba module", "selective_scan_cuda", "SS2D", "VSSBlock_YOLO")
+
+
+@pytest.fixture
+def stand_ins(tmp_path):
+    """Packages with the right names and values, in plain PyTorch."""
+    for name, text in FILES.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    return tmp_path
+
+
+def replace_in(path, old, new):
+    text = path.read_text()
+    assert text.count(old) == 1
+    path.write_text(text.replace(old, new))
+
+
+def signs_of(output):
+    """The sign in front of each name in what verify.py prints."""
+    lines = output.splitlines()[1:]
+    assert len(lines) == len(NAMES), output
+    signs = {}
+    for name, line in zip(NAMES, lines, strict=True):
+        sign, rest = line.split(" ", 1)
+        assert rest.startswith(f"{name} "), output
+        signs[name] = sign
+    return signs
+
+
+@pytest.fixture
+def run_verify(stand_ins, scripts_path, monkeypatch, capsys):
+    """verify.py's exit status, signs and output, run where the stand-ins are what is installed."""
+    import verify
+
+    monkeypatch.syspath_prepend(stand_ins)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the loops over time are of tiny operations
+
+    def forget():
+        packages = {name.split(".")[0].split("/")[0] for name in FILES} | {"mamba_yolo_tree"}
+        for name in list(sys.modules):
+            if name.split(".")[0] in packages:
+                del sys.modules[name]
+
+    def run(*options):
+        forget()
+        status = verify.main(["--device", "cpu", *options])
+        forget()
+        output = capsys.readouterr().out
+        return status, signs_of(output), output
+
+    yield run
+    torch.set_num_threads(threads)
+
+
+def test_verify_ticks_all(stand_ins, run_verify):
+    status, signs, _ = run_verify("--mamba-yolo", str(stand_ins / "yolo"))
+    assert status == 0 and signs == dict.fromkeys(NAMES, "✓")
+
+
+def test_verify_without_mamba_yolo(stand_ins, run_verify):
+    status, signs, output = run_verify()
+    assert status == 0
+    assert signs == dict.fromkeys(NAMES[:3], "✓") | dict.fromkeys(NAMES[3:], "-")
+    assert output.count("not installed") == 2
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "crosses"),
+    (
+        pytest.param(
+            "selective_scan_cuda.py",
+            "return list(torch.autograd.grad(y, [*inputs, *gates], dout))",
+            "return [2 * g for g in torch.autograd.grad(y, [*inputs, *gates], dout)]",
+            NAMES[2:],
+            id="wrong gradients, right values",
+        ),
+        pytest.param(
+            "selective_scan_cuda.py",
+            "x[:, :, 0, 1::2] = state",
+            "pass",
+            NAMES[2:3],
+            id="wrong last state",
+        ),
+        pytest.param(
+            "mamba_ssm/modules/mamba_simple.py",
+            "return mamba_block(dict(self.named_parameters()), x)",
+            "return 1.001 * mamba_block(dict(self.named_parameters()), x)",
+            NAMES[1:2],
+            id="values wrong by a thousandth",
+        ),
+        pytest.param(
+            "mamba_ssm/modules/mamba_simple.py",
+            "return mamba_block(dict(self.named_parameters()), x)",
+            "return mamba_block(dict(self.named_parameters()), x.detach())",
+            NAMES[1:2],
+            id="no gradient",
+        ),
+        pytest.param(
+            "selective_scan_cuda_core.py",
+            "dout, x, None, None, softplus, False",
+            "dout, x, softplus, 1",
+            NAMES[3:],
+            id="the published wrapper's backward",
+        ),
+        pytest.param("mamba_ssm/__init__.py", "", "import nowhere", NAMES[1:2], id="import error"),
+    ),
+)
+def test_verify_crosses_what_is_wrong(stand_ins, run_verify, file, old, new, crosses):
+    replace_in(stand_ins / file, old, new) if old else (stand_ins / file).write_text(new)
+    status, signs, output = run_verify("--mamba-yolo", str(stand_ins / "yolo"))
+    assert status == 1, output
+    assert {name for name in NAMES if signs[name] == "✗"} == set(crosses), output
+
+
+def test_verify_accepts_the_other_name_of_the_block(stand_ins, run_verify):
+    file = stand_ins / "yolo/nn/mamba_yolo.py"
+    replace_in(file, "class VSSBlock(", "class VSSBlock_YOLO(")
+    status, signs, _ = run_verify("--mamba-yolo", str(file))
+    assert status == 0 and signs["VSSBlock_YOLO"] == "✓"
+
+
+def test_verify_of_a_folder_without_mamba_yolo(run_verify, tmp_path):
+    status, signs, output = run_verify("--mamba-yolo", str(tmp_path / "mamba_ssm"))
+    assert status == 1 and signs["SS2D"] == signs["VSSBlock_YOLO"] == "✗"
+    assert "no mamba_yolo.py" in output
+
+
+def test_verify_as_a_command_on_an_ascii_terminal(stand_ins):
+    environment = os.environ | {"PYTHONPATH": f"{stand_ins}{os.pathsep}{ROOT / 'scripts'}"}
+    environment |= {"PYTHONIOENCODING": "ascii", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, ROOT / "scripts/verify.py", "--device", "cpu"]
+    found = subprocess.run(command, env=environment, capture_output=True, text=True, cwd="/")
+    assert found.returncode == 0, found.stdout + found.stderr
+    signs = signs_of(found.stdout)
+    assert list(signs.values()) == ["ok", "ok", "ok", "-", "-"]
+
+
+def test_the_plain_versions_of_verify(device):
+    """Against PyTorch's own convolution and a recurrence written another way."""
+    import verify
+
+    x, weight, bias = (torch.randn(s, device=device) for s in ((2, 6, 9), (6, 4), (6,)))
+    own = torch.nn.Conv1d(6, 6, 4, padding=3, groups=6, device=device)
+    own.weight.data, own.bias.data = weight[:, None], bias
+    expected = torch.nn.functional.silu(own(x)[..., :9])
+    assert torch.allclose(verify.causal_conv1d(x, weight, bias), expected, atol=1e-5)
+
+    u, delta, z = torch.randn(3, 1, 1, 5, device=device)
+    A, B, C, D, shift = (torch.randn(s, device=device) for s in ((1, 1), 5, 5, 1, 1))
+    dt, h, expected = torch.log1p(torch.exp(delta + shift))[0, 0], 0.0, []
+    for t in range(5):
+        h = torch.exp(dt[t] * A[0, 0]) * h + dt[t] * B[t] * u[0, 0, t]
+        gate = z[0, 0, t] / (1 + torch.exp(-z[0, 0, t]))
+        expected.append((C[t] * h + D[0] * u[0, 0, t]) * gate)
+    shape = (1, 1, 1, 5)
+    out, last = verify.selective_scan(u, delta, A, B.view(shape), C.view(shape), D, z, shift, True)
+    assert torch.allclose(out[0, 0], torch.stack(expected), atol=1e-5)
+    assert torch.allclose(last[0, 0, 0], h, atol=1e-5)
