@@ -11,6 +11,8 @@ from selective_scan_cuda_oflex import bwd
 __all__ = ["bwd", "fwd"]
 
 
-def fwd(u, delta, A, B, C, D, delta_bias, delta_softplus, nrows):
+def fwd(u, delta, A, B, C, D, delta_bias, delta_softplus, nrows, *rest):
     """[out, x]: see :func:`selective_scan_cuda_oflex.fwd`."""
+    if rest:  # the mamba_yolo.py that goes round for Jetson gives nrows, backnrows, delta_softplus
+        (delta_softplus,) = rest
     return selective_scan_cuda_oflex.fwd(u, delta, A, B, C, D, delta_bias, delta_softplus, nrows)

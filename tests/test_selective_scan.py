@@ -364,6 +364,16 @@ def test_core_without_options(device):
     assert grads[5:] == [None, None]
 
 
+def test_core_in_the_form_of_the_mamba_yolo_for_jetson(device):
+    """Its forward gives nrows and backnrows, as tensors, before delta_softplus."""
+    inputs = make(device=device)
+    rows = torch.tensor([-1], device=device)
+    for softplus in (False, True):
+        out, _ = selective_scan_cuda_core.fwd(*without_z(inputs), rows, rows, softplus)
+        expected, _ = selective_scan_cuda_core.fwd(*without_z(inputs), softplus, 1)
+        assert torch.equal(out, expected)
+
+
 def test_oflex_gives_float32(device):
     inputs = make(dtype=torch.bfloat16, without=("z",), device=device)
     out, x = selective_scan_cuda_oflex.fwd(*without_z(inputs), True, 1, True)
