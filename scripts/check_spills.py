@@ -52,14 +52,14 @@ def demangled(name: str) -> str:
         return name
 
 
-def main() -> int:
-    if len(sys.argv) != 2:
+def main(arguments) -> int:
+    if len(arguments) != 1:
         print(__doc__, file=sys.stderr)
         return 2
-    with open(sys.argv[1], errors="replace") as log:
+    with open(arguments[0], errors="replace") as log:
         kernels = kernels_in(log)
     if not kernels:
-        print(f"error: {sys.argv[1]} reports no kernel for {ARCHITECTURE}", file=sys.stderr)
+        print(f"error: {arguments[0]} reports no kernel for {ARCHITECTURE}", file=sys.stderr)
         return 1
     bad = 0
     for kernel in kernels:
@@ -82,4 +82,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

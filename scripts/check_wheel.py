@@ -1,61 +1,189 @@
-"""Fails if a wheel is bound to a torch or a Python: by its tag, its links or its undefined symbols.
+"""Fails if a wheel would not load where it is meant to, or is larger than it may be.
 
-usage: check_wheel.py WHEEL [--cuda]    (--cuda: the CUDA library must be in it)
+usage: check_wheel.py WHEEL [--cuda] [--cuobjdump PROGRAM]
+
+--cuda: the CUDA library must be in it. --cuobjdump: compare what is read here of the embedded
+device code with what this program of NVIDIA's lists.
+
+Checked: the tag; for each library its machine, the libraries that it links, its undefined symbols
+(none of torch or Python), the versions of glibc and libstdc++ that it needs; sm_87 and PTX in every
+part of the device code; the wheel's size.
 """
 
 import argparse
 import re
+import struct
 import subprocess
 import sys
 import tempfile
 import zipfile
 from pathlib import Path
 
-FORBIDDEN_LIBRARY = re.compile(r"lib(torch|c10|python|shm|aoti)")
+MACHINES = {"x86_64": "Advanced Micro Devices X86-64", "aarch64": "AArch64"}
+# Always there: glibc's and GCC's. libcudart is the one that torch has loaded.
+ALLOWED_LIBRARY = re.compile(
+    r"(libc|libm|libdl|libpthread|librt)\.so\.\d|libgcc_s\.so\.1|libstdc\+\+\.so\.6|ld-linux-.*"
+)
+CUDART = re.compile(r"libcudart\.so\.(\d+)")
 # Functions of torch are looked up at run time; mangled names hold their namespaces.
 FORBIDDEN_SYMBOL = re.compile(r"c10|torch|aoti|^_?Py[A-Z_]|\d+at[0-9N]")
+# What Ubuntu 22.04, and so JetPack 6, has: every wheel must do with it.
+NEWEST = {"GLIBC": (2, 35), "GLIBCXX": (3, 4, 30), "CXXABI": (1, 3, 13), "GCC": (12, 0)}
+# The manylinux tags (PEP 600) that libstdc++'s versions allow, by auditwheel's policies.
+LIBSTDCXX = {
+    (2, 17): ((3, 4, 19), (1, 3, 7)),
+    (2, 28): ((3, 4, 24), (1, 3, 11)),
+    (2, 31): ((3, 4, 28), (1, 3, 12)),
+    (2, 34): ((3, 4, 29), (1, 3, 13)),
+    (2, 35): ((3, 4, 30), (1, 3, 13)),
+}
+SMALL, LARGE = 3_000_000, 15_000_000  # bytes: with sm_87 and PTX alone, and with more
 
 
 def output_of(*command) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-def problems_of(library: Path):
-    needed = re.findall(r"\(NEEDED\).*\[(.+)\]", output_of("readelf", "-d", library))
-    print(f"{library.name}: {library.stat().st_size:,} bytes, needs {' '.join(needed)}")
-    for name in filter(FORBIDDEN_LIBRARY.match, needed):
-        yield f"{library.name} links {name}"
+def needed_versions(library: Path) -> dict:
+    """The newest version of each kind that a library needs: {"GLIBC": (2, 34), ...}."""
+    newest = {}
+    needs = output_of("readelf", "-VW", library)
+    for kind, text in re.findall(r"Name: ([A-Z]+)_([\d.]+)\b", needs):
+        version = tuple(map(int, text.split(".")))
+        newest[kind] = max(newest.get(kind, ()), version)
+    return newest
+
+
+def manylinux_tag(libraries) -> str:
+    """The oldest manylinux tag that holds for all libraries, without the machine."""
+    newest = {}
+    for library in libraries:
+        for kind, version in needed_versions(library).items():
+            newest[kind] = max(newest.get(kind, ()), version)
+    for glibc, (glibcxx, cxxabi) in LIBSTDCXX.items():
+        wanted = {"GLIBC": glibc, "GLIBCXX": glibcxx, "CXXABI": cxxabi}
+        if all(newest.get(kind, ()) <= limit for kind, limit in wanted.items()):
+            return f"manylinux_{glibc[0]}_{glibc[1]}"
+    return "linux"
+
+
+def device_code(library: Path) -> list[set]:
+    """The device code embedded in a library: for each source file {"sm_87", "compute_80", ...}.
+
+    Each source file gives the section .nv_fatbin one container: magic number, version, size of the
+    header, size of what follows. That is a row of entries, each with kind (1 PTX, 2 machine code),
+    size of its header, size of its data and, at byte 28, its architecture.
+    """
+    sections = output_of("readelf", "-SW", library)
+    found = re.search(r" \.nv_fatbin +\S+ +[0-9a-f]+ +([0-9a-f]+) +([0-9a-f]+)", sections)
+    if found is None:
+        return []
+    start, size = (int(text, 16) for text in found.groups())
+    data = library.read_bytes()[start : start + size]
+    containers, at = [], 0
+    while at + 16 <= len(data):
+        magic, _, header, length = struct.unpack_from("<IHHQ", data, at)
+        if magic != 0xBA55ED50:
+            at += 8  # padding
+            continue
+        codes, entry, end = set(), at + header, at + header + length
+        while entry < end:
+            kind, _, entry_header, entry_size = struct.unpack_from("<HHIQ", data, entry)
+            (architecture,) = struct.unpack_from("<I", data, entry + 28)
+            codes.add(f"{'compute' if kind == 1 else 'sm'}_{architecture}")
+            entry += entry_header + entry_size
+        containers.append(codes)
+        at = end
+    return containers
+
+
+def listed_by(cuobjdump: str, library: Path) -> set:
+    """The same for the whole library, by NVIDIA's program."""
+    elf = re.findall(r"\.(sm_\d+)[a-z]?\.cubin", output_of(cuobjdump, "--list-elf", library))
+    ptx = re.findall(r"\.sm_(\d+)[a-z]?\.ptx", output_of(cuobjdump, "--list-ptx", library))
+    return set(elf) | {f"compute_{number}" for number in ptx}
+
+
+def problems_of(library: Path, machine: str, glibc, cuobjdump):
+    name = library.name
+    header = output_of("readelf", "-hW", library)
+    if MACHINES[machine] not in header:
+        yield f"{name} is not for {machine}"
+    needed = re.findall(r"\(NEEDED\).*\[(.+)\]", output_of("readelf", "-dW", library))
+    print(f"{name}: {library.stat().st_size:,} bytes, needs {' '.join(needed)}")
+    for link in needed:
+        if not ALLOWED_LIBRARY.fullmatch(link) and not (CUDART.fullmatch(link) and "cuda" in name):
+            yield f"{name} links {link}"
     for line in output_of("nm", "-D", "--undefined-only", library).splitlines():
         symbol = line.split()[-1]
         if FORBIDDEN_SYMBOL.search(symbol):
-            yield f"{library.name} has the undefined symbol {symbol}"
+            yield f"{name} has the undefined symbol {symbol}"
+    versions = needed_versions(library)
+    words = [f"{kind} {'.'.join(map(str, version))}" for kind, version in sorted(versions.items())]
+    print(f"  versions: {', '.join(words)}")
+    for kind, version in versions.items():
+        limit = min(NEWEST.get(kind, ()), glibc) if kind == "GLIBC" else NEWEST.get(kind, ())
+        if version > limit:
+            yield f"{name} needs {kind} {version}, but {limit} is the newest it may"
+    if "cuda" not in name:
+        return
+    parts = device_code(library)
+    codes = set().union(*parts)
+    print(f"  device code of {len(parts)} sources: {' '.join(sorted(codes))}")
+    for part in parts or [set()]:
+        if part != codes:
+            yield f"{name}: one source has code for {sorted(part)} alone"
+    if "sm_87" not in codes:
+        yield f"{name} has no code for sm_87"
+    if not any(code.startswith("compute_") for code in codes):
+        yield f"{name} has no PTX"
+    if cuobjdump and listed_by(cuobjdump, library) != codes:
+        yield f"{name}: {cuobjdump} lists {sorted(listed_by(cuobjdump, library))}"
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+def main(arguments) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("wheel", type=Path)
     parser.add_argument("--cuda", action="store_true")
-    arguments = parser.parse_args()
-    wheel = arguments.wheel
+    parser.add_argument("--cuobjdump")
+    options = parser.parse_args(arguments)
+    wheel = options.wheel
     problems = []
-    print(f"{wheel.name}: {wheel.stat().st_size:,} bytes")
-    python, abi = wheel.stem.split("-")[-3:-1]
+    size = wheel.stat().st_size
+    print(f"{wheel.name}: {size:,} bytes")
+    python, abi, platform = wheel.stem.split("-")[-3:]
     if (python, abi) != ("py3", "none"):
         problems.append(f"the tag is {python}-{abi}, not py3-none")
+    tag = re.fullmatch(r"(?:linux|manylinux_(\d+)_(\d+))_(x86_64|aarch64)", platform)
+    if tag is None:
+        print(f"error: {platform} is no tag for what is checked here", file=sys.stderr)
+        return 1
+    glibc = (int(tag[1]), int(tag[2])) if tag[1] else NEWEST["GLIBC"]
     wanted = {"libcausal_conv1d_cpu.so"}
-    if arguments.cuda:
+    if options.cuda:
         wanted.add("libcausal_conv1d_cuda.so")
+    limit = SMALL
     with tempfile.TemporaryDirectory() as folder:
         with zipfile.ZipFile(wheel) as archive:
-            libraries = [name for name in archive.namelist() if ".so" in Path(name).suffixes]
-            for name in libraries:
-                problems += problems_of(Path(archive.extract(name, folder)))
-    for name in sorted(wanted - {Path(library).name for library in libraries}):
+            names = [name for name in archive.namelist() if ".so" in Path(name).suffixes]
+            libraries = [Path(archive.extract(name, folder)) for name in names]
+        for library in libraries:
+            problems += problems_of(library, tag[3], glibc, options.cuobjdump)
+            if any(codes - {"sm_87", "compute_80"} for codes in device_code(library)):
+                limit = LARGE
+        oldest = manylinux_tag(libraries)
+        if tag[1] and oldest != f"manylinux_{tag[1]}_{tag[2]}":
+            problems.append(f"the tag is {platform}, but the libraries allow {oldest}_{tag[3]}")
+    for name in sorted(wanted - {library.name for library in libraries}):
         problems.append(f"there is no {name}")
+    if size > limit:
+        problems.append(f"the wheel is larger than {limit:,} bytes")
     for problem in problems:
         print(f"error: {problem}", file=sys.stderr)
     return 1 if problems else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -116,9 +116,8 @@ ensure_googletest() {
 # What the wheel depends on. Files under csrc/ may be new and not yet known to git.
 fingerprint() {
   {
-    find csrc causal_conv1d causal_conv1d_cuda -type f ! -name '*.so' ! -name '*.pyc' -print0 |
-      LC_ALL=C sort -z |
-      xargs -0 sha256sum CMakeLists.txt setup.py pyproject.toml README.md selective_scan_cuda*.py
+    find csrc cmake causal_conv1d causal_conv1d_cuda ./*.py -type f ! -name '*.so' ! -name '*.pyc' -print0 |
+      LC_ALL=C sort -z | xargs -0 sha256sum CMakeLists.txt README.md
     printf '%s\n' "${TORCH_CUDA_ARCH_LIST:-}" "${CAUSAL_CONV1D_CUDA:-}" "${CUDACXX:-}" \
       "${CUDA_HOME:-}" "${CMAKE_ARGS:-}" "${CXX:-}" "${CXXFLAGS:-}" "$(command -v nvcc)" "$(uname -m)"
     nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null || true
@@ -133,13 +132,7 @@ build_wheel() {
     say "building the wheel (log: $WHEEL_LOG)"
     rm -rf build/wheel-* build/lib* build/bdist* build/temp*
     mkdir -p "$folder"
-    # setuptools of the environment where it is new enough; else pip fetches one for the build.
-    local isolation=()
-    if run_python -c 'import setuptools as s, sys
-sys.exit(tuple(map(int, s.__version__.split(".")[:2])) < (70, 1))' 2>/dev/null; then
-      isolation=(--no-build-isolation)
-    fi
-    "$PYTHON" -m pip wheel -v --no-deps "${isolation[@]}" -w "$folder" . >"$WHEEL_LOG" 2>&1 || {
+    "$PYTHON" -m pip wheel -v --no-deps -w "$folder" . >"$WHEEL_LOG" 2>&1 || {
       tail -n 40 "$WHEEL_LOG" >&2
       fail "the build failed; its whole output is in $WHEEL_LOG"
     }
