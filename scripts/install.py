@@ -58,21 +58,11 @@ def finish(options) -> int:
     return status
 
 
-def can_build_here() -> bool:
-    """Whether this environment's setuptools is new enough, so that pip need not fetch one."""
-    try:
-        import setuptools
-    except ImportError:
-        return False
-    return tuple(map(int, setuptools.__version__.split(".")[:2])) >= (70, 1)
-
-
 def main(arguments=None) -> int:
     parser = argparse.ArgumentParser(description="Installs this library from its source.")
     add_options(parser)
     options = parser.parse_args(arguments)
-    isolation = ["--no-build-isolation"] if can_build_here() else []
-    if not pip_install("--force-reinstall", *isolation, str(SCRIPTS.parent)):
+    if not pip_install("--force-reinstall", str(SCRIPTS.parent)):
         print("error: the library could not be installed; see pip's message", file=sys.stderr)
         return 1
     return finish(options)
