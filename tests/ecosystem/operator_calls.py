@@ -23,4 +23,4 @@ class OperatorCalls(TorchDispatchMode):
 
     @property
     def total(self):
-        return self.counts.total()
+        return self.forward + self.backward + self.update

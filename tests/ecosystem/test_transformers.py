@@ -99,6 +99,13 @@ def modules(name):
     return import_model(name, others), import_model(name, (*others, "causal_conv1d"))
 
 
+@pytest.fixture(autouse=True)
+def float32_throughout(monkeypatch):
+    """cuDNN's convolutions would be TF32 by default, those of this library are not."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
+
+
 def make_model(name, module, device, dtype=torch.float32):
     prefix, options, _ = MODELS[name]
     config = getattr(transformers, f"{prefix}Config")(**COMMON | options)
