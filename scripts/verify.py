@@ -263,8 +263,8 @@ def main(arguments=None) -> int:
     )
     options = parser.parse_args(arguments)
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    # float32 is to be float32, also in cuDNN's convolutions.
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    # cuDNN's convolutions would be TF32 by default.
+    torch.backends.cudnn.allow_tf32 = False
 
     checks = {
         "causal_conv1d_fn": lambda: check_causal_conv1d_fn(device),

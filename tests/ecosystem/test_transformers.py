@@ -103,7 +103,6 @@ def modules(name):
 def float32_throughout(monkeypatch):
     """cuDNN's convolutions would be TF32 by default, those of this library are not."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
 
 
 def make_model(name, module, device, dtype=torch.float32):
