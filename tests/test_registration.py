@@ -1,0 +1,81 @@
+"""The operators registered through torch's stable ABI, and from Python as an older torch needs it.
+
+The whole suite runs the second way with CAUSAL_CONV1D_REGISTRATION=ctypes; here that gives the same
+bits and the same errors, in a process of its own.
+"""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from helpers import make_case, ops
+
+from causal_conv1d import _library, causal_conv1d_fn
+
+PROGRAM = """
+import sys, torch
+from helpers import make_case
+from test_registration import error_of, results_of
+from causal_conv1d import _library
+
+device = sys.argv[1]
+assert _library.cpu.registration == _library.CTYPES
+if device == "cuda":
+    assert _library.cuda.registration == _library.CTYPES
+torch.save((results_of(device), error_of(device)), sys.argv[2])
+"""
+
+
+def results_of(device):
+    """out, final states and gradients in every dtype."""
+    found = []
+    for dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
+        case = make_case((3, 20, 130), 4, dtype, states=True, seq_idx="padded", device=device)
+        leaves = [case.x, case.weight, case.bias, case.initial_states]
+        leaves = [leaf.detach().requires_grad_() for leaf in leaves]
+        x, weight, bias, states = leaves
+        outs = causal_conv1d_fn(x, weight, bias, case.seq_idx, states, True, None, "silu")
+        grads = torch.autograd.grad(outs, leaves, (case.dout, case.dfinal_states))
+        found += [tensor.detach().cpu() for tensor in (*outs, *grads)]
+    return found
+
+
+def error_of(device):
+    x = torch.ones(2, 6, 9, device=device)
+    with pytest.raises(RuntimeError) as error:
+        ops.forward(x, x[0, 0, 0], None, None, None, torch.empty_like(x), None, True)
+    return str(error.value)
+
+
+def run(*arguments, registration):
+    here = os.path.dirname(os.path.abspath(__file__))
+    path = os.pathsep.join([here, *(p for p in sys.path if p)])
+    env = dict(os.environ, PYTHONPATH=path, CAUSAL_CONV1D_REGISTRATION=registration)
+    return subprocess.run(
+        [sys.executable, "-c", *arguments], cwd="/", env=env, capture_output=True, text=True
+    )
+
+
+def test_registration_from_python_gives_the_same_bits_and_errors(device, tmp_path):
+    file = tmp_path / "results.pt"
+    done = run(PROGRAM, device, str(file), registration="ctypes")
+    assert done.returncode == 0, done.stderr
+    results, error = torch.load(file)
+    for found, expected in zip(results, results_of(device), strict=True):
+        assert torch.equal(found, expected)
+    assert error == error_of(device)
+    assert error == "causal_conv1d_fn: weight must have one to three dimensions, got 0"
+
+
+def test_the_stable_abi_is_used_from_torch_2_9_on():
+    wanted = os.environ.get("CAUSAL_CONV1D_REGISTRATION", "auto")
+    stable = torch.__version__ >= (2, 9) and wanted == "auto"
+    assert _library.cpu.registration == (_library.STABLE_ABI if stable else _library.CTYPES)
+
+
+def test_an_unknown_registration_is_refused():
+    done = run("import causal_conv1d", registration="pybind")
+    assert done.returncode != 0
+    assert "ImportError: CAUSAL_CONV1D_REGISTRATION=pybind: give auto or ctypes" in done.stderr
