@@ -2,7 +2,7 @@
 
 The libraries link no part of torch. Each has one entry point, which looks torch's stable C ABI up
 in the process and registers ``torch.ops.causal_conv1d.*`` through it. With a torch that lacks that
-ABI (before 2.9) the same operators are registered from Python, see ``_ctypes_ops.py``;
+ABI, as all before 2.9, the same operators are registered from Python, see ``_ctypes_ops.py``;
 ``CAUSAL_CONV1D_REGISTRATION=ctypes`` does so with any torch, which is for testing.
 """
 
@@ -56,14 +56,11 @@ def _register(functions: dict, dispatch_key: str) -> None:
     _registrations.append(library)
 
 
-def _choose_registration() -> str:
+def _may_use_stable_abi() -> bool:
     wanted = os.environ.get("CAUSAL_CONV1D_REGISTRATION", "auto")
     if wanted not in ("auto", "ctypes"):
         raise ImportError(f"CAUSAL_CONV1D_REGISTRATION={wanted}: give auto or ctypes")
-    return STABLE_ABI if wanted == "auto" and torch.__version__ >= (2, 9) else CTYPES
-
-
-_registration = _choose_registration()
+    return wanted == "auto" and torch.__version__ >= (2, 9)
 
 
 def _load(name: str) -> Backend:
@@ -74,13 +71,13 @@ def _load(name: str) -> Backend:
         library = ctypes.CDLL(str(path))
     except OSError as error:
         return Backend(name, path, None, str(error))
-    if _registration == STABLE_ABI:
+    registration = CTYPES
+    if _may_use_stable_abi():
         register = getattr(library, f"causal_conv1d_register_{name}")
         register.restype = Status
-        status = register()
-        if status.code != 0:
-            return Backend(name, path, None, status.message.decode(errors="replace"))
-    return Backend(name, path, library, None, _registration)
+        if register().code == 0:  # else torch hides a function of the ABI
+            registration = STABLE_ABI
+    return Backend(name, path, library, None, registration)
 
 
 def _load_cpu() -> Backend:

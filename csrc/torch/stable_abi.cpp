@@ -24,13 +24,9 @@ Functions resolve() {
   Functions f;
 #define CAUSAL_CONV1D_FIND(type, name, parameters) \
   f.name = reinterpret_cast<decltype(f.name)>(find_symbol(#name));
-#define CAUSAL_CONV1D_REQUIRE(type, name, parameters)                               \
-  CAUSAL_CONV1D_FIND(type, name, parameters)                                        \
-  if (f.name == nullptr) {                                                          \
-    throw std::runtime_error(                                                       \
-        "the loaded torch lacks " #name                                             \
-        "; causal_conv1d's operators need torch >= 2.9, imported before they are"); \
-  }
+#define CAUSAL_CONV1D_REQUIRE(type, name, parameters) \
+  CAUSAL_CONV1D_FIND(type, name, parameters)          \
+  if (f.name == nullptr) throw std::runtime_error("the loaded torch lacks " #name);
   CAUSAL_CONV1D_TORCH_FUNCTIONS(CAUSAL_CONV1D_REQUIRE)
   CAUSAL_CONV1D_TORCH_OPTIONAL_FUNCTIONS(CAUSAL_CONV1D_FIND)
 #undef CAUSAL_CONV1D_FIND
