@@ -99,7 +99,7 @@ debian() {
   }
   rm -rf "$place/causal_conv1d"
   mkdir "$place/causal_conv1d"
-  cp -r tests pyproject.toml "$WHEEL" "$place/causal_conv1d"
+  cp -r tests scripts patches pyproject.toml "$WHEEL" "$place/causal_conv1d"
   run_python_there() { enter env -C / python3 "$@"; }
   run_tests() { enter env -C /causal_conv1d python3 -m pytest tests "${options[@]}"; }
   run_python_there -m pip install -q --no-index --no-deps --force-reinstall --break-system-packages \
