@@ -88,7 +88,7 @@ debian() {
   if ! [ -e "$place/ready" ]; then
     command -v debootstrap >/dev/null || apt_install debootstrap debootstrap
     rm -rf "$place"
-    local packages=python3-torch,libtorch-dev,python3-numpy,python3-pip,python3-dev,g++
+    local packages=python3-torch,libtorch-dev,python3-numpy,python3-pip,python3-dev,g++,git,patch
     packages+=,python3-pytest,python3-pytest-xdist,python3-hypothesis
     debootstrap --variant=minbase --include="$packages" "$1" "$place" >/dev/null
     touch "$place/ready"
