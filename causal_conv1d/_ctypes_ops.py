@@ -79,9 +79,8 @@ class Packer:
             if tensor is None:
                 fields += _NOT_GIVEN
                 continue
-            if tensor.layout is not torch.strided:
-                raise RuntimeError(f"{self.caller}: {name} must be a strided tensor")
-            ndim = tensor.dim()
+            shape = tensor.shape
+            ndim = len(shape)
             padding = _PADDING.get(ndim)
             if padding is None:
                 raise RuntimeError(
@@ -93,7 +92,7 @@ class Packer:
                 )
             fields += (
                 tensor.data_ptr(),
-                *tensor.shape,
+                *shape,
                 *padding,
                 *tensor.stride(),
                 *padding,
