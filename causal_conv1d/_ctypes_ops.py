@@ -169,7 +169,8 @@ def cuda_kernels(library: ctypes.CDLL, packers: dict[str, Packer]) -> dict:
         if status.code != 0:
             raise_if_failed(status)
 
-    return {operator: kernel(operator) for operator in OPERATORS} | {"backward": backward}
+    others = [operator for operator in OPERATORS if operator != "backward"]
+    return {operator: kernel(operator) for operator in others} | {"backward": backward}
 
 
 def checks(cpu_library: ctypes.CDLL, packers: dict[str, Packer]) -> dict:
