@@ -1,0 +1,168 @@
+"""Times Mamba and Mamba2 blocks of mamba_ssm, forward and backward, with this library and without.
+
+    python scripts/benchmark_blocks.py [--dtype bf16] [--json FILE]      # needs CUDA and mamba_ssm
+
+"fused" is the block as it is, on this library; "slow path" has mamba_ssm's fused forward and
+backward switched off; "nn.Conv1d" is what mamba_ssm does where causal_conv1d is not installed;
+"nn.Conv1d, ref. scan" has its selective_scan_ref as well, so no kernel but PyTorch's (on the
+smallest shape only). Then the selective scan alone. Medians of CUDA events around one call each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from unittest import mock
+
+import torch
+
+# (batch, seqlen, d_model); the inner width is twice d_model.
+SHAPES = ((1, 2048, 768), (8, 2048, 1024), (1, 16384, 1024))
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def milliseconds(function, repeats):
+    function()
+    function()
+    times = []
+    for _ in range(repeats):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        function()
+        end.record()
+        torch.cuda.synchronize()
+        times.append(start.elapsed_time(end))
+    return statistics.median(times)
+
+
+def forward_backward(function, inputs, repeats):
+    """Times of function() and of its gradient with respect to inputs."""
+    with torch.no_grad():
+        forward = milliseconds(function, repeats)
+    grad = torch.randn_like(function())
+
+    def both():
+        torch.autograd.grad(function(), inputs, grad)
+
+    return forward, milliseconds(both, repeats)
+
+
+def blocks(dtype, shapes, repeats):
+    import mamba_ssm
+    from mamba_ssm.modules import mamba2, mamba_simple
+    from mamba_ssm.ops.selective_scan_interface import selective_scan_ref
+
+    no_conv1d = {"causal_conv1d_fn": None}
+    # Variant: is the fused path on, and what is replaced in which module.
+    variants = {
+        "Mamba": {
+            "fused": (True, mamba_simple, {}),
+            "slow path": (False, mamba_simple, {}),
+            "nn.Conv1d": (False, mamba_simple, no_conv1d),
+            "nn.Conv1d, ref. scan": (
+                False,
+                mamba_simple,
+                no_conv1d | {"selective_scan_fn": selective_scan_ref},
+            ),
+        },
+        "Mamba2": {
+            "fused": (True, mamba2, {}),
+            "slow path": (False, mamba2, {}),
+            "nn.Conv1d": (False, mamba2, no_conv1d),
+        },
+    }
+    for batch, seqlen, width in shapes:
+        for kind, rows in variants.items():
+            torch.manual_seed(0)
+            layer = getattr(mamba_ssm, kind)(width, device="cuda", dtype=dtype)
+            u = torch.randn(batch, seqlen, width, device="cuda", dtype=dtype, requires_grad=True)
+            inputs, fused_time = [u, *layer.parameters()], None
+            for name, (fused, module, replaced) in rows.items():
+                if "ref. scan" in name and batch * seqlen > 2048:
+                    continue  # minutes: it keeps all states, and its backward is worse
+                layer.use_fast_path = layer.use_mem_eff_path = fused
+                with mock.patch.multiple(module, **replaced) if replaced else nullcontext():
+                    forward, both = forward_backward(partial(layer, u), inputs, repeats)
+                fused_time = fused_time or both
+                yield {
+                    "what": f"{kind}, {name}",
+                    "shape": f"{batch} x {seqlen} x {width}",
+                    "forward_ms": forward,
+                    "forward_backward_ms": both,
+                    "relative": both / fused_time,
+                }
+
+
+def scans(dtype, shapes, repeats):
+    from causal_conv1d import selective_scan
+
+    kernels = {"plain PyTorch": None}
+    if selective_scan._triton() is not None:
+        kernels = {"Triton": selective_scan._triton()} | kernels
+    for batch, seqlen, width in shapes:
+        dim, dstate = 2 * width, 16
+        torch.manual_seed(0)
+
+        def rand(*shape, dtype=dtype):
+            return torch.randn(*shape, device="cuda", dtype=dtype)
+
+        inputs = (
+            rand(batch, dim, seqlen),
+            rand(batch, dim, seqlen).abs() / 10,
+            -rand(dim, dstate, dtype=torch.float32).exp(),
+            rand(batch, 1, dstate, seqlen),
+            rand(batch, 1, dstate, seqlen),
+            rand(dim, dtype=torch.float32),
+            rand(batch, dim, seqlen),
+            rand(dim, dtype=torch.float32),
+        )
+        first_time = None
+        for name, module in kernels.items():
+            with mock.patch.object(selective_scan, "_triton", lambda module=module: module):
+                run = partial(selective_scan.selective_scan_fwd, *inputs, True)
+                out, x, _ = run()
+                forward = milliseconds(run, repeats)
+                arguments = (*inputs, out, x, None, True, True)
+                run = partial(selective_scan.selective_scan_bwd, *arguments)
+                both = forward + milliseconds(run, repeats)
+            first_time = first_time or both
+            yield {
+                "what": f"scan, {name}",
+                "shape": f"{batch} x {seqlen} x {dim}",
+                "forward_ms": forward,
+                "forward_backward_ms": both,
+                "relative": both / first_time,
+            }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--dtype", choices=DTYPES, default="bf16")
+    parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    if not torch.cuda.is_available():
+        parser.error("no CUDA device")
+    dtype, rows = DTYPES[arguments.dtype], []
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {arguments.dtype}")
+    print(f"{'':32}{'shape':>18}{'forward, ms':>14}{'with backward':>15}{'times':>8}")
+    for measure in (blocks, scans):
+        for row in measure(dtype, SHAPES, arguments.repeats):
+            rows.append(row)
+            print(
+                f"{row['what']:32}{row['shape']:>18}{row['forward_ms']:14.2f}"
+                f"{row['forward_backward_ms']:15.2f}{row['relative']:8.2f}",
+                flush=True,
+            )
+    if arguments.json:
+        arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
