@@ -82,6 +82,7 @@ for name in "${names[@]}"; do
       mamba "$version"
       say "mamba_ssm $version"
       MAMBA_SSM_VERSION=$version tests "$MAMBA:$SITE" tests/ecosystem/test_mamba_ssm.py "$@"
+      [ "$version" != 2.2.4 ] || tests "$MAMBA:$SITE" tests/ecosystem/test_patches.py "$@"
     done
     continue
   fi
