@@ -229,7 +229,7 @@ def test_dz_is_written_in_place(device):
         arguments = (*inputs.values(), dout, None, None, dz, True, False)
         results = selective_scan_cuda.bwd(*arguments)
         assert len(results) == 8 and results[7] is dz
-        assert torch.equal(dz, expected)
+        assert_near(dz, expected.double(), 3e-6, "dz")
         assert_untouched_outside(dz)
 
 
@@ -484,7 +484,7 @@ def test_memory_on_cuda_does_not_grow_with_seqlen(cuda):
         torch.cuda.reset_peak_memory_stats()
         results = selective_scan_cuda.bwd(*inputs.values(), out, x, out, None, True, False)
         # dB and dC are summed in float32.
-        kept = sum(math.prod(r.shape) * r.element_size() for r in results) + 2 * 2 * 4 * 16 * seqlen
+        kept = sum(math.prod(r.shape) * r.element_size() for r in results) + 2 * 16 * seqlen * 4
         return torch.cuda.max_memory_allocated() - before - kept
 
     assert workspace(16 * selective_scan.CHUNK) <= workspace(2 * selective_scan.CHUNK) + (1 << 20)

@@ -293,6 +293,55 @@ def test_varlen_prompts(mamba_ssm, device):
                 assert error(together[i], alone[0]) <= TOLERANCE["Mamba2", device]
 
 
+def test_attention_with_a_convolution(mamba_ssm, device, monkeypatch):
+    """MHA with d_conv: whole sequences and single tokens, with this library and without."""
+    from mamba_ssm.modules import mha
+    from mamba_ssm.utils.generation import InferenceParams
+
+    torch.manual_seed(0)
+    layer = mha.MHA(D_MODEL, 2, d_conv=4, causal=True, layer_idx=0, device=device)
+    u, tensors = make_input(device), [layer.conv1d.weight, layer.conv1d.bias, layer.in_proj.weight]
+
+    def outputs():
+        whole = layer(u)
+        params = InferenceParams(max_seqlen=SEQLEN, max_batch_size=BATCH)
+        with torch.no_grad():
+            prompt = layer(u[:, :5], inference_params=params)
+            params.seqlen_offset = 5
+            token = layer(u[:, 5:6], inference_params=params)
+        return [whole, prompt, token, *gradients(whole, tensors)]
+
+    with OperatorCalls() as calls:
+        found = outputs()
+    assert (calls.forward, calls.update, calls.backward) == (2, 1, 1)
+    monkeypatch.setattr(mha, "causal_conv1d_fn", None)
+    monkeypatch.setattr(mha, "causal_conv1d_update", None)
+    for actual, expected in zip(found, outputs(), strict=True):
+        assert error(actual, expected) <= 1e-5
+
+
+@pytest.mark.parametrize("fast", [True, False], ids=["fast", "slow"])
+def test_mamba2_simple(mamba_ssm, device, monkeypatch, fast):
+    """Against its own path for where causal_conv1d is not installed."""
+    from mamba_ssm.modules import mamba2_simple
+
+    torch.manual_seed(0)
+    layer = mamba2_simple.Mamba2Simple(D_MODEL, **MAMBA2, use_mem_eff_path=fast, device=device)
+    u = make_input(device)
+    tensors = [u, *layer.parameters()]
+    with OperatorCalls() as calls:
+        out = layer(u)
+        found = gradients(out, tensors)
+    assert (calls.forward, calls.backward) == (2 if fast else 1, 1)
+    layer.use_mem_eff_path = False
+    monkeypatch.setattr(mamba2_simple, "causal_conv1d_fn", None)
+    wanted = layer(u)
+    tolerance = TOLERANCE["Mamba2", device]
+    assert error(out, wanted) <= tolerance
+    for actual, expected in zip(found, gradients(wanted, tensors), strict=True):
+        assert error(actual, expected) <= tolerance
+
+
 def make_model(mamba_ssm, kind, device):
     from mamba_ssm.models.config_mamba import MambaConfig
 
