@@ -84,6 +84,8 @@ for name in "${names[@]}"; do
       MAMBA_SSM_VERSION=$version tests "$MAMBA:$SITE" tests/ecosystem/test_mamba_ssm.py "$@"
       [ "$version" != 2.2.4 ] || tests "$MAMBA:$SITE" tests/ecosystem/test_patches.py "$@"
     done
+    say "transformers with mamba_ssm $version"
+    tests "$MAMBA:$SITE" tests/ecosystem/test_transformers_mamba_ssm.py "$@"
     continue
   fi
   say "$name: $(PYTHONPATH=$SITE run_python - "$name" <<'PYTHON'
