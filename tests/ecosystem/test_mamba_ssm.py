@@ -26,10 +26,8 @@ APPLY_PATCHES = HERE.parent.parent / "scripts" / "apply_patches.py"
 BATCH, SEQLEN, D_MODEL = 2, 21, 16
 MAMBA2 = {"d_state": 16, "headdim": 8, "chunk_size": 16}
 
-# Relative errors in the 2-norm of float32 computations in different orders. On CUDA the products in
-# mamba_ssm's Triton kernels (Mamba-2) are TF32.
-TOLERANCE = {("Mamba", "cpu"): 1e-5, ("Mamba2", "cpu"): 1e-5}
-TOLERANCE |= {("Mamba", "cuda"): 1e-5, ("Mamba2", "cuda"): 5e-3}
+# Relative error in the 2-norm of float32 computations in different orders.
+TOLERANCE = 2e-5
 
 
 @pytest.fixture(scope="module")
@@ -53,14 +51,14 @@ def gradients(result, tensors):
     return torch.autograd.grad(result, tensors, torch.randn_like(result))
 
 
-def assert_same(result, expected, tensors, tolerance):
+def assert_same(result, expected, tensors):
     """Two results of the tensors by name agree, and so do all their gradients."""
-    assert error(result, expected) <= tolerance
+    assert error(result, expected) <= TOLERANCE
     tensors = {name: tensor for name, tensor in tensors.items() if tensor is not None}
     wanted = gradients(expected, list(tensors.values()))
     found = gradients(result, list(tensors.values()))
     for name, actual, right in zip(tensors, found, wanted, strict=True):
-        assert error(actual, right) <= tolerance, name
+        assert error(actual, right) <= TOLERANCE, name
 
 
 def torch_conv1d_fn(x, weight, bias=None, seq_idx=None, activation=None):
@@ -128,16 +126,17 @@ def test_selective_scan(mamba_ssm, device, variable, has_z, complex_):
     out, state = selective_scan_fn(**inputs, delta_softplus=True, return_last_state=True)
     wanted, wanted_state = selective_scan_ref(**inputs, delta_softplus=True, return_last_state=True)
     assert (
-        error(torch.view_as_real(state.cfloat()), torch.view_as_real(wanted_state.cfloat())) < 1e-5
+        error(torch.view_as_real(state.cfloat()), torch.view_as_real(wanted_state.cfloat()))
+        <= TOLERANCE
     )
-    assert error(out, wanted) <= 1e-5
+    assert error(out, wanted) <= TOLERANCE
     names = [name for name, tensor in inputs.items() if tensor is not None]
     tensors = [inputs[name] for name in names]
     found, right = gradients(out, tensors), gradients(wanted, tensors)
     for name, a, b in zip(names, found, right, strict=True):
         if a.is_complex():
             a, b = torch.view_as_real(a), torch.view_as_real(b)
-        assert error(a, b) <= 1e-5, name
+        assert error(a, b) <= TOLERANCE, name
 
 
 @pytest.mark.parametrize("checkpoint_lvl", [0, 1])
@@ -170,10 +169,10 @@ def test_mamba_inner(mamba_ssm, device, torch_only, bias, checkpoint_lvl):
         gradients(out, [inputs["xz"]])
     assert (calls.forward, calls.backward) == (1 + checkpoint_lvl, 1)
     out = MambaInnerFn.apply(*inputs.values(), None, None, True, checkpoint_lvl)
-    assert_same(out, mamba_inner_ref(**inputs), inputs, 1e-5)
+    assert_same(out, mamba_inner_ref(**inputs), inputs)
     torch_only()
     out = MambaInnerFn.apply(*inputs.values(), None, None, True, checkpoint_lvl)
-    assert_same(out, mamba_inner_ref(**inputs), inputs, 1e-5)
+    assert_same(out, mamba_inner_ref(**inputs), inputs)
 
 
 # ------------------------------------------------------------------------------------------- layers
@@ -237,10 +236,9 @@ def test_layer(mamba_ssm, device, torch_only, kind, options, fast):
         wanted = layer(u)
     else:
         wanted = mamba2_reference(layer, u)
-    tolerance = TOLERANCE[kind, device]
-    assert error(out, wanted) <= tolerance
+    assert error(out, wanted) <= TOLERANCE
     for name, a, b in zip(tensors, found, gradients(wanted, list(tensors.values())), strict=True):
-        assert error(a, b) <= tolerance, name
+        assert error(a, b) <= TOLERANCE, name
 
 
 def test_packed_sequences(mamba_ssm, device):
@@ -250,10 +248,9 @@ def test_packed_sequences(mamba_ssm, device):
     ids = torch.tensor([[0] * 8 + [1] * (SEQLEN - 8)], dtype=torch.int32, device=device)
     together = layer(u, seq_idx=ids)
     apart = torch.cat([layer(u[:, :8]), layer(u[:, 8:])], dim=1)
-    tolerance = TOLERANCE["Mamba2", device]
-    assert error(together, apart) <= tolerance
+    assert error(together, apart) <= TOLERANCE
     found, wanted = (gradients(out, [layer.conv1d.weight])[0] for out in (together, apart))
-    assert error(found, wanted) <= tolerance
+    assert error(found, wanted) <= TOLERANCE
 
 
 @pytest.mark.parametrize("kind", ["Mamba", "Mamba2"])
@@ -271,7 +268,7 @@ def test_token_by_token(mamba_ssm, device, kind):
                 params.seqlen_offset = t
                 outs.append(layer(u[:, t : t + 1], inference_params=params))
     assert calls.update == 9 - prompt
-    assert error(torch.cat(outs, dim=1), whole) <= TOLERANCE[kind, device]
+    assert error(torch.cat(outs, dim=1), whole) <= TOLERANCE
 
 
 def test_varlen_prompts(mamba_ssm, device):
@@ -290,7 +287,7 @@ def test_varlen_prompts(mamba_ssm, device):
             for together, alone in zip(
                 packed.key_value_memory_dict[0], single.key_value_memory_dict[0], strict=True
             ):
-                assert error(together[i], alone[0]) <= TOLERANCE["Mamba2", device]
+                assert error(together[i], alone[0]) <= TOLERANCE
 
 
 def test_attention_with_a_convolution(mamba_ssm, device, monkeypatch):
@@ -317,7 +314,7 @@ def test_attention_with_a_convolution(mamba_ssm, device, monkeypatch):
     monkeypatch.setattr(mha, "causal_conv1d_fn", None)
     monkeypatch.setattr(mha, "causal_conv1d_update", None)
     for actual, expected in zip(found, outputs(), strict=True):
-        assert error(actual, expected) <= 1e-5
+        assert error(actual, expected) <= TOLERANCE
 
 
 @pytest.mark.parametrize("fast", [True, False], ids=["fast", "slow"])
@@ -336,10 +333,9 @@ def test_mamba2_simple(mamba_ssm, device, monkeypatch, fast):
     layer.use_mem_eff_path = False
     monkeypatch.setattr(mamba2_simple, "causal_conv1d_fn", None)
     wanted = layer(u)
-    tolerance = TOLERANCE["Mamba2", device]
-    assert error(out, wanted) <= tolerance
+    assert error(out, wanted) <= TOLERANCE
     for actual, expected in zip(found, gradients(wanted, tensors), strict=True):
-        assert error(actual, expected) <= tolerance
+        assert error(actual, expected) <= TOLERANCE
 
 
 def make_model(mamba_ssm, kind, device):
@@ -364,7 +360,8 @@ def test_generate(mamba_ssm, device, kind):
         with torch.no_grad():
             logits = model(written[:, :-1]).logits[:, 4:]
         chosen = logits.gather(2, written[:, 5:, None])[..., 0]
-        assert (chosen >= logits.amax(-1) - 1e-3).all()  # equal ones may be ordered otherwise
+        slack = 10 * TOLERANCE * logits.abs().amax()  # equal ones may be ordered otherwise
+        assert (chosen >= logits.amax(-1) - slack).all()
 
 
 def test_autocast(mamba_ssm, cuda):
