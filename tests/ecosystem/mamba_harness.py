@@ -1,9 +1,10 @@
 """Makes released versions of mamba_ssm importable for the tests, without a change to their files.
 
 - transformers 5 lacks two names that mamba_ssm before 2.3 imports, and uses as types of a result.
-- On the CPU its Triton kernels run in Triton's interpreter (TRITON_INTERPRET=1, set before Triton
-  is imported). There is nothing to time there, so ``triton.autotune`` gets one configuration, and
-  no device to ask about, so three names of ``torch.cuda`` that launches need have stand-ins.
+- ``triton.autotune`` gets one configuration of each kernel: to compile and time them all takes
+  minutes on a GPU, and there is nothing to time on the CPU.
+- On the CPU the kernels run in Triton's interpreter (TRITON_INTERPRET=1, set before Triton is
+  imported), and three names of ``torch.cuda`` that launches need have stand-ins.
 """
 
 import contextlib
@@ -23,15 +24,15 @@ def prepare(device):
             raise RuntimeError("Triton was imported without TRITON_INTERPRET=1")
         os.environ["TRITON_INTERPRET"] = "1"
         torch.set_num_threads(1)  # the tensors are tiny
-        import triton
-
-        autotune = triton.autotune
-        triton.autotune = lambda configs, key, **options: autotune(configs[-1:], key, **options)
         torch.cuda.device = lambda *_: contextlib.nullcontext()
         torch.cuda.get_device_properties = lambda *_: types.SimpleNamespace(multi_processor_count=2)
         torch.cuda.Event = lambda *_, **__: None
 
     import transformers.generation as generation
+    import triton
+
+    autotune = triton.autotune
+    triton.autotune = lambda configs, key, **options: autotune(configs[-1:], key, **options)
 
     for name in ("GreedySearchDecoderOnlyOutput", "SampleDecoderOnlyOutput"):
         if not hasattr(generation, name):
