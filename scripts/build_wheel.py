@@ -72,6 +72,7 @@ def main() -> int:
         "--architectures", help="as TORCH_CUDA_ARCH_LIST, besides sm_87 and PTX ('8.9 9.0+PTX')"
     )
     parser.add_argument("--out", type=Path, default=ROOT / "dist", help="folder for wheel and log")
+    parser.add_argument("--cuobjdump", help="for check_wheel.py")
     arguments = parser.parse_args()
 
     nvcc, major = find_nvcc()
@@ -102,7 +103,8 @@ def main() -> int:
     memory = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
     print(f"built in {seconds:.0f} s; the largest process took {memory:.0f} MiB", flush=True)
     spills = check_spills.main([str(log)])
-    return check_wheel.main(["--cuda", str(wheel)]) or spills
+    cuobjdump = ["--cuobjdump", arguments.cuobjdump] if arguments.cuobjdump else []
+    return check_wheel.main(["--cuda", *cuobjdump, str(wheel)]) or spills
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """Fails if a kernel for sm_87 spills registers or has a stack frame, by ptxas' own report.
 
+Of other architectures it tells how many do.
+
 usage: check_spills.py BUILD_LOG    (a log of nvcc with -Xptxas -v)
 """
 
@@ -17,12 +19,13 @@ REGISTERS = re.compile(r"Used (\d+) registers")
 @dataclass
 class Kernel:
     name: str
+    architecture: str
     frame: tuple[int, ...] | None = None  # bytes of stack frame, spill stores, spill loads
     registers: int | None = None
 
 
 def kernels_in(lines) -> list[Kernel]:
-    """The kernels compiled for ARCHITECTURE.
+    """The kernels compiled, once for each architecture.
 
     ptxas reports a kernel in four lines: its name, its properties, their values, its registers.
     Reports of parallel jobs do not mix where ninja builds: it prints a job's output as a whole.
@@ -30,10 +33,8 @@ def kernels_in(lines) -> list[Kernel]:
     kernels, current = [], None
     for line in lines:
         if entry := ENTRY.search(line):
-            current = None
-            if entry[2] == ARCHITECTURE:
-                current = Kernel(entry[1])
-                kernels.append(current)
+            current = Kernel(entry[1], entry[2])
+            kernels.append(current)
         elif current is None:
             continue
         elif (frame := FRAME.search(line)) and current.frame is None:
@@ -57,7 +58,8 @@ def main(arguments) -> int:
         print(__doc__, file=sys.stderr)
         return 2
     with open(arguments[0], errors="replace") as log:
-        kernels = kernels_in(log)
+        every_kernel = kernels_in(log)
+    kernels = [kernel for kernel in every_kernel if kernel.architecture == ARCHITECTURE]
     if not kernels:
         print(f"error: {arguments[0]} reports no kernel for {ARCHITECTURE}", file=sys.stderr)
         return 1
@@ -78,6 +80,10 @@ def main(arguments) -> int:
         f"{ARCHITECTURE}: {len(kernels)} kernels, {bad} with spills or a stack frame; "
         f"at most {most.registers} registers, in {demangled(most.name)}"
     )
+    for other in sorted({kernel.architecture for kernel in every_kernel} - {ARCHITECTURE}):
+        frames = [kernel.frame for kernel in every_kernel if kernel.architecture == other]
+        spilling = sum(frame is None or any(frame) for frame in frames)
+        print(f"{other}: {len(frames)} kernels, {spilling} with spills or a stack frame")
     return 1 if bad else 0
 
 

@@ -41,6 +41,9 @@ cp -r "$debian/libdevice" "$folder/nvvm/"
 cp -r "$work"/pypi/nvidia/cuda_{nvcc,runtime}/include/* "$work"/unpacked/usr/include/{cuda,nv,cub,thrust} "$folder/include/"
 cp "$work/pypi/nvidia/cuda_runtime/lib/libcudart.so.12" "$folder/lib64/"
 ln -sf libcudart.so.12 "$folder/lib64/libcudart.so"
+# The static libraries are only in a package of 0.9 GB. CMake's checks name them; nothing is of them.
+echo 'INPUT(-lcudart)' >"$folder/lib64/libcudart_static.a"
+echo '!<arch>' >"$folder/lib64/libcudadevrt.a"
 cat >"$folder/bin/nvcc.profile" <<'PROFILE'
 TOP                = $(_HERE_)/..
 NVVMIR_LIBRARY_DIR = $(TOP)/nvvm/libdevice

@@ -132,7 +132,9 @@ build_wheel() {
     say "building the wheel (log: $WHEEL_LOG)"
     rm -rf build/wheel-* build/lib* build/bdist* build/temp*
     mkdir -p "$folder"
-    "$PYTHON" -m pip wheel -v --no-deps -w "$folder" . >"$WHEEL_LOG" 2>&1 || {
+    # BUILD_WITH: a command to start it with. No quotes: its words.
+    # shellcheck disable=SC2086
+    ${BUILD_WITH:-} "$PYTHON" -m pip wheel -v --no-deps -w "$folder" . >"$WHEEL_LOG" 2>&1 || {
       tail -n 40 "$WHEEL_LOG" >&2
       fail "the build failed; its whole output is in $WHEEL_LOG"
     }
