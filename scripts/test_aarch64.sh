@@ -58,11 +58,12 @@ run() {
 
 echo "== pip install $(basename "$wheel")"
 rm -rf "$site"
-run -m pip install -q --no-index --no-deps --disable-pip-version-check --target "$site" "$wheel"
+run -m pip install -q --no-index --no-deps --root-user-action ignore --target "$site" "$wheel"
 
 echo "== the doctor, and pytest $*"
 run -c '
 import sys
+del sys.path[0]  # the source folder, which has no compiled library
 arguments, sys.argv[1:] = sys.argv[1:], ["--no-speed"]
 from causal_conv1d import _library, __main__ as doctor
 assert _library.cpu.text("causal_conv1d_cpu_isa") == "neon"
