@@ -8,7 +8,6 @@ import os
 import shutil
 import subprocess
 import sys
-import sysconfig
 import tarfile
 from pathlib import Path
 
@@ -65,7 +64,8 @@ def environment(tmp_path):
         subprocess.run(command, check=True)
         if torch:  # this Python's packages, as if installed there
             site = next(folder.glob("lib/python*/site-packages"))
-            (site / "torch.pth").write_text(sysconfig.get_path("purelib") + "\n")
+            packages = [p for p in sys.path if p.endswith(("site-packages", "dist-packages"))]
+            (site / "torch.pth").write_text("\n".join(packages) + "\n")
         return folder / "bin" / "python"
 
     return make
