@@ -42,6 +42,14 @@ constexpr int64_t kElementsPerThread = 128 * 1024;
 // Outputs of more bytes are stored past the caches, which saves reading the lines first.
 constexpr int64_t kStreamBytes = 16 << 20;
 
+// Bytes of a row that the direct kernels for channel_last walk along before the next rows: with
+// those of some rows the L1 cache holds them.
+constexpr int64_t kDirectBytes = 2048;
+// Rows of a chunk at least, so that what is done once for a chunk does not count.
+constexpr int64_t kDirectRows = 512;
+// Chunks of time are multiples of it: whole vectors.
+constexpr int64_t kChunkStep = 64;
+
 // Vectors run along whichever of time and channels is contiguous in x.
 bool is_channel_first(const Tensor& x, int64_t dim, int64_t seqlen) {
   if (seqlen <= 1) return false;
@@ -49,7 +57,8 @@ bool is_channel_first(const Tensor& x, int64_t dim, int64_t seqlen) {
   return x.strides[1] != 1 && std::abs(x.strides[2]) <= std::abs(x.strides[1]);
 }
 
-Tiling make_tiling(const Tensor& x, const Tensor& weight, Operation operation) {
+Tiling make_tiling(const Tensor& x, const Tensor& weight, const Tensor& seq_idx,
+                   Operation operation) {
   Tiling t = {};
   t.fp64 = x.dtype == CAUSAL_CONV1D_FLOAT64;
   t.batch = x.sizes[0];
@@ -62,6 +71,9 @@ Tiling make_tiling(const Tensor& x, const Tensor& weight, Operation operation) {
   const int64_t size = t.fp64 ? 8 : x.dtype == CAUSAL_CONV1D_FLOAT32 ? 4 : 2;
   t.stream = total * size >= kStreamBytes;
 
+  t.direct = active_kernels->has_direct && !update && !t.fp64 && !given(seq_idx) && t.width >= 2 &&
+             t.width <= 4;
+
   // Scratch of a block fits the L1 or, with its neighbours, the L2 cache, and the width - 1 rows
   // carried from block to block stay a small part.
   const int64_t rows = t.seqlen + (operation == Operation::kBackward ? t.width - 1 : 0);
@@ -69,6 +81,9 @@ Tiling make_tiling(const Tensor& x, const Tensor& weight, Operation operation) {
   if (t.channel_first) {
     t.cols = 1;
     t.block = std::max<int64_t>(2048, wide);
+  } else if (t.direct) {
+    t.cols = kDirectBytes / size;
+    t.block = 1;
   } else {
     // Pieces of 512 bytes, 4096 elements a block: the fastest of 128 to 4096 columns on Zen 5.
     const bool narrow = size == 2 && operation == Operation::kForward;
@@ -82,7 +97,11 @@ Tiling make_tiling(const Tensor& x, const Tensor& weight, Operation operation) {
   int64_t unit = std::min<int64_t>(1 << 20, std::max<int64_t>(1 << 16, total / 512));
   if (update) unit = 1 << 14;
   const int64_t whole = std::max<int64_t>(1, t.seqlen);
-  t.chunk = update ? whole : std::min(whole, std::max(unit / t.cols, 2 * wide));
+  if (t.direct && !t.channel_first) unit = std::max(unit, kDirectRows * t.cols);
+  t.chunk =
+      update
+          ? whole
+          : std::min(whole, divide_up(std::max(unit / t.cols, 2 * wide), kChunkStep) * kChunkStep);
   t.chunks = divide_up(whole, t.chunk);
   t.batches_per_unit = std::max<int64_t>(1, unit / (t.chunk * t.cols));
   t.batches_per_unit = t.chunks > 1 ? 1 : std::min(t.batches_per_unit, t.batch);
@@ -103,7 +122,7 @@ int threads_for(const Tiling& t, int num_threads, int64_t cost) {
 
 void run_forward(const ForwardParams& p, int num_threads) {
   const Kernels& kernels = *active_kernels;
-  const Tiling tiling = make_tiling(p.x, p.weight, Operation::kForward);
+  const Tiling tiling = make_tiling(p.x, p.weight, p.seq_idx, Operation::kForward);
   parallel_for(units_of(tiling), threads_for(tiling, num_threads, 1),
                kernels.scratch_bytes(tiling, Operation::kForward),
                [&](int64_t unit, char* scratch) { kernels.forward(p, tiling, unit, scratch); });
@@ -111,7 +130,7 @@ void run_forward(const ForwardParams& p, int num_threads) {
 
 void run_backward(const BackwardParams& p, int num_threads) {
   const Kernels& kernels = *active_kernels;
-  const Tiling tiling = make_tiling(p.x, p.weight, Operation::kBackward);
+  const Tiling tiling = make_tiling(p.x, p.weight, p.seq_idx, Operation::kBackward);
   std::unique_ptr<double[]> partials;
   if (given(p.dweight) || given(p.dbias)) {
     const int64_t slots = tiling.batch_groups * tiling.chunks;
@@ -148,7 +167,7 @@ void run_update(UpdateParams p, int num_threads) {
   p.out = with_time(p.out);
   if (p.x.sizes[2] == 0) return;
   const Kernels& kernels = *active_kernels;
-  const Tiling tiling = make_tiling(p.x, p.weight, Operation::kUpdate);
+  const Tiling tiling = make_tiling(p.x, p.weight, {}, Operation::kUpdate);
   parallel_for(units_of(tiling), threads_for(tiling, num_threads, 8),
                kernels.scratch_bytes(tiling, Operation::kUpdate),
                [&](int64_t unit, char* scratch) { kernels.update(p, tiling, unit, scratch); });

@@ -17,6 +17,7 @@ struct Tiling {
   bool channel_first;  // vectors run along time; otherwise along channels
   bool fp64;
   bool stream;  // outputs are too large for the caches: store past them
+  bool direct;  // the kernels of direct.inl
   int64_t batch, dim, seqlen, width;
   int64_t cols, block;
   int64_t batches_per_unit, channels_per_unit, chunk;
@@ -27,6 +28,7 @@ enum class Operation { kForward, kBackward, kUpdate };
 
 struct Kernels {
   const char* name;
+  bool has_direct;
   size_t (*scratch_bytes)(const Tiling& tiling, Operation operation);
   void (*forward)(const ForwardParams& p, const Tiling& tiling, int64_t unit, char* scratch);
   // partials: [batch group, chunk][width + 1][dim] sums of dweight and, last, of dbias; may be

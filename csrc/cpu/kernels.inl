@@ -1,7 +1,9 @@
 // The CPU kernels, compiled once per instruction set by kernels_*.cpp.
 //
-// All layouts and types share one scheme. A block of x (some rows of time x one tile of channels)
-// is converted into scratch memory in the L1 or L2 cache, behind the width - 1 rows before it:
+// Widths 2 to 4 without seq_idx, where there are vectors, go through direct.inl. All else, and
+// update, shares one scheme for all layouts and types. A block of x (some rows of time x one tile
+// of channels) is converted into scratch memory in the L1 or L2 cache, behind the width - 1 rows
+// before it:
 //
 //   channel_first: a tile is one channel, a row one element; vectors run along time.
 //   channel_last:  a tile is `cols` channels, a row `pitch` >= cols elements; vectors run along
@@ -50,62 +52,114 @@ CAUSAL_CONV1D_INLINE int32_t read_int32(const Tensor& t, int64_t i, int64_t j = 
 
 // ---- activation ----------------------------------------------------------------------------
 
-// exp(-z) = p * 2^n by Cody-Waite reduction and a polynomial on |r| <= ln(2) / 2 (the classic
-// Cephes one, error about 1 ulp). shifted is n + 1.5 * 2^23, which leaves n in its lowest bits.
-struct Exponential {
-  Vec p, n, shifted;
+// Beyond these, exp(-z) is not a normal float. Below, silu is 0 and its derivative nearly; above,
+// sigmoid(z) is 1.
+CAUSAL_CONV1D_INLINE Vec lowest() { return Vec::set(-87.3365402f); }
+CAUSAL_CONV1D_INLINE Vec at_most_highest(Vec z) { return min(Vec::set(87.3365402f), z); }
+
+// 1 + exp(-z) for z between those: exp(-z) = 2^n * p(q), q = z + n * ln(2), |q| <= ln(2) / 2, with
+// minimax polynomials p. `shifted` is n + 1.5 * 2^23, which leaves n in its lowest bits. fp32 takes
+// degree 5 (relative error 9e-8), the 16-bit types degree 4 (3e-6).
+template <bool kShort>
+CAUSAL_CONV1D_INLINE Vec one_plus_exp_of_minus(Vec z) {
+  const Vec shift = Vec::set(12582912.0f), one = Vec::set(1.0f);
+  const Vec shifted = fma(z, Vec::set(-1.44269504f), shift);
+  const Vec q = fma(sub(shifted, shift), Vec::set(0.693147182f), z);
+  Vec p;
+  if (kShort) {
+    p = fma(q, Vec::set(0.04151368295f), Vec::set(-0.1678759163f));
+    p = fma(p, q, Vec::set(0.5000302178f));
+    p = fma(p, q, Vec::set(-0.9999667728f));
+  } else {
+    p = fma(q, Vec::set(-0.008290272112f), Vec::set(0.04189815962f));
+    p = fma(p, q, Vec::set(-0.1666763813f));
+    p = fma(p, q, Vec::set(0.4999914784f));
+    p = fma(p, q, Vec::set(-0.9999997063f));
+  }
+  return add(one, scale_by_exp2(fma(p, q, one), shifted));
+}
+
+// silu(z) = z * sigmoid(z) and its derivative are each computed in two parts, which loops may take
+// in different rounds: the chain from z to the result is longer than the CPU looks ahead.
+struct SiluPart {
+  Vec z, denominator;
 };
 
-CAUSAL_CONV1D_INLINE Vec exponent_shift() { return Vec::set(12582912.0f); }
-
-CAUSAL_CONV1D_INLINE Exponential exp_of_minus(Vec z) {
-  const Vec shifted = fma(z, Vec::set(-1.44269504088896341f), exponent_shift());
-  const Vec n = sub(shifted, exponent_shift());
-  Vec r = fma(n, Vec::set(0.693359375f), z);  // -r, in fact: the odd coefficients are negated
-  r = fma(n, Vec::set(-2.12194440e-4f), r);
-  Vec p = Vec::set(-1.9875691500e-4f);
-  p = fma(p, r, Vec::set(1.3981999507e-3f));
-  p = fma(p, r, Vec::set(-8.3334519073e-3f));
-  p = fma(p, r, Vec::set(4.1665795894e-2f));
-  p = fma(p, r, Vec::set(-1.6666665459e-1f));
-  p = fma(p, r, Vec::set(5.0000001201e-1f));
-  p = fma(mul(r, r), p, sub(Vec::set(1.0f), r));
-  return {p, n, shifted};
+template <bool kShort>
+CAUSAL_CONV1D_INLINE SiluPart begin_silu(Vec z) {
+  return {z, one_plus_exp_of_minus<kShort>(at_most_highest(z))};
 }
 
-// numerator * sigmoid(z). Where exp(-z) is near or beyond the range of floats, 2^n is split, so
-// that silu is accurate down to the smallest normal number; vectors with such lanes are rare, and
-// their other lanes get the same bits either way.
-CAUSAL_CONV1D_INLINE Vec times_sigmoid(Vec numerator, Vec z) {
+// kShort: for results of 16 bits, with a relative error of at most 7e-5.
+template <bool kShort>
+CAUSAL_CONV1D_INLINE Vec end_silu(SiluPart part) {
+  const Vec sigmoid = kShort ? reciprocal_estimate(part.denominator) : reciprocal(part.denominator);
+  return select_or_zero(not_less(part.z, lowest()), mul(part.z, sigmoid));
+}
+
+template <bool kShort>
+CAUSAL_CONV1D_INLINE Vec silu(Vec z) {
+  return end_silu<kShort>(begin_silu<kShort>(z));
+}
+
+// Not as short for 16 bits as silu: what dweight and dbias sum is not rounded to 16 bits.
+template <bool kShort>
+CAUSAL_CONV1D_INLINE SiluPart begin_silu_derivative(Vec z) {
+  z = at_most_highest(max(lowest(), z));
+  return {z, one_plus_exp_of_minus<kShort>(z)};
+}
+
+CAUSAL_CONV1D_INLINE Vec end_silu_derivative(SiluPart part) {
   const Vec one = Vec::set(1.0f);
-  const Vec bounded = min(z, Vec::set(80.0f));  // where 1 + exp(-z) is 1
-  if (__builtin_expect(!any(greater(Vec::set(-80.0f), z)), 1)) {
-    const Exponential e = exp_of_minus(bounded);
-    return div(numerator, add(one, scale_by_exp2(e.p, e.shifted)));
+  const Vec s = reciprocal(part.denominator);
+  return mul(s, fma(part.z, sub(one, s), one));
+}
+
+template <bool kShort>
+CAUSAL_CONV1D_INLINE Vec silu_derivative(Vec z) {
+  return end_silu_derivative(begin_silu_derivative<kShort>(z));
+}
+
+CAUSAL_CONV1D_INLINE double sigmoid(double z) { return 1.0 / (1.0 + __builtin_exp(-z)); }
+
+template <bool kShort>
+CAUSAL_CONV1D_INLINE DoubleVec silu(DoubleVec z) {
+  return {z.v / (1.0 + __builtin_exp(-z.v))};
+}
+
+template <bool kShort>
+CAUSAL_CONV1D_INLINE DoubleVec silu_derivative(DoubleVec z) {
+  const double s = sigmoid(z.v);
+  return {s * (1.0 + z.v * (1.0 - s))};
+}
+
+// What becomes of a sum; of the gradients, *z is that of the output and becomes that of the sum.
+enum class Epilogue { kIdentity, kSilu, kShortSilu, kGradient, kSiluGradient, kShortSiluGradient };
+
+CAUSAL_CONV1D_INLINE bool is_16_bit(int32_t dtype) {
+  return dtype == CAUSAL_CONV1D_FLOAT16 || dtype == CAUSAL_CONV1D_BFLOAT16;
+}
+
+CAUSAL_CONV1D_INLINE Epilogue forward_epilogue(int32_t dtype, bool with_silu) {
+  if (!with_silu) return Epilogue::kIdentity;
+  return is_16_bit(dtype) ? Epilogue::kShortSilu : Epilogue::kSilu;
+}
+
+CAUSAL_CONV1D_INLINE Epilogue gradient_epilogue(int32_t dtype, bool with_silu) {
+  if (!with_silu) return Epilogue::kGradient;
+  return is_16_bit(dtype) ? Epilogue::kShortSiluGradient : Epilogue::kSiluGradient;
+}
+
+template <class V, class S>
+CAUSAL_CONV1D_INLINE V apply(Epilogue epilogue, V sum, const S* z) {
+  switch (epilogue) {
+    case Epilogue::kSilu: return silu<false>(sum);
+    case Epilogue::kShortSilu: return silu<true>(sum);
+    case Epilogue::kGradient: return V::load(z);
+    case Epilogue::kSiluGradient: return mul(V::load(z), silu_derivative<false>(sum));
+    case Epilogue::kShortSiluGradient: return mul(V::load(z), silu_derivative<true>(sum));
+    default: return sum;
   }
-  const Vec lowest = Vec::set(-104.0f);  // below it the result is 0
-  const Exponential e = exp_of_minus(max(bounded, lowest));
-  const Vec n = min(e.n, Vec::set(120.0f));
-  const Vec exponential = select(greater(lowest, z), Vec::set(__builtin_inff()),
-                                 scale_by_exp2(e.p, add(n, exponent_shift())));
-  const Vec scale = scale_by_exp2(one, add(sub(n, e.n), exponent_shift()));
-  return mul(div(numerator, add(one, exponential)), scale);
-}
-
-CAUSAL_CONV1D_INLINE DoubleVec times_sigmoid(DoubleVec numerator, DoubleVec z) {
-  return {numerator.v / (1.0 + __builtin_exp(-z.v))};
-}
-
-template <class V>
-CAUSAL_CONV1D_INLINE V silu(V z) {
-  return times_sigmoid(z, z);
-}
-
-template <class V>
-CAUSAL_CONV1D_INLINE V silu_derivative(V z) {
-  const V one = V::set(1);
-  const V s = times_sigmoid(one, z);
-  return mul(s, fma(z, sub(one, s), one));
 }
 
 // ---- rows of the caller's memory <-> scratch -------------------------------------------------
@@ -315,38 +369,10 @@ struct Ids {
   int64_t center;
 };
 
-// What becomes of a sum: each gives the value that replaces *z. Done right where the sum is, since
-// the division of silu then overlaps with the loads and multiplications of other vectors.
-struct Identity {
-  template <class V, class S>
-  static CAUSAL_CONV1D_INLINE V apply(V sum, const S*) {
-    return sum;
-  }
-};
-struct Silu {
-  template <class V, class S>
-  static CAUSAL_CONV1D_INLINE V apply(V sum, const S*) {
-    return silu(sum);
-  }
-};
-// *z is the gradient of the output and becomes that of the sum.
-struct SiluGradient {
-  template <class V, class S>
-  static CAUSAL_CONV1D_INLINE V apply(V sum, const S* z) {
-    return mul(V::load(z), silu_derivative(sum));
-  }
-};
-struct IdentityGradient {
-  template <class V, class S>
-  static CAUSAL_CONV1D_INLINE V apply(V, const S* z) {
-    return V::load(z);
-  }
-};
-
 // kWidth 0: any width. z of n rows and the rest of the last vector.
-template <class V, class Epilogue, int kWidth, bool kIds, class S>
-void convolve_first(int64_t width, const S* w, int64_t tap_step, S bias, const S* x, Ids ids, S* z,
-                    int64_t n) {
+template <class V, int kWidth, bool kIds, class S>
+void convolve_first(Epilogue epilogue, int64_t width, const S* w, int64_t tap_step, S bias,
+                    const S* x, Ids ids, S* z, int64_t n) {
   constexpr int kTaps = kWidth == 0 ? 1 : kWidth;
   V taps[kTaps];
   for (int k = 0; k < kTaps; ++k) taps[k] = V::set(w[k * tap_step]);
@@ -362,36 +388,16 @@ void convolve_first(int64_t width, const S* w, int64_t tap_step, S bias, const S
       }
       acc = fma(kWidth == 0 ? V::set(w[k * tap_step]) : taps[k], tap, acc);
     }
-    acc = Epilogue::apply(acc, z + i);
+    acc = apply(epilogue, acc, z + i);
     if (kIds) acc = select_or_zero(valid_ids(V(), ids.ids + i + ids.center), acc);
     acc.store(z + i);
   }
 }
 
-// The last kWidth - 1 rows stay in registers.
-template <class V, class Epilogue, int kWidth, class S>
-void convolve_last(const S* w, int64_t tap_step, const S* bias, const S* x, int64_t pitch, S* z,
-                   int64_t rows) {
-  for (int64_t c = 0; c < pitch; c += V::kLanes) {
-    V taps[kWidth], window[kWidth];
-    for (int k = 0; k < kWidth; ++k) taps[k] = V::load(w + k * tap_step + c);
-    for (int k = 0; k + 1 < kWidth; ++k) window[k + 1] = V::load(x + k * pitch + c);
-    const V start = V::load(bias + c);
-    for (int64_t r = 0; r < rows; ++r) {
-      for (int k = 0; k + 1 < kWidth; ++k) window[k] = window[k + 1];
-      window[kWidth - 1] = V::load(x + (r + kWidth - 1) * pitch + c);
-      V acc = start;
-      for (int k = 0; k < kWidth; ++k) acc = fma(taps[k], window[k], acc);
-      S* const out = z + r * pitch + c;
-      Epilogue::apply(acc, out).store(out);
-    }
-  }
-}
-
-// Any width, and ids: each tap is a row, or the row `zeros` where its id differs.
-template <class V, class Epilogue, class S>
-void convolve_last_any(int64_t width, const S* w, int64_t tap_step, const S* bias, const S* x,
-                       Ids ids, const S* zeros, int64_t pitch, S* z, int64_t rows) {
+// Each tap is a row, or the row `zeros` where its id differs.
+template <class V, class S>
+void convolve_last(Epilogue epilogue, int64_t width, const S* w, int64_t tap_step, const S* bias,
+                   const S* x, Ids ids, const S* zeros, int64_t pitch, S* z, int64_t rows) {
   for (int64_t r = 0; r < rows; ++r) {
     S* const out = z + r * pitch;
     const int32_t id = ids.ids != nullptr ? ids.ids[r + ids.center] : 0;
@@ -406,41 +412,25 @@ void convolve_last_any(int64_t width, const S* w, int64_t tap_step, const S* bia
         const S* const row = same ? x + (r + k) * pitch : zeros;
         acc = fma(V::load(w + k * tap_step + c), V::load(row + c), acc);
       }
-      Epilogue::apply(acc, out + c).store(out + c);
+      apply(epilogue, acc, out + c).store(out + c);
     }
   }
 }
 
-// z[r] = Epilogue(bias + sum over k of w[k] * x[r + k]) for `rows` rows, 0 where the id is padding.
-template <class V, class Epilogue, class S>
-void convolve(const Tile& tile, const S* w, int64_t tap_step, const S* bias, const S* x, Ids ids,
-              const S* zeros, S* z, int64_t rows) {
-  const int64_t width = tile.width;
-  if (tile.channel_first) {
-    const auto run = [&](auto function) { function(width, w, tap_step, *bias, x, ids, z, rows); };
-    if (ids.ids != nullptr) {
-      if (width == 2) return run(convolve_first<V, Epilogue, 2, true, S>);
-      if (width == 3) return run(convolve_first<V, Epilogue, 3, true, S>);
-      if (width == 4) return run(convolve_first<V, Epilogue, 4, true, S>);
-      return run(convolve_first<V, Epilogue, 0, true, S>);
-    }
-    if (width == 1) return run(convolve_first<V, Epilogue, 1, false, S>);
-    if (width == 2) return run(convolve_first<V, Epilogue, 2, false, S>);
-    if (width == 3) return run(convolve_first<V, Epilogue, 3, false, S>);
-    if (width == 4) return run(convolve_first<V, Epilogue, 4, false, S>);
-    return run(convolve_first<V, Epilogue, 0, false, S>);
+// z[r] = epilogue(bias + sum over k of w[k] * x[r + k]) for `rows` rows, 0 where the id is padding.
+template <class V, class S>
+void convolve(Epilogue epilogue, const Tile& tile, const S* w, int64_t tap_step, const S* bias,
+              const S* x, Ids ids, const S* zeros, S* z, int64_t rows) {
+  if (!tile.channel_first) {
+    return convolve_last<V>(epilogue, tile.width, w, tap_step * tile.pitch, bias, x, ids, zeros,
+                            tile.pitch, z, rows);
   }
   const auto run = [&](auto function) {
-    function(w, tap_step * tile.pitch, bias, x, tile.pitch, z, rows);
+    function(epilogue, tile.width, w, tap_step, *bias, x, ids, z, rows);
   };
-  if (ids.ids == nullptr) {
-    if (width == 1) return run(convolve_last<V, Epilogue, 1, S>);
-    if (width == 2) return run(convolve_last<V, Epilogue, 2, S>);
-    if (width == 3) return run(convolve_last<V, Epilogue, 3, S>);
-    if (width == 4) return run(convolve_last<V, Epilogue, 4, S>);
-  }
-  convolve_last_any<V, Epilogue>(width, w, tap_step * tile.pitch, bias, x, ids, zeros, tile.pitch,
-                                 z, rows);
+  if (ids.ids == nullptr) return run(convolve_first<V, 0, false, S>);
+  if (tile.width == 4) return run(convolve_first<V, 4, true, S>);
+  return run(convolve_first<V, 0, true, S>);
 }
 
 // ---- forward --------------------------------------------------------------------------------
@@ -485,7 +475,7 @@ struct ForwardScratch {
 // out[t0 .. t1) with the width - 1 rows before t0 in s.x, which then holds those before t1.
 template <class V, class S>
 void forward_rows(const Tile& tile, const Tiling& tiling, const Tensor& x, const Tensor* seq_idx,
-                  const Tensor& out, bool silu, int64_t b, int64_t t0, int64_t t1,
+                  const Tensor& out, bool with_silu, int64_t b, int64_t t0, int64_t t1,
                   const ForwardScratch<S>& s) {
   const int64_t halo = tile.width - 1;
   for (int64_t t = t0, rows; t < t1; t += rows) {
@@ -493,8 +483,8 @@ void forward_rows(const Tile& tile, const Tiling& tiling, const Tensor& x, const
     load_block(tile, x, b, t, rows, s.x + halo * tile.pitch);
     const bool plain = seq_idx == nullptr || load_ids(*seq_idx, b, t - halo, halo + rows, s.ids);
     const Ids ids = {plain ? nullptr : s.ids, halo};
-    (silu ? convolve<V, Silu, S> : convolve<V, Identity, S>)(tile, s.w, 1, s.bias, s.x, ids,
-                                                             s.zeros, s.z, rows);
+    convolve<V>(forward_epilogue(x.dtype, with_silu), tile, s.w, 1, s.bias, s.x, ids, s.zeros, s.z,
+                rows);
     store_block(tile, s.z, tiling.stream, out, b, t, rows);
     keep_halo(tile, s.x, rows);
   }
@@ -729,17 +719,16 @@ void backward_unit(const BackwardParams& p, const Tiling& tiling, int64_t unit, 
             !is_given(p.seq_idx) || load_ids(p.seq_idx, b, t - halo, halo + rows, s.ids);
         const int32_t* const ids = plain ? nullptr : s.ids;
         if (p.silu != 0 || !plain) {
-          (p.silu != 0 ? convolve<V, SiluGradient, S>
-                       : convolve<V, IdentityGradient, S>)(tile, s.w, 1, s.bias, s.x,
-                                                           Ids{ids, halo}, s.zeros, dz, present);
+          convolve<V>(gradient_epilogue(p.x.dtype, p.silu != 0), tile, s.w, 1, s.bias, s.x,
+                      Ids{ids, halo}, s.zeros, dz, present);
         }
         zero_rows(tile, dz, present, rows);
         if (partials != nullptr) correlate<V>(tile, dz, s, plain, owned);
 
         // Row r of dx is time first + r.
         const int64_t first = t - halo;
-        convolve<V, Identity>(tile, s.w + halo * (tile.channel_first ? 1 : pitch), -1, s.zeros,
-                              s.dz, Ids{ids, 0}, s.zeros, s.z, rows);
+        convolve<V>(Epilogue::kIdentity, tile, s.w + halo * (tile.channel_first ? 1 : pitch), -1,
+                    s.zeros, s.dz, Ids{ids, 0}, s.zeros, s.z, rows);
         if (is_given(p.dfinal_states)) {
           const int64_t begin = larger(first, seqlen - halo);
           const int64_t count = first + rows - begin;
@@ -862,6 +851,10 @@ void update_unit(const UpdateParams& p, const Tiling& tiling, int64_t unit, char
   finish_streams();
 }
 
+#if !defined(CAUSAL_CONV1D_ONE_LANE)
+#include "direct.inl"
+#endif
+
 // ---- the table ------------------------------------------------------------------------------
 
 template <class S>
@@ -876,16 +869,25 @@ size_t scratch_bytes_as(const Tiling& tiling, Operation operation) {
 }
 
 size_t scratch_bytes(const Tiling& tiling, Operation operation) {
+#if !defined(CAUSAL_CONV1D_ONE_LANE)
+  if (tiling.direct) return direct_scratch_bytes(tiling, operation);
+#endif
   return tiling.fp64 ? scratch_bytes_as<double>(tiling, operation)
                      : scratch_bytes_as<float>(tiling, operation);
 }
 
 void forward(const ForwardParams& p, const Tiling& tiling, int64_t unit, char* scratch) {
+#if !defined(CAUSAL_CONV1D_ONE_LANE)
+  if (tiling.direct) return forward_direct(p, tiling, unit, scratch);
+#endif
   (tiling.fp64 ? forward_unit<DoubleVec> : forward_unit<Vec>)(p, tiling, unit, scratch);
 }
 
 void backward(const BackwardParams& p, const Tiling& tiling, int64_t unit, char* scratch,
               double* partials) {
+#if !defined(CAUSAL_CONV1D_ONE_LANE)
+  if (tiling.direct) return backward_direct(p, tiling, unit, scratch, partials);
+#endif
   (tiling.fp64 ? backward_unit<DoubleVec> : backward_unit<Vec>)(p, tiling, unit, scratch, partials);
 }
 
@@ -907,6 +909,11 @@ namespace CAUSAL_CONV1D_ISA {
 
 extern const Kernels kernels;
 const Kernels kernels = {CAUSAL_CONV1D_STRING(CAUSAL_CONV1D_ISA),
+#if defined(CAUSAL_CONV1D_ONE_LANE)
+                         false,
+#else
+                         true,
+#endif
                          scratch_bytes,
                          forward,
                          backward,

@@ -10,7 +10,8 @@
 // Vec: a pack of a few Native, with the same operations; what the kernels use.
 // DoubleVec: one double.
 //
-// Every operation gives the same bits on every instruction set (but for NaN payloads).
+// reciprocal: 1 / a to about 1e-7; reciprocal_estimate: to 7e-5 at worst. Both differ between
+// instruction sets; all else gives the same bits on each (but for NaN payloads).
 #pragma once
 
 #include <stddef.h>
@@ -96,26 +97,26 @@ struct Native {
 CAUSAL_CONV1D_INLINE Native add(Native a, Native b) { return {_mm512_add_ps(a.v, b.v)}; }
 CAUSAL_CONV1D_INLINE Native sub(Native a, Native b) { return {_mm512_sub_ps(a.v, b.v)}; }
 CAUSAL_CONV1D_INLINE Native mul(Native a, Native b) { return {_mm512_mul_ps(a.v, b.v)}; }
-CAUSAL_CONV1D_INLINE Native div(Native a, Native b) { return {_mm512_div_ps(a.v, b.v)}; }
+CAUSAL_CONV1D_INLINE Native reciprocal_estimate(Native a) { return {_mm512_rcp14_ps(a.v)}; }
+CAUSAL_CONV1D_INLINE Native reciprocal(Native a) {
+  const __m512 r = _mm512_rcp14_ps(a.v);
+  const __m512 error = _mm512_fnmadd_ps(a.v, r, _mm512_set1_ps(1.0f));
+  return {_mm512_fmadd_ps(r, error, r)};
+}
 CAUSAL_CONV1D_INLINE Native min(Native a, Native b) { return {_mm512_min_ps(a.v, b.v)}; }
 CAUSAL_CONV1D_INLINE Native max(Native a, Native b) { return {_mm512_max_ps(a.v, b.v)}; }
 CAUSAL_CONV1D_INLINE Native fma(Native a, Native b, Native c) {
   return {_mm512_fmadd_ps(a.v, b.v, c.v)};
 }
-CAUSAL_CONV1D_INLINE NativeMask greater(Native a, Native b) {
-  return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_GT_OQ)};
-}
-CAUSAL_CONV1D_INLINE Native select(NativeMask m, Native a, Native b) {
-  return {_mm512_mask_blend_ps(m.m, b.v, a.v)};
+// Of NaN, true.
+CAUSAL_CONV1D_INLINE NativeMask not_less(Native a, Native b) {
+  return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_NLT_UQ)};
 }
 CAUSAL_CONV1D_INLINE Native select_or_zero(NativeMask m, Native a) {
   return {_mm512_maskz_mov_ps(m.m, a.v)};
 }
 constexpr int kVectorsInPack = 2;
 
-CAUSAL_CONV1D_INLINE NativeMask either(NativeMask a, NativeMask b) {
-  return {static_cast<__mmask16>(a.m | b.m)};
-}
 CAUSAL_CONV1D_INLINE NativeMask both(NativeMask a, NativeMask b) {
   return {static_cast<__mmask16>(a.m & b.m)};
 }
@@ -125,12 +126,42 @@ CAUSAL_CONV1D_INLINE NativeMask equal_ids(Native, const int32_t* a, const int32_
 CAUSAL_CONV1D_INLINE NativeMask valid_ids(Native, const int32_t* a) {
   return {_mm512_cmpge_epi32_mask(_mm512_loadu_si512(a), _mm512_setzero_si512())};
 }
-CAUSAL_CONV1D_INLINE bool any(NativeMask m) { return m.m != 0; }
 // a * 2^n for shifted = n + 1.5 * 2^23, whose lowest bits are n in two's complement; a and the
 // result are normal numbers.
 CAUSAL_CONV1D_INLINE Native scale_by_exp2(Native a, Native shifted) {
   const __m512i exponent = _mm512_slli_epi32(_mm512_castps_si512(shifted.v), 23);
   return {_mm512_castsi512_ps(_mm512_add_epi32(exponent, _mm512_castps_si512(a.v)))};
+}
+
+// Lanes k to k + kLanes - 1 of a followed by b; 0 < k < kLanes.
+template <int k>
+CAUSAL_CONV1D_INLINE Native align(Native a, Native b) {
+  const __m512i low = _mm512_castps_si512(a.v), high = _mm512_castps_si512(b.v);
+  return {_mm512_castsi512_ps(_mm512_alignr_epi32(high, low, k))};
+}
+CAUSAL_CONV1D_INLINE Native both_bits(Native a, Native b) { return {_mm512_and_ps(a.v, b.v)}; }
+
+// The elements of even index and those of odd index of 2 * kLanes.
+CAUSAL_CONV1D_INLINE void load_even_odd(const Bfloat16* p, Native* even, Native* odd) {
+  const __m512i bits = _mm512_loadu_si512(p);
+  *even = {_mm512_castsi512_ps(_mm512_slli_epi32(bits, 16))};
+  *odd = {_mm512_castsi512_ps(_mm512_and_si512(bits, _mm512_set1_epi32(-65536)))};
+}
+CAUSAL_CONV1D_INLINE __m512i rounded_bits(Native a) {
+  const __m512i bits = _mm512_castps_si512(a.v);
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  return _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+}
+template <bool kStream>
+CAUSAL_CONV1D_INLINE void store_even_odd(Native even, Native odd, Bfloat16* p) {
+  const __m512i low = _mm512_srli_epi32(rounded_bits(even), 16);
+  const __m512i joined =  // (odd & 0xffff0000) | low
+      _mm512_ternarylogic_epi32(rounded_bits(odd), _mm512_set1_epi32(-65536), low, 0xea);
+  if (kStream) {
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(p), joined);
+  } else {
+    _mm512_storeu_si512(p, joined);
+  }
 }
 
 #elif defined(CAUSAL_CONV1D_ISA_AVX2)
@@ -191,26 +222,28 @@ struct Native {
 CAUSAL_CONV1D_INLINE Native add(Native a, Native b) { return {_mm256_add_ps(a.v, b.v)}; }
 CAUSAL_CONV1D_INLINE Native sub(Native a, Native b) { return {_mm256_sub_ps(a.v, b.v)}; }
 CAUSAL_CONV1D_INLINE Native mul(Native a, Native b) { return {_mm256_mul_ps(a.v, b.v)}; }
-CAUSAL_CONV1D_INLINE Native div(Native a, Native b) { return {_mm256_div_ps(a.v, b.v)}; }
+CAUSAL_CONV1D_INLINE Native reciprocal_estimate(Native a) {
+  const __m256 r = _mm256_rcp_ps(a.v);
+  const __m256 error = _mm256_fnmadd_ps(a.v, r, _mm256_set1_ps(1.0f));
+  return {_mm256_fmadd_ps(r, error, r)};
+}
+CAUSAL_CONV1D_INLINE Native reciprocal(Native a) {
+  return {_mm256_div_ps(_mm256_set1_ps(1.0f), a.v)};
+}
 CAUSAL_CONV1D_INLINE Native min(Native a, Native b) { return {_mm256_min_ps(a.v, b.v)}; }
 CAUSAL_CONV1D_INLINE Native max(Native a, Native b) { return {_mm256_max_ps(a.v, b.v)}; }
 CAUSAL_CONV1D_INLINE Native fma(Native a, Native b, Native c) {
   return {_mm256_fmadd_ps(a.v, b.v, c.v)};
 }
-CAUSAL_CONV1D_INLINE NativeMask greater(Native a, Native b) {
-  return {_mm256_cmp_ps(a.v, b.v, _CMP_GT_OQ)};
-}
-CAUSAL_CONV1D_INLINE Native select(NativeMask m, Native a, Native b) {
-  return {_mm256_blendv_ps(b.v, a.v, m.m)};
+// Of NaN, true.
+CAUSAL_CONV1D_INLINE NativeMask not_less(Native a, Native b) {
+  return {_mm256_cmp_ps(a.v, b.v, _CMP_NLT_UQ)};
 }
 CAUSAL_CONV1D_INLINE Native select_or_zero(NativeMask m, Native a) {
   return {_mm256_and_ps(m.m, a.v)};
 }
 constexpr int kVectorsInPack = 2;
 
-CAUSAL_CONV1D_INLINE NativeMask either(NativeMask a, NativeMask b) {
-  return {_mm256_or_ps(a.m, b.m)};
-}
 CAUSAL_CONV1D_INLINE NativeMask both(NativeMask a, NativeMask b) {
   return {_mm256_and_ps(a.m, b.m)};
 }
@@ -223,12 +256,43 @@ CAUSAL_CONV1D_INLINE NativeMask valid_ids(Native, const int32_t* a) {
   const __m256i ids = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(a));
   return {_mm256_castsi256_ps(_mm256_cmpgt_epi32(ids, _mm256_set1_epi32(-1)))};
 }
-CAUSAL_CONV1D_INLINE bool any(NativeMask m) { return _mm256_movemask_ps(m.m) != 0; }
 // a * 2^n for shifted = n + 1.5 * 2^23, whose lowest bits are n in two's complement; a and the
 // result are normal numbers.
 CAUSAL_CONV1D_INLINE Native scale_by_exp2(Native a, Native shifted) {
   const __m256i exponent = _mm256_slli_epi32(_mm256_castps_si256(shifted.v), 23);
   return {_mm256_castsi256_ps(_mm256_add_epi32(exponent, _mm256_castps_si256(a.v)))};
+}
+
+// Lanes k to k + kLanes - 1 of a followed by b; 0 < k < kLanes.
+template <int k>
+CAUSAL_CONV1D_INLINE Native align(Native a, Native b) {
+  const __m256i low = _mm256_castps_si256(a.v), high = _mm256_castps_si256(b.v);
+  const __m256i middle = _mm256_permute2x128_si256(low, high, 0x21);
+  return {_mm256_castsi256_ps(k < 4 ? _mm256_alignr_epi8(middle, low, 4 * k % 16)
+                                    : _mm256_alignr_epi8(high, middle, 4 * k % 16))};
+}
+CAUSAL_CONV1D_INLINE Native both_bits(Native a, Native b) { return {_mm256_and_ps(a.v, b.v)}; }
+
+// The elements of even index and those of odd index of 2 * kLanes.
+CAUSAL_CONV1D_INLINE void load_even_odd(const Bfloat16* p, Native* even, Native* odd) {
+  const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  *even = {_mm256_castsi256_ps(_mm256_slli_epi32(bits, 16))};
+  *odd = {_mm256_castsi256_ps(_mm256_and_si256(bits, _mm256_set1_epi32(-65536)))};
+}
+CAUSAL_CONV1D_INLINE __m256i rounded_bits(Native a) {
+  const __m256i bits = _mm256_castps_si256(a.v);
+  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+  return _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
+}
+template <bool kStream>
+CAUSAL_CONV1D_INLINE void store_even_odd(Native even, Native odd, Bfloat16* p) {
+  const __m256i low = _mm256_srli_epi32(rounded_bits(even), 16);
+  const __m256i joined = _mm256_blend_epi16(rounded_bits(odd), low, 0x55);
+  if (kStream) {
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(p), joined);
+  } else {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), joined);
+  }
 }
 
 #elif defined(CAUSAL_CONV1D_ISA_NEON)
@@ -274,20 +338,23 @@ struct Native {
 CAUSAL_CONV1D_INLINE Native add(Native a, Native b) { return {vaddq_f32(a.v, b.v)}; }
 CAUSAL_CONV1D_INLINE Native sub(Native a, Native b) { return {vsubq_f32(a.v, b.v)}; }
 CAUSAL_CONV1D_INLINE Native mul(Native a, Native b) { return {vmulq_f32(a.v, b.v)}; }
-CAUSAL_CONV1D_INLINE Native div(Native a, Native b) { return {vdivq_f32(a.v, b.v)}; }
+CAUSAL_CONV1D_INLINE Native reciprocal_estimate(Native a) {
+  const float32x4_t r = vrecpeq_f32(a.v);
+  return {vmulq_f32(r, vrecpsq_f32(a.v, r))};
+}
+CAUSAL_CONV1D_INLINE Native reciprocal(Native a) { return {vdivq_f32(vdupq_n_f32(1.0f), a.v)}; }
 CAUSAL_CONV1D_INLINE Native min(Native a, Native b) { return {vminq_f32(a.v, b.v)}; }
 CAUSAL_CONV1D_INLINE Native max(Native a, Native b) { return {vmaxq_f32(a.v, b.v)}; }
 CAUSAL_CONV1D_INLINE Native fma(Native a, Native b, Native c) { return {vfmaq_f32(c.v, a.v, b.v)}; }
-CAUSAL_CONV1D_INLINE NativeMask greater(Native a, Native b) { return {vcgtq_f32(a.v, b.v)}; }
-CAUSAL_CONV1D_INLINE Native select(NativeMask m, Native a, Native b) {
-  return {vbslq_f32(m.m, a.v, b.v)};
+// Of NaN, true.
+CAUSAL_CONV1D_INLINE NativeMask not_less(Native a, Native b) {
+  return {vmvnq_u32(vcltq_f32(a.v, b.v))};
 }
 CAUSAL_CONV1D_INLINE Native select_or_zero(NativeMask m, Native a) {
   return {vreinterpretq_f32_u32(vandq_u32(m.m, vreinterpretq_u32_f32(a.v)))};
 }
 constexpr int kVectorsInPack = 2;
 
-CAUSAL_CONV1D_INLINE NativeMask either(NativeMask a, NativeMask b) { return {vorrq_u32(a.m, b.m)}; }
 CAUSAL_CONV1D_INLINE NativeMask both(NativeMask a, NativeMask b) { return {vandq_u32(a.m, b.m)}; }
 CAUSAL_CONV1D_INLINE NativeMask equal_ids(Native, const int32_t* a, const int32_t* b) {
   return {vceqq_s32(vld1q_s32(a), vld1q_s32(b))};
@@ -295,12 +362,37 @@ CAUSAL_CONV1D_INLINE NativeMask equal_ids(Native, const int32_t* a, const int32_
 CAUSAL_CONV1D_INLINE NativeMask valid_ids(Native, const int32_t* a) {
   return {vcgeq_s32(vld1q_s32(a), vdupq_n_s32(0))};
 }
-CAUSAL_CONV1D_INLINE bool any(NativeMask m) { return vmaxvq_u32(m.m) != 0; }
 // a * 2^n for shifted = n + 1.5 * 2^23, whose lowest bits are n in two's complement; a and the
 // result are normal numbers.
 CAUSAL_CONV1D_INLINE Native scale_by_exp2(Native a, Native shifted) {
   const int32x4_t exponent = vshlq_n_s32(vreinterpretq_s32_f32(shifted.v), 23);
   return {vreinterpretq_f32_s32(vaddq_s32(exponent, vreinterpretq_s32_f32(a.v)))};
+}
+
+// Lanes k to k + kLanes - 1 of a followed by b; 0 < k < kLanes.
+template <int k>
+CAUSAL_CONV1D_INLINE Native align(Native a, Native b) {
+  return {vextq_f32(a.v, b.v, k)};
+}
+CAUSAL_CONV1D_INLINE Native both_bits(Native a, Native b) {
+  return {vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_f32(a.v), vreinterpretq_u32_f32(b.v)))};
+}
+
+// The elements of even index and those of odd index of 2 * kLanes.
+CAUSAL_CONV1D_INLINE void load_even_odd(const Bfloat16* p, Native* even, Native* odd) {
+  const uint32x4_t bits = vreinterpretq_u32_u16(vld1q_u16(&p->bits));
+  *even = {vreinterpretq_f32_u32(vshlq_n_u32(bits, 16))};
+  *odd = {vreinterpretq_f32_u32(vandq_u32(bits, vdupq_n_u32(0xffff0000u)))};
+}
+CAUSAL_CONV1D_INLINE uint32x4_t rounded_bits(Native a) {
+  const uint32x4_t bits = vreinterpretq_u32_f32(a.v);
+  const uint32x4_t odd = vandq_u32(vshrq_n_u32(bits, 16), vdupq_n_u32(1));
+  return vaddq_u32(vaddq_u32(bits, vdupq_n_u32(0x7fff)), odd);
+}
+template <bool kStream>
+CAUSAL_CONV1D_INLINE void store_even_odd(Native even, Native odd, Bfloat16* p) {
+  const uint32x4_t joined = vsriq_n_u32(rounded_bits(odd), rounded_bits(even), 16);
+  vst1q_u16(&p->bits, vreinterpretq_u16_u32(joined));
 }
 
 #else  // one lane, any CPU
@@ -377,24 +469,23 @@ struct Native {
 CAUSAL_CONV1D_INLINE Native add(Native a, Native b) { return {a.v + b.v}; }
 CAUSAL_CONV1D_INLINE Native sub(Native a, Native b) { return {a.v - b.v}; }
 CAUSAL_CONV1D_INLINE Native mul(Native a, Native b) { return {a.v * b.v}; }
-CAUSAL_CONV1D_INLINE Native div(Native a, Native b) { return {a.v / b.v}; }
+CAUSAL_CONV1D_INLINE Native reciprocal_estimate(Native a) { return {1.0f / a.v}; }
+CAUSAL_CONV1D_INLINE Native reciprocal(Native a) { return {1.0f / a.v}; }
 CAUSAL_CONV1D_INLINE Native min(Native a, Native b) { return {a.v < b.v ? a.v : b.v}; }
 CAUSAL_CONV1D_INLINE Native max(Native a, Native b) { return {a.v > b.v ? a.v : b.v}; }
 CAUSAL_CONV1D_INLINE Native fma(Native a, Native b, Native c) {
   return {__builtin_fmaf(a.v, b.v, c.v)};
 }
-CAUSAL_CONV1D_INLINE NativeMask greater(Native a, Native b) { return {a.v > b.v}; }
-CAUSAL_CONV1D_INLINE Native select(NativeMask m, Native a, Native b) { return m.m ? a : b; }
+// Of NaN, true.
+CAUSAL_CONV1D_INLINE NativeMask not_less(Native a, Native b) { return {!(a.v < b.v)}; }
 CAUSAL_CONV1D_INLINE Native select_or_zero(NativeMask m, Native a) { return {m.m ? a.v : 0.0f}; }
 constexpr int kVectorsInPack = 1;
 
-CAUSAL_CONV1D_INLINE NativeMask either(NativeMask a, NativeMask b) { return {a.m || b.m}; }
 CAUSAL_CONV1D_INLINE NativeMask both(NativeMask a, NativeMask b) { return {a.m && b.m}; }
 CAUSAL_CONV1D_INLINE NativeMask equal_ids(Native, const int32_t* a, const int32_t* b) {
   return {*a == *b};
 }
 CAUSAL_CONV1D_INLINE NativeMask valid_ids(Native, const int32_t* a) { return {*a >= 0}; }
-CAUSAL_CONV1D_INLINE bool any(NativeMask m) { return m.m; }
 // a * 2^n for shifted = n + 1.5 * 2^23, whose lowest bits are n in two's complement; a and the
 // result are normal numbers.
 CAUSAL_CONV1D_INLINE Native scale_by_exp2(Native a, Native shifted) {
@@ -455,8 +546,13 @@ CAUSAL_CONV1D_INLINE Pack<kVectors> mul(Pack<kVectors> a, Pack<kVectors> b) {
   return a;
 }
 template <int kVectors>
-CAUSAL_CONV1D_INLINE Pack<kVectors> div(Pack<kVectors> a, Pack<kVectors> b) {
-  for (int i = 0; i < kVectors; ++i) a.v[i] = div(a.v[i], b.v[i]);
+CAUSAL_CONV1D_INLINE Pack<kVectors> reciprocal_estimate(Pack<kVectors> a) {
+  for (int i = 0; i < kVectors; ++i) a.v[i] = reciprocal_estimate(a.v[i]);
+  return a;
+}
+template <int kVectors>
+CAUSAL_CONV1D_INLINE Pack<kVectors> reciprocal(Pack<kVectors> a) {
+  for (int i = 0; i < kVectors; ++i) a.v[i] = reciprocal(a.v[i]);
   return a;
 }
 template <int kVectors>
@@ -475,16 +571,10 @@ CAUSAL_CONV1D_INLINE Pack<kVectors> fma(Pack<kVectors> a, Pack<kVectors> b, Pack
   return c;
 }
 template <int kVectors>
-CAUSAL_CONV1D_INLINE PackMask<kVectors> greater(Pack<kVectors> a, Pack<kVectors> b) {
+CAUSAL_CONV1D_INLINE PackMask<kVectors> not_less(Pack<kVectors> a, Pack<kVectors> b) {
   PackMask<kVectors> m;
-  for (int i = 0; i < kVectors; ++i) m.m[i] = greater(a.v[i], b.v[i]);
+  for (int i = 0; i < kVectors; ++i) m.m[i] = not_less(a.v[i], b.v[i]);
   return m;
-}
-template <int kVectors>
-CAUSAL_CONV1D_INLINE Pack<kVectors> select(PackMask<kVectors> m, Pack<kVectors> a,
-                                           Pack<kVectors> b) {
-  for (int i = 0; i < kVectors; ++i) a.v[i] = select(m.m[i], a.v[i], b.v[i]);
-  return a;
 }
 template <int kVectors>
 CAUSAL_CONV1D_INLINE Pack<kVectors> select_or_zero(PackMask<kVectors> m, Pack<kVectors> a) {
@@ -495,12 +585,6 @@ template <int kVectors>
 CAUSAL_CONV1D_INLINE PackMask<kVectors> both(PackMask<kVectors> a, PackMask<kVectors> b) {
   for (int i = 0; i < kVectors; ++i) a.m[i] = both(a.m[i], b.m[i]);
   return a;
-}
-template <int kVectors>
-CAUSAL_CONV1D_INLINE bool any(PackMask<kVectors> m) {
-  NativeMask either_of = m.m[0];
-  for (int i = 1; i < kVectors; ++i) either_of = either(either_of, m.m[i]);
-  return any(either_of);
 }
 template <int kVectors>
 CAUSAL_CONV1D_INLINE PackMask<kVectors> equal_ids(Pack<kVectors>, const int32_t* a,
@@ -523,6 +607,98 @@ CAUSAL_CONV1D_INLINE Pack<kVectors> scale_by_exp2(Pack<kVectors> a, Pack<kVector
 }
 
 using Vec = Pack<kVectorsInPack>;
+
+#if !defined(CAUSAL_CONV1D_ISA_AVX512) && !defined(CAUSAL_CONV1D_ISA_AVX2) && \
+    !defined(CAUSAL_CONV1D_ISA_NEON)
+#define CAUSAL_CONV1D_ONE_LANE
+#else
+
+// A group is a Vec of kGroup consecutive elements in the order that is cheapest for their type:
+// bfloat16 comes as the even ones and then the odd ones, which are the two halves of 32-bit words.
+// Every NaN of a group of bfloat16 must have zeros in its lowest 16 bits: rounding then keeps it.
+constexpr int kGroup = Vec::kLanes;
+
+template <class T>
+constexpr bool kEvenOdd = false;
+template <>
+constexpr bool kEvenOdd<Bfloat16> = true;
+
+// Where element i of a group is.
+template <class T>
+constexpr int lane_of(int i) {
+  constexpr int kPair = 2 * Native::kLanes;
+  return kEvenOdd<T> ? i / kPair * kPair + i % kPair / 2 + i % 2 * Native::kLanes : i;
+}
+
+template <class T>
+CAUSAL_CONV1D_INLINE Vec load_group(const T* p) {
+  return Vec::load(p);
+}
+CAUSAL_CONV1D_INLINE Vec load_group(const Bfloat16* p) {
+  Vec r;
+  for (int i = 0; i < kVectorsInPack; i += 2) {
+    load_even_odd(p + i * Native::kLanes, &r.v[i], &r.v[i + 1]);
+  }
+  return r;
+}
+template <class T>
+CAUSAL_CONV1D_INLINE void store_group(Vec a, bool stream, T* p) {
+  if (stream) {
+    a.stream(p);
+  } else {
+    a.store(p);
+  }
+}
+CAUSAL_CONV1D_INLINE void store_group(Vec a, bool stream, Bfloat16* p) {
+  for (int i = 0; i < kVectorsInPack; i += 2) {
+    if (stream) {
+      store_even_odd<true>(a.v[i], a.v[i + 1], p + i * Native::kLanes);
+    } else {
+      store_even_odd<false>(a.v[i], a.v[i + 1], p + i * Native::kLanes);
+    }
+  }
+}
+
+template <int k>
+CAUSAL_CONV1D_INLINE Native from_lane(Native a, Native b) {
+  if constexpr (k == 0) {
+    return a;
+  } else {
+    return align<k>(a, b);
+  }
+}
+
+// Elements k to k + kGroup - 1 of two groups, one after the other; 0 <= k <= kGroup.
+template <class T, int k>
+CAUSAL_CONV1D_INLINE Vec slide(Vec a, Vec b) {
+  constexpr int kLanes = Native::kLanes, kCount = kVectorsInPack;
+  const auto vector = [&](int i) {
+    return i < kCount ? a.v[i] : b.v[i < 2 * kCount ? i - kCount : 0];  // 0: not used
+  };
+  Vec r;
+  if constexpr (kEvenOdd<T>) {
+    constexpr int even = k / 2, odd = (k + 1) / 2;  // lanes that the halves move
+    for (int i = 0; i < kCount; i += 2) {
+      const int from_even = i + even / kLanes * 2 + k % 2;
+      const int from_odd = i + odd / kLanes * 2 + 1 - k % 2;
+      r.v[i] = from_lane<even % kLanes>(vector(from_even), vector(from_even + 2));
+      r.v[i + 1] = from_lane<odd % kLanes>(vector(from_odd), vector(from_odd + 2));
+    }
+  } else {
+    for (int i = 0; i < kCount; ++i) {
+      const int from = i + k / kLanes;
+      r.v[i] = from_lane<k % kLanes>(vector(from), vector(from + 1));
+    }
+  }
+  return r;
+}
+
+CAUSAL_CONV1D_INLINE Vec both_bits(Vec a, Vec b) {
+  for (int i = 0; i < kVectorsInPack; ++i) a.v[i] = both_bits(a.v[i], b.v[i]);
+  return a;
+}
+
+#endif
 
 // Non-temporal stores are ordered with nothing; this orders them before what the thread does next.
 CAUSAL_CONV1D_INLINE void finish_streams() {
@@ -549,7 +725,6 @@ struct DoubleVec {
 CAUSAL_CONV1D_INLINE DoubleVec add(DoubleVec a, DoubleVec b) { return {a.v + b.v}; }
 CAUSAL_CONV1D_INLINE DoubleVec sub(DoubleVec a, DoubleVec b) { return {a.v - b.v}; }
 CAUSAL_CONV1D_INLINE DoubleVec mul(DoubleVec a, DoubleVec b) { return {a.v * b.v}; }
-CAUSAL_CONV1D_INLINE DoubleVec div(DoubleVec a, DoubleVec b) { return {a.v / b.v}; }
 CAUSAL_CONV1D_INLINE DoubleVec fma(DoubleVec a, DoubleVec b, DoubleVec c) {
   return {__builtin_fma(a.v, b.v, c.v)};
 }
