@@ -1,10 +1,14 @@
-"""Times forward, backward and update on a GPU beside a copy of the same bytes, all in one run.
+"""Times forward, backward and update beside a copy of the same bytes, all in one run.
 
-    python scripts/benchmark.py
+    python scripts/benchmark.py                     # an NVIDIA GPU: all operators, host time
+    python scripts/benchmark.py --sms 16            # the same confined to 16 of its multiprocessors
+    python scripts/benchmark.py --device cpu        # the CPU
 
 GPU times are medians of CUDA graph replays over buffers that are rotated so that none is served
 from L2. "of copy" is the time of a copy of x divided by the forward's time, and 1.5 times that copy
-divided by the backward's, since it reads x and dout and writes dx.
+divided by the backward's, since it reads x and dout and writes dx. Other implementations are timed
+in the same way: F.conv1d + F.silu; torch.compile of shifted products; upstream and FLA where they
+are installed. The CPU's rows are those of scripts/benchmark_cpu.py.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ import sys
 from time import perf_counter
 
 import torch
+import torch.nn.functional as F
 
 import causal_conv1d
 from causal_conv1d.causal_conv1d_interface import _backward, _forward, _update
@@ -31,35 +36,36 @@ SHAPES = (
     (64, 1536, 512),
     (8, 5120, 1003),
 )
+OPTIONS_SHAPE = (2, 4096, 8192)
 UPDATE_SHAPES = ((1, 2048), (64, 4096), (256, 8192))
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+LAYOUTS = ("first", "last")
 
 
-def make(shape, layout, dtype, device):
-    batch, dim, seqlen = shape
-    if layout == "first":
-        return torch.randn(batch, dim, seqlen, device=device).to(dtype)
-    return torch.randn(batch, seqlen, dim, device=device).to(dtype).transpose(1, 2)
-
-
-def time_gpu(calls, seconds=0.05):
+def time_gpu(calls, seconds=0.05, graph=True):
     """Median microseconds of one of calls, which are run in rotation."""
     for call in calls:
         call()
     torch.cuda.synchronize()
     rounds = max(1, -(-20 // len(calls)))
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+
+    def run():
         for _ in range(rounds):
             for call in calls:
                 call()
-    graph.replay()
+
+    if graph:
+        captured = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(captured):
+            run()
+        run = captured.replay
+    run()
     times = []
     total = 0.0
     while total < seconds or len(times) < 7:
         start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
-        graph.replay()
+        run()
         stop.record()
         stop.synchronize()
         elapsed = start.elapsed_time(stop)
@@ -68,37 +74,106 @@ def time_gpu(calls, seconds=0.05):
     return statistics.median(times)
 
 
-def copies(size_bytes, device):
+def copies(size_bytes):
     """How many buffers of a size are needed for none to stay in a cache."""
     return max(2, min(64, -(-400_000_000 // size_bytes)))
 
 
-def measure(shape, layout, name, args, time):
-    dtype, device = DTYPES[name], args.device
+def tensor(shape, layout, dtype, device):
+    """Random numbers; layout: first, last, or one of VIEWS."""
     batch, dim, seqlen = shape
-    size = batch * dim * seqlen * dtype.itemsize
-    n = copies(size, device)
-    xs = [make(shape, layout, dtype, device) for _ in range(n)]
+    if layout == "first":
+        return torch.randn(batch, dim, seqlen, device=device).to(dtype)
+    if layout == "last":
+        return torch.randn(batch, seqlen, dim, device=device).to(dtype).transpose(1, 2)
+    return VIEWS[layout](batch, dim, seqlen, device, dtype)
+
+
+# Parts of wider tensors, as models take them.
+VIEWS = {
+    "first: half of the channels": lambda b, d, n, device, dtype: torch.randn(
+        b, 2 * d, n, device=device
+    ).to(dtype)[:, :d],
+    "first: from step 1 on": lambda b, d, n, device, dtype: torch.randn(
+        b, d, n + 1, device=device
+    ).to(dtype)[:, :, 1:],
+    "last: part of the columns": lambda b, d, n, device, dtype: (
+        torch.randn(b, n, d + 264, device=device).to(dtype)[:, :, 128 : 128 + d].transpose(1, 2)
+    ),
+}
+
+
+def shifted_products(x, weight, bias):
+    """The operation as torch.compile likes it: a pad and W multiply-adds, in one kernel."""
+    width, seqlen = weight.shape[1], x.shape[2]
+    padded = F.pad(x, (width - 1, 0))
+    out = bias[:, None].float()
+    for k in range(width):
+        out = out + weight[:, k, None].float() * padded[:, :, k : k + seqlen].float()
+    return F.silu(out).to(x.dtype)
+
+
+def conv1d_and_silu(x, weight, bias):
+    dim, width = weight.shape
+    z = F.conv1d(x, weight[:, None], bias, padding=width - 1, groups=dim)
+    return F.silu(z[..., : x.shape[2]])
+
+
+def others():
+    """Other implementations of the forward by name: f(x, weight, bias)."""
+    found = {"F.conv1d + silu": conv1d_and_silu}
+    compiled = torch.compile(shifted_products, dynamic=True)
+    found["torch.compile"] = compiled
+    try:
+        from fla.modules.conv.triton.ops import causal_conv1d_fwd
+
+        found["FLA"] = lambda x, weight, bias: causal_conv1d_fwd(
+            x.transpose(1, 2), weight, bias, None, activation="silu"
+        )
+    except ImportError:
+        pass
+    return found
+
+
+def measure(shape, layout, name, time, device, width=4, options=()):
+    """One row: times of a copy, the forward and the backward."""
+    dtype = DTYPES[name]
+    batch, dim, seqlen = shape
+    n = copies(batch * dim * seqlen * dtype.itemsize)
+    xs = [tensor(shape, layout, dtype, device) for _ in range(n)]
     outs = [torch.empty_like(x) for x in xs]
-    weight = torch.randn(dim, args.width, device=device).to(dtype)
-    bias = torch.randn(dim, device=device).to(dtype)
+    weight = torch.randn(dim, width, device=device).to(dtype)
+    bias = None if "no bias" in options else torch.randn(dim, device=device).to(dtype)
+    silu = "no activation" not in options
+    ids = before = after = None
+    if "seq_idx" in options:  # some sequences a row
+        ids = (torch.arange(seqlen, device=device) // (seqlen // 5)).int().expand(batch, -1)
+        ids = ids.contiguous()
+    if "states" in options:
+        before, after = (torch.zeros(batch, dim, width - 1, device=device, dtype=dtype),) * 2
+        after = torch.empty_like(before)
     row = {"batch": batch, "dim": dim, "seqlen": seqlen, "dtype": name, "layout": layout}
+    row |= {"width": width, "options": list(options)}
     # torch has two plain vector kernels; either may fall short for a shape, so the better counts.
-    copy = time([lambda o=o, x=x: o.copy_(x) for x, o in zip(xs, outs, strict=True)])
-    negate = time([lambda o=o, x=x: torch.neg(x, out=o) for x, o in zip(xs, outs, strict=True)])
+    # Views are measured against a copy of as many contiguous bytes.
+    ys = xs if layout in LAYOUTS else [torch.empty_like(o) for o in outs]
+    copy = time([lambda o=o, y=y: o.copy_(y) for y, o in zip(ys, outs, strict=True)])
+    negate = time([lambda o=o, y=y: torch.neg(y, out=o) for y, o in zip(ys, outs, strict=True)])
     row["copy_us"] = min(copy, negate)
+    del ys
     row["forward_us"] = time(
         [
-            lambda o=o, x=x: _forward(x, weight, bias, None, None, o, None, True)
+            lambda o=o, x=x: _forward(x, weight, bias, ids, before, o, after, silu)
             for x, o in zip(xs, outs, strict=True)
         ]
     )
     dxs = [torch.empty_like(x) for x in xs]
-    dweight, dbias = torch.empty_like(weight), torch.empty_like(bias)
+    dweight, dbias = torch.empty_like(weight), None if bias is None else torch.empty_like(bias)
+    dbefore = None if before is None else torch.empty_like(before)
     row["backward_us"] = time(
         [
             lambda o=o, x=x, d=d: _backward(
-                x, weight, bias, o, None, None, None, d, dweight, dbias, None, True
+                x, weight, bias, o, ids, before, after, d, dweight, dbias, dbefore, silu
             )
             for x, o, d in zip(xs, outs, dxs, strict=True)
         ]
@@ -108,19 +183,44 @@ def measure(shape, layout, name, args, time):
     return row
 
 
-def measure_update(shape, name, args, time):
-    dtype, device = DTYPES[name], args.device
+def measure_others(shape, layout, name, time, device):
+    """Times of other implementations, in microseconds by name."""
+    dtype = DTYPES[name]
+    batch, dim, seqlen = shape
+    xs = [tensor(shape, layout, dtype, device) for _ in range(2)]
+    weight = torch.randn(dim, 4, device=device).to(dtype)
+    bias = torch.randn(dim, device=device).to(dtype)
+    times = {}
+    with torch.no_grad():
+        for label, forward in others().items():
+            if label == "FLA" and layout != "last":
+                continue
+            times[label] = time([lambda x=x, f=forward: f(x, weight, bias) for x in xs])
+    return times
+
+
+def measure_update(shape, name, time, device, state_layout="contiguous", options=()):
+    dtype = DTYPES[name]
     batch, dim = shape
-    n = copies(batch * dim * dtype.itemsize * 10, device)
+    n = copies(batch * dim * dtype.itemsize * 10)
     xs = [torch.randn(batch, dim, device=device).to(dtype) for _ in range(n)]
-    states = [torch.randn(batch, dim, args.width, device=device).to(dtype) for _ in range(n)]
-    weight = torch.randn(dim, args.width, device=device).to(dtype)
+    if state_layout == "contiguous":
+        states = [torch.randn(batch, dim, 4, device=device).to(dtype) for _ in range(n)]
+    else:
+        states = [torch.randn(batch, 4, dim, device=device).to(dtype).mT for _ in range(n)]
+    weight = torch.randn(dim, 4, device=device).to(dtype)
     bias = torch.randn(dim, device=device).to(dtype)
     outs = [torch.empty_like(x) for x in xs]
-    row = {"batch": batch, "dim": dim, "dtype": name}
+    seqlens = indices = None
+    if "ring" in options:
+        seqlens = torch.randint(0, 100, (batch,), device=device, dtype=torch.int32)
+    if "indices" in options:
+        indices = torch.randperm(batch, device=device).int()
+    row = {"batch": batch, "dim": dim, "dtype": name, "state": state_layout}
+    row["options"] = list(options)
     row["update_us"] = time(
         [
-            lambda x=x, s=s, o=o: _update(x, s, weight, bias, o, True, None, None)
+            lambda x=x, s=s, o=o: _update(x, s, weight, bias, o, True, seqlens, indices)
             for x, s, o in zip(xs, states, outs, strict=True)
         ]
     )
@@ -162,51 +262,131 @@ def host_times(device):
     return times
 
 
+def print_row(row, plain=None):
+    label = " ".join([f"W={row['width']}", *row["options"]])
+    of_plain = ""
+    if plain is not None:
+        ratios = (row[k] / plain[k] for k in ("forward_us", "backward_us"))
+        of_plain = "  plain row x {:.2f} / {:.2f}".format(*ratios)
+    print(
+        f"{row['batch']:5d} {row['dim']:6d} {row['seqlen']:6d} {row['dtype']} {row['layout']:6s}"
+        f" {row['copy_us']:8.1f} {row['forward_us']:8.1f} {row['forward_of_copy']:8.3f}"
+        f" {row['backward_us']:8.1f} {row['backward_of_copy']:8.3f}  {label}{of_plain}",
+        flush=True,
+    )
+
+
+def measure_gpu(args, time):
+    report = {"rows": [], "options": [], "update": []}
+    names = args.dtypes.split(",")
+    print("batch    dim seqlen type layout  copy us   fwd us  of copy   bwd us  of copy")
+    for name in names:
+        for shape in SHAPES:
+            for layout in LAYOUTS:
+                row = measure(shape, layout, name, time, args.device)
+                if args.others and name == names[0]:
+                    row["others_us"] = measure_others(shape, layout, name, time, args.device)
+                report["rows"].append(row)
+                print_row(row)
+                for label, microseconds in row.get("others_us", {}).items():
+                    ratio = microseconds / row["forward_us"]
+                    print(f"      {label}: {microseconds:.1f} us, {ratio:.1f} x the forward")
+    name = names[0]
+    for layout in LAYOUTS:
+        plain = measure(OPTIONS_SHAPE, layout, name, time, args.device)
+        cases = [(layout, 4, (option,)) for option in ("seq_idx", "states")]
+        cases += [(layout, 4, (option,)) for option in ("no bias", "no activation")]
+        cases += [(layout, width, ()) for width in (2, 3, 5, 6, 7, 8)]
+        cases += [(view, 4, ()) for view in VIEWS if view.startswith(layout)]
+        for view, width, options in cases:
+            row = measure(OPTIONS_SHAPE, view, name, time, args.device, width, options)
+            report["options"].append(row | {"plain": plain})
+            print_row(row, plain)
+    cases = [(shape, name, "contiguous", ()) for shape in UPDATE_SHAPES for name in names]
+    for state in ("contiguous", "dim fastest"):
+        for options in ((), ("indices",), ("ring",)):
+            if state != "contiguous" or options:
+                cases.append((UPDATE_SHAPES[-1], names[0], state, options))
+    for shape, name, state, options in cases:
+        row = measure_update(shape, name, time, args.device, state, options)
+        report["update"].append(row)
+        print(
+            f"update {shape[0]:4d} x {shape[1]:5d} {name} state {state}"
+            f" {' '.join(options)}: {row['update_us']:.2f} us",
+            flush=True,
+        )
+    if not args.sms:
+        report["host_us"] = host_times(args.device)
+        for label, microseconds in report["host_us"].items():
+            print(f"host time of {label}: {microseconds:.1f} us")
+    return report
+
+
+def draw(report, path):
+    """A bar chart of the fractions of copy."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(2, 1, figsize=(12, 8), sharex=True)
+    dtypes = list(dict.fromkeys(row["dtype"] for row in report["rows"]))
+    labels = [f"{b}x{d}x{n}\n{layout}" for b, d, n in SHAPES for layout in LAYOUTS]
+    for axis, key in zip(axes, ("forward_of_copy", "backward_of_copy"), strict=True):
+        for i, dtype in enumerate(dtypes):
+            values = [row[key] for row in report["rows"] if row["dtype"] == dtype]
+            positions = [j + i * 0.8 / len(dtypes) for j in range(len(values))]
+            axis.bar(positions, values, width=0.8 / len(dtypes), label=dtype)
+        axis.axhline(1.0, color="black", linewidth=0.8)
+        axis.set_ylabel(key.replace("_", " "))
+        axis.legend()
+    axes[1].set_xticks([j + 0.3 for j in range(len(labels))], labels, fontsize=7)
+    figure.suptitle(f"causal_conv1d, {report['device']}: time of a copy / time")
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default="cuda", help="a CUDA device")
-    parser.add_argument("--width", type=int, default=4)
+    parser.add_argument("--device", default="cuda", help="a CUDA device, or cpu")
     parser.add_argument("--dtypes", default="bf16,fp16,fp32")
-    parser.add_argument("--layouts", default="first,last")
+    parser.add_argument("--sms", type=int, help="use this many of the GPU's multiprocessors")
+    parser.add_argument(
+        "--no-others",
+        dest="others",
+        action="store_false",
+        help="leave out other implementations",
+    )
     parser.add_argument("--json", help="file to write the rows to")
+    parser.add_argument("--png", help="file to draw a chart into (needs matplotlib)")
     args = parser.parse_args()
-    time = time_gpu
-    gpu = torch.cuda.get_device_name()
-    rows, updates = [], []
+    if args.device == "cpu":
+        import benchmark_cpu
+
+        return benchmark_cpu.main(["--json", args.json] if args.json else [])
+    gpu = torch.cuda.get_device_name(args.device)
     print(f"{gpu}, torch {torch.__version__}, causal_conv1d {causal_conv1d.__version__}")
-    print("batch    dim seqlen type layout  copy us   fwd us  of copy   bwd us  of copy")
-    for name in args.dtypes.split(","):
-        for shape in SHAPES:
-            for layout in args.layouts.split(","):
-                row = measure(shape, layout, name, args, time)
-                rows.append(row)
-                print(
-                    f"{row['batch']:5d} {row['dim']:6d} {row['seqlen']:6d} {name} {layout:6s}"
-                    f" {row['copy_us']:8.1f} {row['forward_us']:8.1f} {row['forward_of_copy']:8.2f}"
-                    f" {row['backward_us']:8.1f} {row['backward_of_copy']:8.2f}",
-                    flush=True,
-                )
-    for shape in UPDATE_SHAPES:
-        for name in args.dtypes.split(","):
-            row = measure_update(shape, name, args, time)
-            updates.append(row)
-            print(f"update {row['batch']:4d} x {row['dim']:5d} {name}: {row['update_us']:.2f} us")
-    host = host_times(args.device)
-    for name, microseconds in host.items():
-        print(f"host time of {name}: {microseconds:.1f} us")
+    report = {
+        "device": gpu,
+        "sms": args.sms,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "version": causal_conv1d.__version__,
+        "command": " ".join(sys.argv),
+    }
+    if args.sms:
+        green = torch.cuda.green_contexts.GreenContext.create(args.sms, 0)
+        green.set_context()
+        args.others = False  # they are for the whole GPU
+        report |= measure_gpu(args, lambda calls: time_gpu(calls, 0.05, graph=False))
+        green.pop_context()
+    else:
+        report |= measure_gpu(args, time_gpu)
     if args.json:
-        report = {
-            "device": gpu,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-            "version": causal_conv1d.__version__,
-            "command": " ".join(sys.argv),
-            "rows": rows,
-            "update": updates,
-            "host_us": host,
-        }
         with open(args.json, "w") as file:
             json.dump(report, file, indent=1)
+    if args.png:
+        draw(report, args.png)
 
 
 if __name__ == "__main__":

@@ -10,9 +10,14 @@
 // dweight and dbias: every chunk writes its partial sums to the workspace, whose size depends on
 // shapes alone, and a second kernel adds them up in a fixed order. No atomics.
 //
-// The kernels divide the work as those of forward.cu do.
+// channel_last: a thread owns C adjacent channels and walks up a chunk of time, with the last W-1
+//   inputs and dz in registers; a block's chunks follow each other, and their sums are added up in
+//   the block.
+// channel_first: a warp walks down its part of a row, tile by tile, or down several short rows of
+//   one channel, one after the other; the dz after a lane's own come from the next lane, and for
+//   lane 31 from the tile before.
+// WMAX, EXACT, SEQ, C and ACCESS are as in forward.cu.
 #include <cub/block/block_reduce.cuh>
-#include <cub/warp/warp_reduce.cuh>
 
 #include "common.cuh"
 #include "launch.cuh"
@@ -27,11 +32,17 @@ struct BackwardArgs {
   View<T> x, dout, dx;
   AnyView<Compute<T>> weight, bias, initial_states, dfinal_states, dweight, dbias, dinitial_states;
   SeqIdx seq_idx;
-  Compute<T>* partials;  // (parts, W + 1, dim): for each chunk dweight[k], then dbias
+  Compute<T>* partials;  // (parts, W + 1, dim): for each part dweight[k], then dbias, by scale
   int64_t batch, dim, seqlen;
   int width;
   bool silu;
-  int64_t groups, chunks, chunk;  // as in the forward
+  Compute<T> scale;  // pre_activation_scale
+  const T *x_end, *dout_end;
+  int64_t chunks, chunk;      // parts of the time axis, and the length of one
+  int64_t parts;              // of partials
+  int64_t rows;               // channel_first: batch entries a warp
+  Columns columns;            // channel_last
+  Divisor by_dim, by_chunks;  // channel_first
 
   // x~ at s < seqlen.
   __device__ __forceinline__ Compute<T> input(int64_t b, int64_t d, int64_t s) const {
@@ -46,16 +57,16 @@ struct BackwardArgs {
 
   // Turns N pre-activations into dz, which is 0 where not inside.
   template <int N>
-  __device__ __forceinline__ void gradients(const Pack<T, N>& g, bool inside, float (&z)[N]) const {
+  __device__ __forceinline__ void gradients(const float (&g)[N], bool inside, float (&z)[N]) const {
     if (!inside) {
 #pragma unroll
       for (int i = 0; i < N; ++i) z[i] = 0.0f;
     } else if (silu) {
 #pragma unroll
-      for (int i = 0; i < N; ++i) z[i] = g.get(i) * silu_grad<T>(z[i]);
+      for (int i = 0; i < N; ++i) z[i] = g[i] * silu_grad<T>(z[i]);
     } else {
 #pragma unroll
-      for (int i = 0; i < N; ++i) z[i] = g.get(i);
+      for (int i = 0; i < N; ++i) z[i] = g[i];
     }
   }
 
@@ -65,223 +76,278 @@ struct BackwardArgs {
     return dfinal_states.given() && j >= 0 ? dfinal_states.load(b, d, j) : Compute<T>(0);
   }
 
+  // How far before its first step row (b, d) begins its tiles. Depends on shapes alone, as the sums
+  // do, and fits rows that lie one after the other.
+  __device__ __forceinline__ int offset(int64_t b, int64_t d) const {
+    const uint32_t rows_before = static_cast<uint32_t>(b * dim + d);
+    const uint32_t steps = static_cast<uint32_t>(seqlen);
+    return steps % kGranule<T> == 0 ? 0 : rows_before * steps % kGranule<T>;
+  }
+
   __device__ __forceinline__ Compute<T>* partial(int64_t part, int k, int64_t d) const {
     return partials + (part * (width + 1) + k) * dim + d;
   }
 };
 
-template <typename T, int C, int WMAX, bool EXACT, bool SEQ, bool VECTOR>
-__global__ void __launch_bounds__(kThreads, WMAX == 4 && (EXACT || sizeof(T) == 2) ? 4 : 3)
+template <typename T>
+__device__ Compute<T> dz_at(const BackwardArgs<T>& p, int64_t b, int64_t d, int64_t t) {
+  const int id = p.seq_idx.at(b, t);
+  if (id < 0) return 0;
+  Compute<T> z = p.bias.given() ? p.bias.load(d) * p.scale : Compute<T>(0);
+  for (int k = 0; k < p.width; ++k) {
+    const int64_t s = t - (p.width - 1) + k;
+    const bool same = p.seq_idx.at(b, max(s, int64_t(0))) == id;
+    z = fma(p.weight.load(d, k) * p.scale, same ? p.input(b, d, s) : Compute<T>(0), z);
+  }
+  return p.gradient(z, to_compute(*p.dout.at(b, d, t)));
+}
+
+constexpr int kBackwardLines = 4;  // channel_last: chunks a block, one a warp
+
+template <typename T, int C, int WMAX, bool EXACT, bool SEQ>
+__global__ void __launch_bounds__(kThreads, WMAX == 4 ? 4 : (SEQ ? 2 : 3))
     backward_channel_last(const BackwardArgs<T> p) {
   constexpr int H = WMAX - 1, U = WMAX, STAGES = 8;
-  using Reader = Rows<T, C, U, STAGES, VECTOR>;
+  using Reader = Rows<T, C, U, STAGES>;
   __shared__ typename Reader::Row rings[2][Reader::kSharedRows];
-
-  int64_t group, chunk;
-  const int64_t n = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  const int64_t b = split(split(n, p.groups, &group), p.chunks, &chunk);
-  if (b >= p.batch) return;
-  const int64_t d0 = group * C, t0 = chunk * p.chunk, t1 = min(t0 + p.chunk, p.seqlen);
-  const int count = static_cast<int>(t1 - t0);
-  const int ahead =
-      static_cast<int>(min(t1 + p.width - 1, p.seqlen) - t0);  // dz is needed up to here
-  const SeqIdx ids = p.seq_idx.from(b, t0);
-
-  Reader x(rings[0], p.x.at(b, d0, t0), p.x.time, ahead);
-  Reader g(rings[1], p.dout.at(b, d0, t0), p.dout.time, ahead);
-  for (int i = 0; i < STAGES / U; ++i) {
-    x.prefetch(i);
-    g.prefetch(i);
-    __pipeline_commit();
-  }
-
+  allow_dependents();
+  const ColumnChunk at(p.columns);
+  if (at.b >= p.batch) return;
+  const int64_t b = at.b, d0 = at.column * C, t0 = at.chunk * p.chunk;
   const int first = EXACT ? 0 : WMAX - p.width;
-  float w[WMAX][C], bias[C], dw[WMAX][C], db[C], before[H][C];
-  float h[H + U][C], dz[H + U][C];  // x~ and dz; entry H + u belongs to the row in hand
-  int id[H + U];
-  load_weights<WMAX, C>(p.weight, d0, p.width, w);
-  load_history<H, C, VECTOR>(p, b, d0, t0, before);
+  float w[WMAX][C], bias[C], dw[WMAX][C], db[C];
 #pragma unroll
   for (int c = 0; c < C; ++c) {
-    bias[c] = p.bias.given() ? p.bias.load(d0 + c) : 0.0f;
     db[c] = 0.0f;
 #pragma unroll
     for (int k = 0; k < WMAX; ++k) dw[k][c] = 0.0f;
+  }
+
+  if (at.inside) {
+    const int count = static_cast<int>(min(p.chunk, p.seqlen - t0));
+    const int total = (count + H + U - 1) / U * U;  // rows walked along, for the dz that dx needs
+    const int left = static_cast<int>(min(p.seqlen - t0, int64_t(total)));
+    const SeqIdx ids = p.seq_idx.from(b, t0);
+
+    Reader x(rings[0], p.x.at(b, d0, t0), p.x.time, left);
+    Reader g(rings[1], p.dout.at(b, d0, t0), p.dout.time, left);
+    for (int i = 0; i < STAGES / U; ++i) {
+      x.prefetch(i);
+      g.prefetch(i);
+      __pipeline_commit();
+    }
+    float h[H + U][C], dz[H + U][C];  // x~ and dz; entry H + u belongs to the row in hand
+    int id[H + U];
+    load_history<H, C>(p, b, d0, t0, h);
+    load_weights<WMAX, C>(p, d0, w);
+    load_bias<C>(p, d0, bias);
 #pragma unroll
     for (int j = 0; j < H; ++j) {
-      h[j][c] = before[j][c];
-      dz[j][c] = 0.0f;
-    }
-  }
+      id[j] = SEQ ? p.seq_idx.at(b, max(t0 - H + j, int64_t(0))) : 0;
 #pragma unroll
-  for (int j = 0; j < H; ++j) id[j] = SEQ ? p.seq_idx.at(b, max(t0 - H + j, int64_t(0))) : 0;
+      for (int c = 0; c < C; ++c) dz[j][c] = 0.0f;
+    }
 
-  // U rows of dz, and those of dx that are complete then, H before. EDGE: not all are inside. Times
-  // are relative to t0.
-  T* dx = p.dx.at(b, d0, t0 - H);
-  auto step = [&](auto edge, int t) {
-    constexpr bool EDGE = decltype(edge)::value;
-    Pack<T, C> xs[U], gs[U];
-    __pipeline_wait_prior(STAGES / U - 1);
-    x.fetch(xs);
-    g.fetch(gs);
-    __pipeline_commit();
-    if (SEQ) {
+    // U rows of dz, and those of dx that are complete then, H before. EDGE: not all are inside.
+    // Times are relative to t0.
+    T* dx = p.dx.at(b, d0, t0 - H);
+    auto step = [&](auto edge, int t) {
+      constexpr bool EDGE = decltype(edge)::value;
+      Pack<T, C> xs[U], gs[U];
+      __pipeline_wait_prior(STAGES / U - 1);
+      x.fetch(xs);
+      g.fetch(gs);
+      __pipeline_commit();
+      if (SEQ) {
 #pragma unroll
-      for (int u = 0; u < U; ++u) id[H + u] = !EDGE || t + u < ahead ? ids.at(0, t + u) : -1;
-    }
-#pragma unroll
-    for (int u = 0; u < U; ++u) {
-      const bool inside = (!EDGE || t + u < ahead) && (!SEQ || id[H + u] >= 0);
-      float xk[WMAX][C];
-#pragma unroll
-      for (int c = 0; c < C; ++c) {
-        h[H + u][c] = xs[u].get(c);
-        float z = bias[c];
-#pragma unroll
-        for (int k = 0; k < WMAX; ++k) {
-          xk[k][c] = !SEQ || id[u + k] == id[H + u] ? h[u + k][c] : 0.0f;
-          if (k >= first) z = fmaf(w[k][c], xk[k][c], z);
-        }
-        dz[H + u][c] = z;
+        for (int u = 0; u < U; ++u) id[H + u] = !EDGE || t + u < left ? ids.at(0, t + u) : -1;
       }
-      p.gradients(gs[u], inside, dz[H + u]);
-      if (inside && (!EDGE || t + u < count)) {
+#pragma unroll
+      for (int u = 0; u < U; ++u) {
+        const bool inside = (!EDGE || t + u < left) && (!SEQ || id[H + u] >= 0);
+        float xk[WMAX][C], g_row[C];
 #pragma unroll
         for (int c = 0; c < C; ++c) {
-          db[c] += dz[H + u][c];
+          g_row[c] = gs[u].get(c);
+          h[H + u][c] = xs[u].get(c);
+          float z = bias[c];
 #pragma unroll
           for (int k = 0; k < WMAX; ++k) {
-            if (k >= first) dw[k][c] = fmaf(dz[H + u][c], xk[k][c], dw[k][c]);
+            xk[k][c] = !SEQ || id[u + k] == id[H + u] ? h[u + k][c] : 0.0f;
+            if (k >= first) z = fmaf(w[k][c], xk[k][c], z);
+          }
+          dz[H + u][c] = z;
+        }
+        p.gradients(g_row, inside, dz[H + u]);
+        if (inside && (!EDGE || t + u < count)) {
+#pragma unroll
+          for (int c = 0; c < C; ++c) {
+            db[c] += dz[H + u][c];
+#pragma unroll
+            for (int k = 0; k < WMAX; ++k) {
+              if (k >= first) dw[k][c] = fmaf(dz[H + u][c], xk[k][c], dw[k][c]);
+            }
           }
         }
+        const int s = t + u - H;
+        if (!EDGE || (s >= 0 && s < count)) {
+          float a[C];
+#pragma unroll
+          for (int c = 0; c < C; ++c) {
+            a[c] = 0.0f;
+#pragma unroll
+            for (int j = 0; j < WMAX; ++j) {  // dz[s + j] meets weight[W-1-j]
+              const float v = !SEQ || id[u + j] == id[u] ? dz[u + j][c] : 0.0f;
+              if (WMAX - 1 - j >= first) a[c] = fmaf(w[WMAX - 1 - j][c], v, a[c]);
+            }
+          }
+          if (EDGE && p.dfinal_states.given() && t0 + s >= p.seqlen - (p.width - 1)) {
+#pragma unroll
+            for (int c = 0; c < C; ++c) a[c] += p.dfinal(b, d0 + c, t0 + s);
+          }
+          pack<T>(a).store(dx);
+        }
+        dx += p.dx.time;
       }
-      const int s = t + u - H;
-      if (!EDGE || (s >= 0 && s < count)) {
-        float a[C];
+#pragma unroll
+      for (int j = 0; j < H; ++j) {
+        if (SEQ) id[j] = id[U + j];
 #pragma unroll
         for (int c = 0; c < C; ++c) {
-          a[c] = 0.0f;
-#pragma unroll
-          for (int j = 0; j < WMAX; ++j) {  // dz[s + j] meets weight[W-1-j]
-            const float v = !SEQ || id[u + j] == id[u] ? dz[u + j][c] : 0.0f;
-            if (WMAX - 1 - j >= first) a[c] = fmaf(w[WMAX - 1 - j][c], v, a[c]);
-          }
+          h[j][c] = h[U + j][c];
+          dz[j][c] = dz[U + j][c];
         }
-        if (EDGE && p.dfinal_states.given() && t0 + s >= p.seqlen - (p.width - 1)) {
-#pragma unroll
-          for (int c = 0; c < C; ++c) a[c] += p.dfinal(b, d0 + c, t0 + s);
-        }
-        pack<T>(a).store(dx);
       }
-      dx += p.dx.time;
-    }
-#pragma unroll
-    for (int j = 0; j < H; ++j) {
-      if (SEQ) id[j] = id[U + j];
-#pragma unroll
-      for (int c = 0; c < C; ++c) {
-        h[j][c] = h[U + j][c];
-        dz[j][c] = dz[U + j][c];
+    };
+#pragma unroll 1
+    for (int t = 0; t < total; t += U) {
+      if (t > 0 && t + U <= count) {
+        step(std::false_type{}, t);
+      } else {
+        step(std::true_type{}, t);
       }
-    }
-  };
-  for (int t = 0; t < count + H; t += U) {
-    if (t > 0 && t + U <= count - H) {  // the last H rows of dx may take dfinal_states
-      step(std::false_type{}, t);
-    } else {
-      step(std::true_type{}, t);
     }
   }
 
   if (p.partials != nullptr) {
-    const int64_t part = b * p.chunks + chunk;
+    __shared__ float sums[(WMAX + 1) * C][kThreads];
 #pragma unroll
     for (int c = 0; c < C; ++c) {
 #pragma unroll
-      for (int k = 0; k < WMAX; ++k) {
-        if (k >= first) *p.partial(part, k - first, d0 + c) = dw[k][c];
-      }
-      *p.partial(part, p.width, d0 + c) = db[c];
+      for (int k = 0; k < WMAX; ++k) sums[k * C + c][threadIdx.x] = dw[k][c];
+      sums[WMAX * C + c][threadIdx.x] = db[c];
+    }
+    __syncthreads();
+    const int64_t part = b * p.columns.down.count + at.part;
+    for (int i = threadIdx.x; i < (WMAX + 1) * C * 32; i += kThreads) {
+      const int k = i / (C * 32), column = i / C % 32, c = i % C;
+      const int64_t d = (at.column - threadIdx.x % 32 + column) * C + c;
+      float sum = 0.0f;
+#pragma unroll
+      for (int line = 0; line < kBackwardLines; ++line) sum += sums[k * C + c][line * 32 + column];
+      if (k >= first && d < p.dim) *p.partial(part, k - first, d) = sum;
     }
   }
 }
 
 template <typename T, int V, int WMAX, bool EXACT, bool SEQ, Access ACCESS>
-__global__ void __launch_bounds__(kThreads, WMAX == 4 && !SEQ ? (EXACT ? 5 : 4) : 3)
+__global__ void __launch_bounds__(kThreads,
+                                  SEQ ? (WMAX == 4 ? 3 : 2) : (WMAX == 4 ? (EXACT ? 5 : 4) : 3))
     backward_channel_first(const BackwardArgs<T> p) {
   constexpr int H = WMAX - 1, TILE = 32 * V;
-  static_assert(H <= V, "the halo comes from one lane");
+  using RingX = RowRing<T, V, WMAX, ACCESS>;
+  using RingG = RowRing<T, V, 0, ACCESS>;
+  __shared__ typename RingX::Shared rings_x[kThreads / 32];
+  __shared__ typename RingG::Shared rings_g[kThreads / 32];
+  allow_dependents();
   const int lane = threadIdx.x % 32;
-  int64_t segment, d;
+  int64_t index, d;
   const int64_t warp = static_cast<int64_t>(blockIdx.x) * (kThreads / 32) + threadIdx.x / 32;
-  const int64_t b = split(split(warp, p.chunks, &segment), p.dim, &d);
-  if (b >= p.batch) return;
-  const int64_t start = segment * p.chunk;
-  const int count = static_cast<int>(min(p.chunk, p.seqlen - start));
-  const int readable = static_cast<int>(min(p.chunk + TILE, p.seqlen - start));
-  const SeqIdx ids = p.seq_idx.from(b, start);
-
-  const TileReader<T, V, ACCESS> x(p.x.at(b, d, start), p.x.time, readable, lane);
-  const TileReader<T, V, ACCESS> dout(p.dout.at(b, d, start), p.dout.time, readable, lane);
-  TileWriter<T, V, ACCESS> dx(p.dx.at(b, d, start), p.dx.time, count, lane);
-  Pack<T, V> next_x = x.template load<true>(lane * V);
-  Pack<T, V> next_g = dout.template load<true>(lane * V);
+  const int64_t group = p.by_chunks.split(p.by_dim.split(warp, &d), &index);
+  const int64_t b0 = group * p.rows, b1 = min(b0 + p.rows, p.batch);
 
   const int first = EXACT ? 0 : WMAX - p.width;
-  const WarpValues<T> values(p, b, d, start - H, lane);
-  float w[WMAX], dw[WMAX], db = 0.0f, prev[H], dz_prev[V];
-  int prev_id[H];
-  Matches<V, H> same_prev;
-#pragma unroll
-  for (int k = 0; k < WMAX; ++k) {
-    w[k] = values.weight(k - first);
-    dw[k] = 0.0f;
+  float w[WMAX], bias[1], dw[WMAX], db = 0.0f;
+  if (b0 < p.batch) {
+    load_warp_weights(p, d, lane, w);
+    load_bias<1>(p, d, bias);
   }
-  const float bias = values.bias;
-  const float lane_dfinal =
-      p.dfinal_states.given() && lane < p.width - 1 ? p.dfinal_states.load(b, d, lane) : 0.0f;
 #pragma unroll
-  for (int j = 0; j < H; ++j) {
-    prev[j] = values.before(j);
-    prev_id[j] = SEQ ? p.seq_idx.at(b, max(start - H + j, int64_t(0))) : 0;
-  }
+  for (int k = 0; k < WMAX; ++k) dw[k] = 0.0f;
 
-  // A step makes dz of the tile at base and writes dx of the tile before it. The tile from count on
-  // is another warp's: of it only the first W-1 dz are needed, which lane 0 makes. EDGE: some of
-  // what the step touches is outside.
-  auto step = [&](auto edge, int base) {
-    constexpr bool EDGE = decltype(edge)::value;
-    const int t = base + lane * V;
-    const int lanes =
-        !EDGE || base + TILE < count ? 32 : (base < count ? 2 : 0);  // of the next tile
-    const Pack<T, V> raw_x = next_x, raw_g = next_g;
-    next_x = lane < lanes ? x.template load<EDGE>(t + TILE) : Pack<T, V>{};
-    next_g = lane < lanes ? dout.template load<EDGE>(t + TILE) : Pack<T, V>{};
-    const Pack<T, V> xs = x.own(raw_x, next_x), gs = dout.own(raw_g, next_g);
+  for (int64_t b = b0; b < b1; ++b) {
+    const Segment s(index, p.chunk, p.offset(b, d), p.seqlen);
+    if (s.end <= 0) continue;
+    RingX x(&rings_x[threadIdx.x / 32], p.x.at(b, d, s.origin), p.x.time, p.x_end, s.lo, s.hi,
+            lane);
+    RingG dout(&rings_g[threadIdx.x / 32], p.dout.at(b, d, s.origin), p.dout.time, p.dout_end, s.lo,
+               s.hi, lane);
+    int base = (s.end - 1) / TILE * TILE;
+    x.begin(base);
+    dout.begin(base);
+    __pipeline_commit();
+    x.start(base - 2 * TILE);
+    dout.start(base - 2 * TILE);
+    __pipeline_commit();
+    RowWriter<T, V, ACCESS> dx(p.dx.at(b, d, s.origin), p.dx.time, max(s.lo, 0), s.end, lane);
+    const SeqIdx ids = p.seq_idx.from(b, s.origin);
+    const bool states = p.initial_states.given() && s.lo >= 0;
+    const bool dfinal = p.dfinal_states.given() && s.end > s.hi - (p.width - 1);
+    float above[H] = {};  // dz[0..H) of lane 0 of the tile above
+    if (s.end < s.hi) {
+      const int64_t t = s.origin + s.end + lane;
+      const float dz = lane < H && t < p.seqlen ? dz_at(p, b, d, t) : 0.0f;
+#pragma unroll
+      for (int j = 0; j < H; ++j) above[j] = __shfl_sync(0xffffffff, dz, j);
+    }
 
-    float dz[V] = {};
-    Matches<V, H> same;
-    if (!EDGE || base < readable) {  // else past the end of the row, where dz is 0
-      float h[H + V];
-      int id[H + V];
+    // The tile at base. EDGE: some of it is outside, or takes states or dfinal_states.
+    auto step = [&](auto edge, int base) {
+      constexpr bool EDGE = decltype(edge)::value;
+      const int t = base + lane * V;
+      float h[H + V], g[V], dz[V];
+      Matches<V + H, H> same;
+      __pipeline_wait_prior(1);
+      __syncwarp();
+      const auto xs = x.read(base);
+      const auto gs = dout.read(base);
+      __syncwarp();
+      x.start(base - 3 * TILE);
+      dout.start(base - 3 * TILE);
+      __pipeline_commit();
 #pragma unroll
-      for (int i = 0; i < V; ++i) h[H + i] = xs.get(i);
-      if (SEQ) load_ids<V>(ids, t, readable, id + H);
+      for (int j = 0; j < H + V; ++j) {
+        h[j] = xs.get(WMAX - H + j);
+      }
 #pragma unroll
-      for (int j = 0; j < H; ++j) {
-        const int from = (lane + 31) % 32;  // lane 31 hands over the end of the previous tile
-        h[j] = __shfl_sync(0xffffffff, lane == 31 ? prev[j] : h[V + j], from);
-        prev[j] = h[V + j];
-        if (SEQ) {
-          id[j] = __shfl_sync(0xffffffff, lane == 31 ? prev_id[j] : id[V + j], from);
-          prev_id[j] = id[V + j];
+      for (int j = 0; j < V; ++j) {
+        g[j] = gs.get(j);
+      }
+#pragma unroll
+      for (int j = 0; j < H + V; ++j) {
+        if (EDGE && (t - H + j < s.lo || t - H + j >= s.hi)) h[j] = 0.0f;
+      }
+      if (EDGE && states) {
+        const float mine = lane < H ? p.input(b, d, lane - H) : 0.0f;
+#pragma unroll
+        for (int j = 0; j < H + V; ++j) {
+          const int from = t + j - s.lo;  // lane j has x~ at lo - H + j
+          const float before = from_lane(mine, from);
+          if (from < H) h[j] = before;
         }
       }
-      if (SEQ) same.set(id);
+      if (SEQ) {
+        int id[H + V + H];
+        load_ids(ids, t - H, s.lo, s.hi, id);
+        same.set(id);
+#pragma unroll
+        for (int i = 0; i < V; ++i) {
+          if (id[H + i] < 0) h[H + i] = 0.0f;  // only its own tap would still meet it
+        }
+      }
 #pragma unroll
       for (int i = 0; i < V; ++i) {
-        dz[i] = bias;
+        dz[i] = bias[0];
 #pragma unroll
         for (int k = 0; k < WMAX; ++k) {
           float xk = h[i + k];
@@ -289,19 +355,18 @@ __global__ void __launch_bounds__(kThreads, WMAX == 4 && !SEQ ? (EXACT ? 5 : 4) 
           if (k >= first) dz[i] = fmaf(w[k], xk, dz[i]);
         }
       }
-      p.gradients(gs, true, dz);
-      if (SEQ || (EDGE && t + V > readable)) {
+      p.gradients(g, true, dz);
+      if (SEQ) {
 #pragma unroll
         for (int i = 0; i < V; ++i) {
-          if (t + i >= readable || (SEQ && id[H + i] < 0)) {
-            dz[i] = 0.0f;
-            h[H + i] = SEQ ? 0.0f : h[H + i];  // only its own tap would still meet it
-          }
+          if (ids.at(0, min(max(t + i, s.lo), s.hi - 1)) < 0) dz[i] = 0.0f;
         }
       }
-      if (!EDGE || base < count) {
 #pragma unroll
-        for (int i = 0; i < V; ++i) {
+      for (int i = 0; i < V; ++i) {
+        const bool inside = !EDGE || (t + i >= s.lo && t + i < s.hi);
+        if (!inside) dz[i] = 0.0f;
+        if (inside) {
           db += dz[i];
 #pragma unroll
           for (int k = 0; k < WMAX; ++k) {
@@ -311,97 +376,61 @@ __global__ void __launch_bounds__(kThreads, WMAX == 4 && !SEQ ? (EXACT ? 5 : 4) 
           }
         }
       }
-    }
 
-    // dz of the previous tile, followed by the H of the lane after this one
-    float q[V + H];
-    Matches<V, H> same_next;
+      float q[V + H], a[V];  // dz, and those after
 #pragma unroll
-    for (int i = 0; i < V; ++i) q[i] = dz_prev[i];
-    const int from = (lane + 1) % 32;
+      for (int i = 0; i < V; ++i) q[i] = dz[i];
 #pragma unroll
-    for (int j = 0; j < H; ++j) {
-      q[V + j] = __shfl_sync(0xffffffff, lane == 0 ? dz[j] : dz_prev[j], from);
-    }
-    if (SEQ) {
-#pragma unroll
-      for (int j = 0; j < static_cast<int>(sizeof same.bits) / 4; ++j) {
-        same_next.bits[j] =
-            __shfl_sync(0xffffffff, lane == 0 ? same.bits[j] : same_prev.bits[j], from);
+      for (int j = 0; j < H; ++j) {
+        q[V + j] = __shfl_sync(0xffffffff, lane == 0 ? above[j] : dz[j], (lane + 1) % 32);
+        above[j] = dz[j];
       }
-    }
-    const int s = t - TILE;
-    if (base > 0) {
-      float a[V];
 #pragma unroll
       for (int i = 0; i < V; ++i) {
         a[i] = 0.0f;
 #pragma unroll
-        for (int j = 0; j < WMAX; ++j) {  // dz[s + i + j] meets weight[W-1-j]
+        for (int j = 0; j < WMAX; ++j) {  // dz[t + i + j] meets weight[W-1-j]
           float v = q[i + j];
-          if (SEQ) {
-            const bool match =
-                i + j < V ? same_prev.at(i + j, H - j) : same_next.at(i + j - V, H - j);
-            v = match ? v : 0.0f;
-          }
+          if (SEQ) v = same.at(i + j, H - j) ? v : 0.0f;
           if (WMAX - 1 - j >= first) a[i] = fmaf(w[WMAX - 1 - j], v, a[i]);
         }
       }
-      if (EDGE && p.dfinal_states.given() && start + base > p.seqlen - p.width) {
+      if (EDGE && dfinal) {
+        const int last = p.width - 1;
+        const float mine = lane < last ? p.dfinal_states.load(b, d, lane) : 0.0f;
 #pragma unroll
         for (int i = 0; i < V; ++i) {
-          const int64_t j = start + s + i - (p.seqlen - (p.width - 1));
-          a[i] += WarpValues<T>::pick(lane_dfinal, j < p.width - 1 ? static_cast<int>(j) : -1);
+          const int j = t + i - s.hi + last;
+          a[i] += from_lane(mine, j < last ? j : -1);
         }
       }
-      dx.template store<EDGE>(s, pack<T>(a));
+      dx.template store<EDGE>(base, pack<T>(a));
+    };
+    const int low = s.lo + (states || x.shifted()), high = s.hi - (dfinal ? p.width - 1 : 0);
+    while (base >= 0) {
+      if (base < low || base + TILE > high) {
+        step(std::true_type{}, base);
+        base -= TILE;
+        continue;
+      }
+#pragma unroll 1
+      for (; base >= 0 && base >= low; base -= TILE) step(std::false_type{}, base);
     }
-#pragma unroll
-    for (int i = 0; i < V; ++i) dz_prev[i] = dz[i];
-    same_prev = same;
-  };
-  for (int base = 0; base < count + TILE;) {
-    // Two at a time: the other takes in registers what the one leaves there. More code would spill.
-    if (WMAX == 4 && !SEQ && base + 3 * TILE <= count) {
-      step(std::false_type{}, base);
-      step(std::false_type{}, base + TILE);
-      base += 2 * TILE;
-    } else if (base + 2 * TILE <= count) {
-      step(std::false_type{}, base);
-      base += TILE;
-    } else {
-      step(std::true_type{}, base);
-      base += TILE;
-    }
+    dx.flush();
   }
-  dx.flush(static_cast<int>(ceil_div(count, TILE)) * TILE + lane * V);
 
-  if (p.partials != nullptr) {
-    using WarpReduce = cub::WarpReduce<float>;
-    __shared__ typename WarpReduce::TempStorage storage[kThreads / 32];
-    const int64_t part = b * p.chunks + segment;
+  if (p.partials != nullptr && b0 < p.batch) {
 #pragma unroll
     for (int k = 0; k <= WMAX; ++k) {
-      const float sum = WarpReduce(storage[threadIdx.x / 32]).Sum(k < WMAX ? dw[k] : db);
-      if (lane == 0 && k >= first) *p.partial(part, k - first, d) = sum;
+      float sum = k < WMAX ? dw[k] : db;
+#pragma unroll
+      for (int n = 16; n > 0; n /= 2) sum += __shfl_xor_sync(0xffffffff, sum, n);
+      if (lane == 0 && k >= first) *p.partial(group * p.chunks + index, k - first, d) = sum;
     }
   }
 }
 
 // The parts below take any width, strides and type, one output a thread, and recompute dz.
-
-template <typename T>
-__device__ Compute<T> dz_at(const BackwardArgs<T>& p, int64_t b, int64_t d, int64_t t) {
-  const int id = p.seq_idx.at(b, t);
-  if (id < 0) return 0;
-  Compute<T> z = p.bias.given() ? p.bias.load(d) : Compute<T>(0);
-  for (int k = 0; k < p.width; ++k) {
-    const int64_t s = t - (p.width - 1) + k;
-    const bool same = p.seq_idx.at(b, max(s, int64_t(0))) == id;
-    z = fma(p.weight.load(d, k), same ? p.input(b, d, s) : Compute<T>(0), z);
-  }
-  return p.gradient(z, to_compute(*p.dout.at(b, d, t)));
-}
 
 // dx at s, which lies before the sequence for dinitial_states.
 template <typename T>
@@ -411,7 +440,7 @@ __device__ Compute<T> dx_at(const BackwardArgs<T>& p, int64_t b, int64_t d, int6
     const int64_t t = s + j;
     if (t < 0 || t >= p.seqlen) continue;
     if (p.seq_idx.at(b, t) != p.seq_idx.at(b, max(s, int64_t(0)))) continue;
-    a = fma(p.weight.load(d, p.width - 1 - j), dz_at(p, b, d, t), a);
+    a = fma(p.weight.load(d, p.width - 1 - j) * p.scale, dz_at(p, b, d, t), a);
   }
   return a + p.dfinal(b, d, s);
 }
@@ -471,13 +500,14 @@ template <typename T>
 __global__ void __launch_bounds__(kThreads) reduce_partials(const BackwardArgs<T> p) {
   constexpr int kColumns = kThreads / kLanes;
   __shared__ Compute<T> sums[kLanes][kColumns];
+  wait_for_previous();
   const int column = threadIdx.x % kColumns, part_lane = threadIdx.x / kColumns;
-  const int64_t parts = p.batch * p.chunks, columns = (p.width + 1) * p.dim;
+  const int64_t columns = (p.width + 1) * p.dim;
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kColumns + column;
   Compute<T> sum = 0, lost = 0;  // Kahan's: there may be millions of parts
   if (i < columns) {
 #pragma unroll 4
-    for (int64_t part = part_lane; part < parts; part += kLanes) {
+    for (int64_t part = part_lane; part < p.parts; part += kLanes) {
       const Compute<T> v = p.partials[part * columns + i] - lost;
       const Compute<T> next = sum + v;
       lost = (next - sum) - v;
@@ -489,6 +519,7 @@ __global__ void __launch_bounds__(kThreads) reduce_partials(const BackwardArgs<T
   if (part_lane > 0 || i >= columns) return;
 #pragma unroll
   for (int j = 1; j < kLanes; ++j) sum += sums[j][column];
+  sum *= p.scale;
   int64_t d;
   const int64_t k = split(i, p.dim, &d);
   if (k < p.width) {
@@ -504,7 +535,9 @@ struct Plan {
   bool any_width, channel_last;
   int vector;  // channels or time steps a thread; 1: any strides (channel_last)
   Access access = Access::kStrided;  // channel_first
-  int64_t chunk, chunks;
+  int64_t chunk, chunks, rows = 1;
+  Columns columns;
+  int64_t parts;
   int64_t workspace;  // bytes
 
   explicit Plan(const BackwardParams& params) {
@@ -519,26 +552,41 @@ struct Plan {
     if (any_width) {
       chunk = 4096;
       chunks = ceil_div(seqlen, chunk);
+      parts = batch * chunks;
     } else if (channel_last) {
-      const int most = width > 4 ? 2 : 4;  // more would spill registers
-      vector = common_channels(most, size, dim, {&x, &params.dout, &params.dx}) == most ? most : 1;
-      // About 32k threads of 4 channels, but chunks of 32 to 512 steps: measured best on 132 SMs.
-      const int64_t wanted = ceil_div(32768 * 4, batch * dim > 0 ? batch * dim : 1);
-      chunk = ceil_div(seqlen, wanted);
-      chunk = ceil_div(chunk < 32 ? 32 : (chunk > 512 ? 512 : chunk), 8) * 8;
+      const int widest = width > 4 || size == 4 ? 2 : 4;  // more would spill registers
+      vector =
+          common_channels(widest, size, dim, {&x, &params.dout, &params.dx}) == widest ? widest : 1;
+      // Chunks of even length, a block's worth of them at a time, of a multiple of U plus 1 steps.
+      // 1 << 20 elements in all for each step of one: measured best on 132 SMs.
+      const int64_t fair = ceil_div(batch * dim * seqlen, 1 << 20);
+      const int64_t most = fair < 16 ? 16 : (fair > 64 ? 64 : fair);
+      const int64_t U = width > 4 ? 8 : 4;
+      chunk = seqlen == 0
+                  ? 1
+                  : ceil_div(seqlen, ceil_div(seqlen, most * kBackwardLines) * kBackwardLines);
+      chunk = ceil_div(chunk - 1, U) * U + 1;
       chunks = ceil_div(seqlen, chunk);
+      columns = Columns(dim / vector, chunks, 5);  // whatever vector is, kBackwardLines high
+      parts = batch * ceil_div(chunks, kBackwardLines);
     } else {
       vector = width > 4 || size == 2 ? 8 : 4;
       access = common_access({&x, &params.dout, &params.dx}, size);
-      const int64_t wanted = ceil_div(8192, batch * dim > 0 ? batch * dim : 1);
+      const bool ragged = seqlen % (16 / size) != 0;
+      if (ragged && access == Access::kAligned) access = Access::kUnit;
       const int64_t tile = 32 * vector;
-      chunk = ceil_div(ceil_div(seqlen, wanted), tile) * tile;
-      if (chunk > 16 * tile) chunk = 16 * tile;
-      if (chunk < tile) chunk = tile;
-      chunks = ceil_div(seqlen, chunk);
+      const int64_t tiles = ceil_div(seqlen + (ragged ? 16 / size - 1 : 0), tile);
+      // Tiles a warp: so that there are 16k warps, measured best on 132 SMs.
+      const int64_t fair = ceil_div(batch * dim * tiles, 16384);
+      const int64_t most = fair < 8 ? 8 : (fair > 16 ? 16 : fair);
+      chunks = ceil_div(tiles, most);
+      chunk = chunks > 0 ? ceil_div(tiles, chunks) * tile : tile;
+      if (chunks == 1) rows = most / tiles;
+      if (rows > batch) rows = batch;
+      parts = rows > 0 ? ceil_div(batch, rows) * chunks : 0;
     }
     const bool sums = given(params.dweight) || given(params.dbias);
-    workspace = sums ? batch * chunks * (width + 1) * dim * (size == 8 ? 8 : 4) : 0;
+    workspace = sums ? parts * (width + 1) * dim * (size == 8 ? 8 : 4) : 0;
   }
 };
 
@@ -558,17 +606,16 @@ cudaError_t launch_fast(BackwardArgs<T>& p, const Plan& plan, cudaStream_t strea
       kernel = exact ? backward_channel_first<T, V, WMAX, true, false, kAligned>
                      : backward_channel_first<T, V, WMAX, false, false, kAligned>;
     }
-    return launch(kernel, p.batch * p.dim * p.chunks * 32, stream, p);
+    return launch(kernel, ceil_div(p.batch, p.rows) * p.dim * p.chunks * 32, stream, p);
   }
-  constexpr int C = WMAX > 4 ? 2 : 4;
-  auto kernel = backward_channel_last<T, 1, WMAX, false, true, false>;
-  if (plan.vector > 1 && seq) kernel = backward_channel_last<T, C, WMAX, false, true, true>;
+  constexpr int C = WMAX > 4 || sizeof(T) == 4 ? 2 : 4;
+  auto kernel = backward_channel_last<T, 1, WMAX, false, true>;
+  if (plan.vector > 1 && seq) kernel = backward_channel_last<T, C, WMAX, false, true>;
   if (plan.vector > 1 && !seq) {
-    kernel = exact ? backward_channel_last<T, C, WMAX, true, false, true>
-                   : backward_channel_last<T, C, WMAX, false, false, true>;
+    kernel = exact ? backward_channel_last<T, C, WMAX, true, false>
+                   : backward_channel_last<T, C, WMAX, false, false>;
   }
-  p.groups = p.dim / plan.vector;
-  return launch(kernel, p.batch * p.chunks * p.groups, stream, p);
+  return launch(kernel, p.columns.threads(p.batch), stream, p);
 }
 
 template <typename T>
@@ -591,8 +638,16 @@ cudaError_t run(const BackwardParams& params, const Plan& plan, void* workspace,
   p.seqlen = params.x.sizes[2];
   p.width = static_cast<int>(params.weight.sizes[1]);
   p.silu = params.silu != 0;
+  p.scale = pre_activation_scale<T>(p.silu);
+  p.x_end = p.x.data + extent(params.x);
+  p.dout_end = p.dout.data + extent(params.dout);
   p.chunk = plan.chunk;
   p.chunks = plan.chunks;
+  p.rows = plan.rows;
+  p.columns = plan.columns;
+  p.by_dim = Divisor(p.dim);
+  p.by_chunks = Divisor(plan.chunks);
+  p.parts = plan.parts;
   const bool sums = given(params.dweight) || given(params.dbias);
   p.partials = plan.workspace > 0 ? static_cast<Compute<T>*>(workspace) : nullptr;
 
@@ -612,7 +667,7 @@ cudaError_t run(const BackwardParams& params, const Plan& plan, void* workspace,
     }
   }
   if (e == cudaSuccess && sums) {  // no positions at all: the sums are zero
-    e = launch(reduce_partials<T>, (p.width + 1) * p.dim * kLanes, stream, p);
+    e = launch_dependent(reduce_partials<T>, (p.width + 1) * p.dim * kLanes, stream, p);
   }
   return e;
 }
@@ -630,7 +685,7 @@ causal_conv1d_status causal_conv1d_cuda_backward(const causal_conv1d_backward_pa
                                                  int device, void* stream, void* workspace,
                                                  int64_t workspace_size) {
   using namespace causal_conv1d;
-  return gpu::run_operator("causal_conv1d_bwd", *params, device, [&](auto zero, int) {
+  return gpu::run_operator("causal_conv1d_bwd", *params, device, [&](auto zero) {
     const gpu::Plan plan(*params);
     if (plan.workspace > workspace_size || (plan.workspace > 0 && workspace == nullptr)) {
       return cudaErrorInvalidValue;

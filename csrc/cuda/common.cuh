@@ -48,14 +48,16 @@ __device__ __forceinline__ __nv_bfloat16 from_compute<__nv_bfloat16>(float v) {
   return __float2bfloat16_rn(v);
 }
 
-// N elements that travel together, 4, 8, 16 or 32 bytes in accesses of up to 16, or one of 2 bytes.
+// N elements that travel together, a multiple of 4 bytes in accesses of up to 16, or one of 2
+// bytes.
 // They are kept as 32-bit words, and stored to global memory by assembly: other forms the compiler
 // splits.
 template <typename T, int N>
 struct Pack {
   static constexpr int kBytes = static_cast<int>(sizeof(T)) * N;
   static constexpr int kWords = (kBytes + 3) / 4;
-  static constexpr int kAlignment = kBytes < 16 ? kBytes : 16;
+  // The largest power of two up to 16 that divides kBytes; where a Pack lies is a multiple of it.
+  static constexpr int kAlignment = kBytes % 16 == 0 ? 16 : kBytes & -kBytes;
   uint32_t w[kWords] = {};
 
   __device__ __forceinline__ float get(int i) const {
@@ -86,6 +88,20 @@ struct Pack {
     }
   }
 
+  // Its i-th part of M elements, which are whole words.
+  template <int M>
+  __device__ __forceinline__ Pack<T, M> part(int i) const {
+    Pack<T, M> p;
+#pragma unroll
+    for (int j = 0; j < Pack<T, M>::kWords; ++j) p.w[j] = w[i * Pack<T, M>::kWords + j];
+    return p;
+  }
+  template <int M>
+  __device__ __forceinline__ void set_part(int i, const Pack<T, M>& p) {
+#pragma unroll
+    for (int j = 0; j < Pack<T, M>::kWords; ++j) w[i * Pack<T, M>::kWords + j] = p.w[j];
+  }
+
   static __device__ __forceinline__ Pack load(const void* from) {
     Pack p;
     if constexpr (kBytes % 16 == 0) {
@@ -94,9 +110,12 @@ struct Pack {
         const uint4 u = static_cast<const uint4*>(from)[i];
         p.w[4 * i] = u.x, p.w[4 * i + 1] = u.y, p.w[4 * i + 2] = u.z, p.w[4 * i + 3] = u.w;
       }
-    } else if constexpr (kBytes == 8) {
-      const uint2 u = *static_cast<const uint2*>(from);
-      p.w[0] = u.x, p.w[1] = u.y;
+    } else if constexpr (kBytes % 8 == 0) {
+#pragma unroll
+      for (int i = 0; i < kBytes / 8; ++i) {
+        const uint2 u = static_cast<const uint2*>(from)[i];
+        p.w[2 * i] = u.x, p.w[2 * i + 1] = u.y;
+      }
     } else if constexpr (kBytes == 4) {
       p.w[0] = *static_cast<const uint32_t*>(from);
     } else {
@@ -114,8 +133,13 @@ struct Pack {
                      "r"(w[4 * i]), "r"(w[4 * i + 1]), "r"(w[4 * i + 2]), "r"(w[4 * i + 3])
                      : "memory");
       }
-    } else if constexpr (kBytes == 8) {
-      asm volatile("st.global.v2.b32 [%0], {%1, %2};" ::"l"(to), "r"(w[0]), "r"(w[1]) : "memory");
+    } else if constexpr (kBytes % 8 == 0) {
+#pragma unroll
+      for (int i = 0; i < kBytes / 8; ++i) {
+        asm volatile("st.global.v2.b32 [%0], {%1, %2};" ::"l"(static_cast<uint2*>(to) + i),
+                     "r"(w[2 * i]), "r"(w[2 * i + 1])
+                     : "memory");
+      }
     } else if constexpr (kBytes == 4) {
       *static_cast<uint32_t*>(to) = w[0];
     } else {
@@ -221,41 +245,91 @@ __device__ __forceinline__ void load_weights_as(const AnyView<float>& weight, in
   }
 }
 
-template <int WMAX, int C>
-__device__ __forceinline__ void load_weights(const AnyView<float>& weight, int64_t d, int width,
-                                             float (&w)[WMAX][C]) {
-  if (weight.dtype == CAUSAL_CONV1D_FLOAT32) {
-    load_weights_as<WMAX, C, float>(weight, d, width, w);
-  } else if (weight.dtype == CAUSAL_CONV1D_BFLOAT16) {
-    load_weights_as<WMAX, C, __nv_bfloat16>(weight, d, width, w);
+template <int WMAX, int C, typename Args>
+__device__ __forceinline__ void load_weights(const Args& p, int64_t d, float (&w)[WMAX][C]) {
+  if (p.weight.dtype == CAUSAL_CONV1D_FLOAT32) {
+    load_weights_as<WMAX, C, float>(p.weight, d, p.width, w);
+  } else if (p.weight.dtype == CAUSAL_CONV1D_BFLOAT16) {
+    load_weights_as<WMAX, C, __nv_bfloat16>(p.weight, d, p.width, w);
   } else {
-    load_weights_as<WMAX, C, __half>(weight, d, width, w);
+    load_weights_as<WMAX, C, __half>(p.weight, d, p.width, w);
   }
-}
-
-// x~ at the H steps before t, of C adjacent channels from d on.
-template <int H, int C, bool VECTOR, typename Args>
-__device__ __forceinline__ void load_history(const Args& p, int64_t b, int64_t d, int64_t t,
-                                             float (&h)[H][C]) {
-  using T = typename Args::Element;
+  if constexpr (sizeof(typename Args::Element) == 2) {
 #pragma unroll
-  for (int j = 0; j < H; ++j) {
-    if (VECTOR && t >= H) {
-      const auto row = Pack<T, C>::load(p.x.at(b, d, t - H + j));
+    for (int k = 0; k < WMAX; ++k) {
 #pragma unroll
-      for (int c = 0; c < C; ++c) h[j][c] = row.get(c);
-    } else {
-#pragma unroll
-      for (int c = 0; c < C; ++c) h[j][c] = p.input(b, d + c, t - H + j);
+      for (int c = 0; c < C; ++c) w[k][c] *= p.scale;
     }
   }
 }
 
+template <int C, typename TB>
+__device__ __forceinline__ void load_bias_as(const AnyView<float>& bias, int64_t d,
+                                             float (&values)[C]) {
+  const TB* p = static_cast<const TB*>(bias.data) + d * bias.strides[0];
+#pragma unroll
+  for (int c = 0; c < C; ++c) values[c] = to_compute(p[c * bias.strides[0]]);
+}
+
+// The bias of C adjacent channels from d on, or 0.
+template <int C, typename Args>
+__device__ __forceinline__ void load_bias(const Args& p, int64_t d, float (&bias)[C]) {
+  if (!p.bias.given()) {
+#pragma unroll
+    for (int c = 0; c < C; ++c) bias[c] = 0.0f;
+    return;
+  }
+  if (p.bias.dtype == CAUSAL_CONV1D_FLOAT32) {
+    load_bias_as<C, float>(p.bias, d, bias);
+  } else if (p.bias.dtype == CAUSAL_CONV1D_BFLOAT16) {
+    load_bias_as<C, __nv_bfloat16>(p.bias, d, bias);
+  } else {
+    load_bias_as<C, __half>(p.bias, d, bias);
+  }
+  if constexpr (sizeof(typename Args::Element) == 2) {
+#pragma unroll
+    for (int c = 0; c < C; ++c) bias[c] *= p.scale;
+  }
+}
+
+// x~ at the H steps before t, of C adjacent channels from d on, as the first entries of h.
+template <int H, int C, typename Args, int N>
+__device__ __forceinline__ void load_history(const Args& p, int64_t b, int64_t d, int64_t t,
+                                             float (&h)[N][C]) {
+  using T = typename Args::Element;
+  if (t >= H) {
+    const T* x = p.x.at(b, d, t - H);
+#pragma unroll
+    for (int j = 0; j < H; ++j) {
+      const auto row = Pack<T, C>::load(x);
+      x += p.x.time;
+#pragma unroll
+      for (int c = 0; c < C; ++c) h[j][c] = row.get(c);
+    }
+    return;
+  }
+#pragma unroll
+  for (int j = 0; j < H; ++j) {
+#pragma unroll
+    for (int c = 0; c < C; ++c) h[j][c] = p.input(b, d + c, t - H + j);
+  }
+}
+
 // SiLU and its derivative, one for each element type of x, so that every kernel rounds alike.
-// 16-bit types, with h = z/2: silu(z) = h + h tanh(h) by the machine's tanh. PTX bounds its
-// relative error by 2^-11, which is at most 2^-12 |z| here, under the types' own roundings (2^-11
-// and 2^-8); on an H200 it is far smaller and adds 2e-6 to dweight in the 2-norm. fp32 takes the
-// accurate exponential: relative error near 2e-7.
+//
+// 16-bit types: with h = z/2, silu(z) = h + h tanh(h) and 2 silu'(z) = (1 + tanh(h)) (1 + h (1 -
+// tanh(h))), by the machine's tanh. PTX bounds its relative error by 2^-11, which is at most 2^-12
+// |z| here, under the types' own roundings (2^-11 and 2^-8); on an H200 it is far smaller and adds
+// 2e-6 to dweight in the 2-norm. So that h costs nothing, kernels multiply weight and bias by
+// `scale` as they load them: what they compute is h, and what they call dz is twice that. A factor
+// of two rounds nothing (but numbers below 2^-126).
+//
+// fp32 takes the accurate exponential, with a relative error near 2e-7, and scale = 1.
+template <typename T>
+Compute<T> pre_activation_scale(bool silu) {
+  return Compute<T>(silu && sizeof(T) == 2 ? 0.5 : 1.0);
+}
+
 __device__ __forceinline__ float tanh_approx(float h) {
   float t;
   asm("tanh.approx.f32 %0, %1;" : "=f"(t) : "f"(h));
@@ -269,23 +343,33 @@ __device__ __forceinline__ float sigmoid(float z) {
 }
 __device__ __forceinline__ double sigmoid(double z) { return 1.0 / (1.0 + exp(-z)); }
 
+// Of scale * z.
 template <typename T>
-__device__ __forceinline__ Compute<T> silu(Compute<T> z) {
-  if constexpr (sizeof(T) == 2) {
-    const float h = 0.5f * z;
-    return fmaf(h, tanh_approx(h), h);
-  }
-  return z * sigmoid(z);
+__device__ __forceinline__ Compute<T> silu(Compute<T> h) {
+  if constexpr (sizeof(T) == 2) return fmaf(h, tanh_approx(h), h);
+  return h * sigmoid(h);
 }
 
+// silu'(z) / scale, of scale * z.
 template <typename T>
-__device__ __forceinline__ Compute<T> silu_grad(Compute<T> z) {
+__device__ __forceinline__ Compute<T> silu_grad(Compute<T> h) {
   if constexpr (sizeof(T) == 2) {
-    const float h = 0.5f * z, t = tanh_approx(h), s = fmaf(0.5f, t, 0.5f);
-    return fmaf(s, fmaf(h, -t, h), s);
+    const float t = tanh_approx(h), u = 1.0f + t;
+    return fmaf(u, fmaf(h, -t, h), u);
   }
-  const Compute<T> s = sigmoid(z);
-  return s * fma(z, Compute<T>(1) - s, Compute<T>(1));
+  const Compute<T> s = sigmoid(h);
+  return s * fma(h, Compute<T>(1) - s, Compute<T>(1));
+}
+
+// Splits n = outer * count + i into its parts; 32-bit where it can.
+__device__ __forceinline__ int64_t split(int64_t n, int64_t count, int64_t* i) {
+  if (n >= 0 && n <= 0xffffffffll && count <= 0xffffffffll) {
+    const uint32_t q = static_cast<uint32_t>(n) / static_cast<uint32_t>(count);
+    *i = static_cast<uint32_t>(n) - q * static_cast<uint32_t>(count);
+    return q;
+  }
+  *i = n % count;
+  return n / count;
 }
 
 // Makes device current for its lifetime.
@@ -317,7 +401,10 @@ __host__ __device__ constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a
 
 template <typename T>
 View<T> view(const Tensor& t) {
-  return {static_cast<T*>(t.data), t.strides[0], t.strides[1], t.ndim == 3 ? t.strides[2] : 0};
+  // The stride of a dimension of size 1 is arbitrary; kernels that take time for adjacent rely
+  // on 1.
+  const int64_t time = t.ndim < 3 ? 0 : (t.sizes[2] == 1 ? 1 : t.strides[2]);
+  return {static_cast<T*>(t.data), t.strides[0], t.strides[1], time};
 }
 
 template <typename F>
@@ -326,6 +413,13 @@ AnyView<F> any_view(const Tensor& t) {
   if (!given(t)) v.data = nullptr;
   for (int i = 0; i < t.ndim; ++i) v.strides[i] = t.strides[i];
   return v;
+}
+
+// Elements from t's first to one past its last in memory.
+inline int64_t extent(const Tensor& t) {
+  int64_t n = 1;
+  for (int i = 0; i < t.ndim; ++i) n += (t.sizes[i] - 1) * t.strides[i];
+  return n;
 }
 
 // The largest n <= max, a power of two, such that rows of n adjacent elements along dimension

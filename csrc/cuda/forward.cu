@@ -1,14 +1,17 @@
 // Forward: out[b,d,t] = act(bias[d] + sum over k of weight[d,k] * x~[b,d,t-(W-1)+k]).
 //
-// channel_last: a thread owns C adjacent channels and walks along a chunk of time with the last W-1
-//   inputs in registers; rows ahead of it are on their way through cp.async.
-// channel_first: a warp walks along one row, each lane with V adjacent time steps; the W-1 inputs
-//   before a lane's own come from the lane before it.
+// channel_last: a thread owns C adjacent channels over a chunk of kRows steps; it loads them all at
+//   once and keeps the last W-1 inputs in registers.
+// channel_first: a warp owns a few tiles of one row, each lane V adjacent steps of a tile; a lane
+//   loads the W-1 inputs before its own too, which its neighbour has just brought to L1.
 // any_width: one thread an output, for W > 8 and fp64.
 //
+// Chunks are short, so that the threads at work at any time are in one region of memory: a copy
+// that walks along 64 tiles a warp is 10 % slower than one that takes four (H200).
+//
 // WMAX is 4 or 8, and EXACT means W == WMAX; else taps k < WMAX - W are skipped by a predicate, not
-// multiplied by zero, since 0 * inf would be NaN. SEQ: seq_idx may be given. VECTOR: accesses of C
-// channels at once, else any strides.
+// multiplied by zero, since 0 * inf would be NaN. SEQ: seq_idx may be given. C == 1 suits any
+// strides.
 #include "common.cuh"
 #include "launch.cuh"
 #include "tiles.cuh"
@@ -25,8 +28,11 @@ struct ForwardArgs {
   int64_t batch, dim, seqlen;
   int width;
   bool silu;
-  int64_t groups;         // channel_last: groups of C channels
-  int64_t chunks, chunk;  // parts of the time axis, and the length of one
+  Compute<T> scale;           // pre_activation_scale
+  const T* x_end;             // one past x's last element
+  int64_t chunk;              // channel_first: steps a warp
+  Columns columns;            // channel_last
+  Divisor by_dim, by_chunks;  // channel_first
 
   // x~ at s < seqlen.
   __device__ __forceinline__ Compute<T> input(int64_t b, int64_t d, int64_t s) const {
@@ -36,63 +42,51 @@ struct ForwardArgs {
   }
 };
 
-template <typename T, int C, int WMAX, bool EXACT, bool SEQ, bool VECTOR>
+constexpr int kRows = 16;  // channel_last: steps a thread
+constexpr int kTiles = 4;  // channel_first: tiles a warp
+
+template <typename T, int C, int WMAX, bool EXACT, bool SEQ>
 __global__ void __launch_bounds__(kThreads) forward_channel_last(const ForwardArgs<T> p) {
-  constexpr int H = WMAX - 1, U = WMAX, STAGES = 2 * U;
-  using Reader = Rows<T, C, U, STAGES, VECTOR>;
-  __shared__ typename Reader::Row ring[Reader::kSharedRows];
-
-  int64_t group, chunk;
-  const int64_t n = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  const int64_t b = split(split(n, p.groups, &group), p.chunks, &chunk);
-  if (b >= p.batch) return;
-  const int64_t d0 = group * C, t0 = chunk * p.chunk, t1 = min(t0 + p.chunk, p.seqlen);
-
-  const int count = static_cast<int>(t1 - t0);
-  const SeqIdx ids = p.seq_idx.from(b, t0);
-
-  Reader x(ring, p.x.at(b, d0, t0), p.x.time, count);
-  for (int g = 0; g < STAGES / U; ++g) {
-    x.prefetch(g);
-    __pipeline_commit();
-  }
-
+  constexpr int H = WMAX - 1;
+  const ColumnChunk at(p.columns);
+  if (!at.inside || at.b >= p.batch) return;
+  const int64_t b = at.b, d0 = at.column * C;
+  // The last chunk may overlap the one before it: both write the same there.
+  const int64_t t0 = max(min(at.chunk * kRows, p.seqlen - kRows), int64_t(0));
   const int first = EXACT ? 0 : WMAX - p.width;
-  float w[WMAX][C], bias[C], before[H][C], h[H + U][C];
-  int id[H + U];
-  load_weights<WMAX, C>(p.weight, d0, p.width, w);
-  load_history<H, C, VECTOR>(p, b, d0, t0, before);
-#pragma unroll
-  for (int c = 0; c < C; ++c) {
-    bias[c] = p.bias.given() ? p.bias.load(d0 + c) : 0.0f;
-#pragma unroll
-    for (int j = 0; j < H; ++j) h[j][c] = before[j][c];
-  }
-#pragma unroll
-  for (int j = 0; j < H; ++j) id[j] = SEQ ? p.seq_idx.at(b, max(t0 - H + j, int64_t(0))) : 0;
-
+  const T* x = p.x.at(b, d0, t0);
   T* out = p.out.at(b, d0, t0);
-  // U rows; EDGE: not all of them are inside.
-  auto step = [&](auto edge, int t) {
+  float w[WMAX][C], bias[C], h[H][C];
+
+  // N rows, the first at t0 + t. EDGE: only count of them are inside.
+  auto step = [&](auto edge, auto n, int t, int count, const auto& prologue) {
     constexpr bool EDGE = decltype(edge)::value;
-    Pack<T, C> rows[U];
-    __pipeline_wait_prior(STAGES / U - 1);
-    x.fetch(rows);
-    __pipeline_commit();
-    if (SEQ) {
+    constexpr int N = decltype(n)::value;
+    Pack<T, C> rows[N];
 #pragma unroll
-      for (int u = 0; u < U; ++u) id[H + u] = !EDGE || t + u < count ? ids.at(0, t + u) : -1;
+    for (int u = 0; u < N; ++u) {
+      if (!EDGE || u < count) rows[u] = Pack<T, C>::load(x);
+      x += p.x.time;
     }
+    prologue();
+    float v[H + N][C];
+    int id[H + N];
 #pragma unroll
-    for (int u = 0; u < U; ++u) {
+    for (int j = 0; j < H; ++j) {
+#pragma unroll
+      for (int c = 0; c < C; ++c) v[j][c] = h[j][c];
+    }
+    if (SEQ) load_ids(p.seq_idx.from(b, 0), t0 + t - H, p.seqlen, id);
+#pragma unroll
+    for (int u = 0; u < N; ++u) {
       float z[C];
 #pragma unroll
       for (int c = 0; c < C; ++c) {
-        h[H + u][c] = rows[u].get(c);
+        v[H + u][c] = rows[u].get(c);
         z[c] = bias[c];
 #pragma unroll
         for (int k = 0; k < WMAX; ++k) {
-          float xk = h[u + k][c];
+          float xk = v[u + k][c];
           if (SEQ) xk = id[u + k] == id[H + u] ? xk : 0.0f;
           if (k >= first) z[c] = fmaf(w[k][c], xk, z[c]);
         }
@@ -105,108 +99,125 @@ __global__ void __launch_bounds__(kThreads) forward_channel_last(const ForwardAr
 #pragma unroll
         for (int c = 0; c < C; ++c) z[c] = 0.0f;
       }
-      if (!EDGE || t + u < count) pack<T>(z).store(out);
+      if (!EDGE || u < count) pack<T>(z).store(out);
       out += p.out.time;
     }
 #pragma unroll
     for (int j = 0; j < H; ++j) {
-      if (SEQ) id[j] = id[U + j];
 #pragma unroll
-      for (int c = 0; c < C; ++c) h[j][c] = h[U + j][c];
+      for (int c = 0; c < C; ++c) h[j][c] = v[N + j][c];
     }
   };
-  for (int t = 0; t < count; t += U) {
-    if (t + U <= count) {
-      step(std::false_type{}, t);
-    } else {
-      step(std::true_type{}, t);
+  auto prologue = [&] {
+    load_history<H, C>(p, b, d0, t0, h);
+    load_weights<WMAX, C>(p, d0, w);
+    load_bias<C>(p, d0, bias);
+  };
+  if (p.seqlen >= kRows) {
+    step(std::false_type{}, std::integral_constant<int, kRows>{}, 0, kRows, prologue);
+  } else {
+    constexpr int N = WMAX;
+    prologue();
+#pragma unroll 1
+    for (int t = 0; t < p.seqlen; t += N) {
+      const int left = static_cast<int>(p.seqlen) - t;
+      step(std::true_type{}, std::integral_constant<int, N>{}, t, left, [] {});
     }
   }
 }
 
 template <typename T, int V, int WMAX, bool EXACT, bool SEQ, Access ACCESS>
-__global__ void __launch_bounds__(kThreads, SEQ ? 4 : 1)
+__global__ void __launch_bounds__(kThreads, WMAX == 4 ? (EXACT ? 8 : 6) : 3)
     forward_channel_first(const ForwardArgs<T> p) {
   constexpr int H = WMAX - 1, TILE = 32 * V;
-  static_assert(H <= V, "the halo comes from one lane");
   const int lane = threadIdx.x % 32;
-  int64_t segment, d;
+  int64_t index, d;
   const int64_t warp = static_cast<int64_t>(blockIdx.x) * (kThreads / 32) + threadIdx.x / 32;
-  const int64_t b = split(split(warp, p.chunks, &segment), p.dim, &d);
+  const int64_t b = p.by_chunks.split(p.by_dim.split(warp, &d), &index);
   if (b >= p.batch) return;
-  const int64_t start = segment * p.chunk;
-  const int count = static_cast<int>(min(p.chunk, p.seqlen - start));
-  const int readable = static_cast<int>(min(p.chunk + V, p.seqlen - start));
-  const SeqIdx ids = p.seq_idx.from(b, start);
+  // Tiles are where out is aligned.
+  const int offset = ACCESS == Access::kUnit ? misalignment(p.out.at(b, d, 0)) : 0;
+  const Segment s(index, p.chunk, offset, p.seqlen);
+  const bool states = p.initial_states.given() && s.lo >= 0;
 
-  const TileReader<T, V, ACCESS> x(p.x.at(b, d, start), p.x.time, readable, lane);
-  TileWriter<T, V, ACCESS> out(p.out.at(b, d, start), p.out.time, count, lane);
-  Pack<T, V> next = x.template load<true>(lane * V);
-  Pack<T, V> second = x.template load<true>(lane * V + TILE);
-
+  using Reader = RowReader<T, V, WMAX, ACCESS>;
+  const Reader x(p.x.at(b, d, s.origin), p.x.time, p.x_end, s.lo, s.hi, lane);
+  const RowWriter<T, V, ACCESS> out(p.out.at(b, d, s.origin), p.out.time, max(s.lo, 0), s.end,
+                                    lane);
+  const SeqIdx ids = p.seq_idx.from(b, s.origin);
   const int first = EXACT ? 0 : WMAX - p.width;
-  const WarpValues<T> values(p, b, d, start - H, lane);
-  float w[WMAX], prev[H];
-  int prev_id[H];
-#pragma unroll
-  for (int k = 0; k < WMAX; ++k) w[k] = values.weight(k - first);
-  const float bias = values.bias;
-#pragma unroll
-  for (int j = 0; j < H; ++j) {
-    prev[j] = values.before(j);
-    prev_id[j] = SEQ ? p.seq_idx.at(b, max(start - H + j, int64_t(0))) : 0;
-  }
+  float w[WMAX], bias[1];
+  auto prologue = [&] {
+    load_warp_weights(p, d, lane, w);
+    load_bias<1>(p, d, bias);
+  };
 
-  // A tile, while the two after it are on their way. EDGE: some of what it touches is outside.
-  auto step = [&](auto edge, int t) {
+  // EDGE: some of the tile is outside, or takes states.
+  auto step = [&](auto edge, int base, const typename Reader::Raw& raw) {
     constexpr bool EDGE = decltype(edge)::value;
-    const Pack<T, V> xs = x.own(next, second);
-    next = second;
-    second = x.template load<EDGE>(t + 2 * TILE);
-
+    const int t = base + lane * V;
+    const auto xs = x.own(raw);
     float h[H + V], z[V];
     int id[H + V];
 #pragma unroll
-    for (int i = 0; i < V; ++i) h[H + i] = xs.get(i);
-    if (SEQ) load_ids<V>(ids, t, readable, id + H);
+    for (int j = 0; j < H + V; ++j) h[j] = xs.get(WMAX - H + j);
+    if (EDGE && base <= s.lo && (ACCESS == Access::kUnit || states)) {
 #pragma unroll
-    for (int j = 0; j < H; ++j) {
-      const int from = (lane + 31) % 32;  // lane 31 hands over the end of the previous tile
-      h[j] = __shfl_sync(0xffffffff, lane == 31 ? prev[j] : h[V + j], from);
-      prev[j] = h[V + j];
-      if (SEQ) {
-        id[j] = __shfl_sync(0xffffffff, lane == 31 ? prev_id[j] : id[V + j], from);
-        prev_id[j] = id[V + j];
+      for (int j = 0; j < H + V; ++j) {
+        if (t - H + j < s.lo) h[j] = p.input(b, d, t - H + j - s.lo);
       }
     }
+    if (SEQ) load_ids(ids, t - H, s.lo, s.hi, id);
 #pragma unroll
-    for (int i = 0; i < V; ++i) {
-      z[i] = bias;
+    for (int j = 0; j < V; ++j) {
+      z[j] = bias[0];
 #pragma unroll
       for (int k = 0; k < WMAX; ++k) {
-        float xk = h[i + k];
-        if (SEQ) xk = id[i + k] == id[H + i] ? xk : 0.0f;
-        if (k >= first) z[i] = fmaf(w[k], xk, z[i]);
+        float xk = h[j + k];
+        if (SEQ) xk = id[j + k] == id[H + j] ? xk : 0.0f;
+        if (k >= first) z[j] = fmaf(w[k], xk, z[j]);
       }
     }
     if (p.silu) {
 #pragma unroll
-      for (int i = 0; i < V; ++i) z[i] = silu<T>(z[i]);
+      for (int j = 0; j < V; ++j) z[j] = silu<T>(z[j]);
     }
     if (SEQ) {
 #pragma unroll
-      for (int i = 0; i < V; ++i) z[i] = id[H + i] < 0 ? 0.0f : z[i];
+      for (int j = 0; j < V; ++j) z[j] = id[H + j] < 0 ? 0.0f : z[j];
     }
-    out.template store<EDGE>(t, pack<T>(z));
-  };
-  for (int base = 0; base < count; base += TILE) {
-    if (base + 3 * TILE <= count) {
-      step(std::false_type{}, base + lane * V);
+    if (EDGE) {
+      out.write(t, pack<T>(z));
     } else {
-      step(std::true_type{}, base + lane * V);
+      out.write_inside(base, pack<T>(z));
+    }
+  };
+
+  auto burst = [&](auto n) {
+    constexpr int N = decltype(n)::value;
+    typename Reader::Raw raw[N];
+#pragma unroll
+    for (int i = 0; i < N; ++i) raw[i] = x.load_inside(i * TILE);
+    prologue();
+#pragma unroll
+    for (int i = 0; i < N; ++i) step(std::false_type{}, i * TILE, raw[i]);
+  };
+  const bool inside =
+      s.end + x.kBeyond <= s.hi && (s.lo < 0 || (s.lo == 0 && !states && !x.shifted()));
+  if (inside && s.end == kTiles * TILE) {
+    burst(std::integral_constant<int, kTiles>{});
+  } else if (inside && s.end == kTiles / 2 * TILE) {
+    burst(std::integral_constant<int, kTiles / 2>{});
+  } else {
+    auto next = x.load(0);
+    prologue();
+#pragma unroll 1
+    for (int base = 0; base < s.end; base += TILE) {
+      const auto raw = next;
+      if (base + TILE < s.end) next = x.load(base + TILE);
+      step(std::true_type{}, base, raw);
     }
   }
-  out.flush(static_cast<int>(ceil_div(count, TILE)) * TILE + lane * V);
 }
 
 template <typename T>
@@ -221,11 +232,11 @@ __global__ void __launch_bounds__(kThreads)
   }
   if (b >= p.batch) return;
   const int id = p.seq_idx.at(b, t);
-  Compute<T> z = p.bias.given() ? p.bias.load(d) : Compute<T>(0);
+  Compute<T> z = p.bias.given() ? p.bias.load(d) * p.scale : Compute<T>(0);
   for (int k = 0; k < p.width; ++k) {
     const int64_t s = t - (p.width - 1) + k;
     const bool same = p.seq_idx.at(b, max(s, int64_t(0))) == id;
-    z = fma(p.weight.load(d, k), same ? p.input(b, d, s) : Compute<T>(0), z);
+    z = fma(p.weight.load(d, k) * p.scale, same ? p.input(b, d, s) : Compute<T>(0), z);
   }
   if (p.silu) z = silu<T>(z);
   *p.out.at(b, d, t) = from_compute<T>(id < 0 ? Compute<T>(0) : z);
@@ -240,69 +251,55 @@ __global__ void __launch_bounds__(kThreads) write_final_states(const ForwardArgs
   if (b < p.batch) p.final_states.store(p.input(b, d, p.seqlen - (p.width - 1) + j), b, d, j);
 }
 
-// Parts of the time axis for channel_last. Enough threads to fill the machine some times over, but
-// no chunk so short that re-reading its W-1 rows of halo shows.
-int64_t channel_last_chunk(int64_t threads_per_chunk, int64_t seqlen, int sms) {
-  const int64_t wanted = ceil_div(int64_t(sms) * 4096, threads_per_chunk);
-  const int64_t chunk = ceil_div(seqlen, wanted);
-  return ceil_div(chunk < 16 ? 16 : (chunk > 512 ? 512 : chunk), 8) * 8;
-}
-
-// A warp's share of a row for channel_first: whole rows if they fill the machine, else parts.
-int64_t channel_first_chunk(int64_t rows, int64_t seqlen, int64_t tile, int sms) {
-  const int64_t wanted = ceil_div(int64_t(sms) * 64, rows);
-  const int64_t chunk = ceil_div(ceil_div(seqlen, wanted), tile) * tile;
-  return chunk < (1 << 24) ? chunk : 1 << 24;
-}
-
-template <typename T, int C, int WMAX, bool EXACT, bool SEQ, bool VECTOR>
-cudaError_t launch_channel_last(ForwardArgs<T> p, int sms, cudaStream_t stream) {
-  p.groups = p.dim / C;
-  p.chunk = channel_last_chunk(p.batch * p.groups, p.seqlen, sms);
-  p.chunks = ceil_div(p.seqlen, p.chunk);
-  return launch(forward_channel_last<T, C, WMAX, EXACT, SEQ, VECTOR>, p.batch * p.chunks * p.groups,
-                stream, p);
+template <typename T, int C, int WMAX, bool EXACT, bool SEQ>
+cudaError_t launch_channel_last(ForwardArgs<T> p, cudaStream_t stream) {
+  p.columns = Columns(p.dim / C, ceil_div(p.seqlen, kRows), -1);
+  return launch(forward_channel_last<T, C, WMAX, EXACT, SEQ>, p.columns.threads(p.batch), stream,
+                p);
 }
 
 template <typename T, int V, int WMAX, bool EXACT, bool SEQ, Access ACCESS>
-cudaError_t launch_channel_first(ForwardArgs<T> p, int sms, cudaStream_t stream) {
-  p.chunk = channel_first_chunk(p.batch * p.dim, p.seqlen, 32 * V, sms);
-  p.chunks = ceil_div(p.seqlen, p.chunk);
+cudaError_t launch_channel_first(ForwardArgs<T> p, cudaStream_t stream) {
+  constexpr int TILE = 32 * V;
+  const int64_t tiles = ceil_div(p.seqlen + (ACCESS == Access::kUnit ? kGranule<T> - 1 : 0), TILE);
+  const int64_t chunks = ceil_div(tiles, kTiles);
+  p.chunk = ceil_div(tiles, chunks) * TILE;
+  p.by_dim = Divisor(p.dim);
+  p.by_chunks = Divisor(chunks);
   return launch(forward_channel_first<T, V, WMAX, EXACT, SEQ, ACCESS>,
-                p.batch * p.dim * p.chunks * 32, stream, p);
+                p.batch * p.dim * chunks * 32, stream, p);
 }
 
 template <typename T, int WMAX>
-cudaError_t launch_fast(const ForwardParams& params, const ForwardArgs<T>& p, int sms,
-                        cudaStream_t stream) {
+cudaError_t launch_fast(const ForwardParams& params, const ForwardArgs<T>& p, cudaStream_t stream) {
   constexpr int size = sizeof(T);
   const bool seq = p.seq_idx.data != nullptr, exact = p.width == WMAX;
   if (!is_channel_last(params.x)) {
     constexpr int V = WMAX == 8 ? 8 : 16 / size;
     const Access access = common_access({&params.x, &params.out}, size);
     if (access == Access::kStrided) {
-      return launch_channel_first<T, V, WMAX, false, true, Access::kStrided>(p, sms, stream);
+      return launch_channel_first<T, V, WMAX, false, true, Access::kStrided>(p, stream);
     }
     if (access == Access::kUnit) {
-      return seq ? launch_channel_first<T, V, WMAX, false, true, Access::kUnit>(p, sms, stream)
-                 : launch_channel_first<T, V, WMAX, false, false, Access::kUnit>(p, sms, stream);
+      return seq ? launch_channel_first<T, V, WMAX, false, true, Access::kUnit>(p, stream)
+                 : launch_channel_first<T, V, WMAX, false, false, Access::kUnit>(p, stream);
     }
     constexpr Access kAligned = Access::kAligned;
-    if (seq) return launch_channel_first<T, V, WMAX, false, true, kAligned>(p, sms, stream);
-    return exact ? launch_channel_first<T, V, WMAX, true, false, kAligned>(p, sms, stream)
-                 : launch_channel_first<T, V, WMAX, false, false, kAligned>(p, sms, stream);
+    if (seq) return launch_channel_first<T, V, WMAX, false, true, kAligned>(p, stream);
+    return exact ? launch_channel_first<T, V, WMAX, true, false, kAligned>(p, stream)
+                 : launch_channel_first<T, V, WMAX, false, false, kAligned>(p, stream);
   }
-  constexpr int C = 4;
+  constexpr int C = 8 / size;  // a warp's row of 256 bytes
   if (common_channels(C, size, p.dim, {&params.x, &params.out}) < C) {
-    return launch_channel_last<T, 1, WMAX, false, true, false>(p, sms, stream);
+    return launch_channel_last<T, 1, WMAX, false, true>(p, stream);
   }
-  if (seq) return launch_channel_last<T, C, WMAX, false, true, true>(p, sms, stream);
-  return exact ? launch_channel_last<T, C, WMAX, true, false, true>(p, sms, stream)
-               : launch_channel_last<T, C, WMAX, false, false, true>(p, sms, stream);
+  if (seq) return launch_channel_last<T, C, WMAX, false, true>(p, stream);
+  return exact ? launch_channel_last<T, C, WMAX, true, false>(p, stream)
+               : launch_channel_last<T, C, WMAX, false, false>(p, stream);
 }
 
 template <typename T>
-cudaError_t run(const ForwardParams& params, cudaStream_t stream, int sms) {
+cudaError_t run(const ForwardParams& params, cudaStream_t stream) {
   ForwardArgs<T> p{};
   p.x = view<T>(params.x);
   p.out = view<T>(params.out);
@@ -316,6 +313,8 @@ cudaError_t run(const ForwardParams& params, cudaStream_t stream, int sms) {
   p.seqlen = params.x.sizes[2];
   p.width = static_cast<int>(params.weight.sizes[1]);
   p.silu = params.silu != 0;
+  p.scale = pre_activation_scale<T>(p.silu);
+  p.x_end = p.x.data + extent(params.x);
 
   cudaError_t e = cudaSuccess;
   if (p.final_states.given()) {
@@ -323,8 +322,8 @@ cudaError_t run(const ForwardParams& params, cudaStream_t stream, int sms) {
   }
   if (e != cudaSuccess || p.batch * p.dim * p.seqlen == 0) return e;
   if constexpr (sizeof(T) <= 4) {
-    if (p.width <= 4) return launch_fast<T, 4>(params, p, sms, stream);
-    if (p.width <= 8) return launch_fast<T, 8>(params, p, sms, stream);
+    if (p.width <= 4) return launch_fast<T, 4>(params, p, stream);
+    if (p.width <= 8) return launch_fast<T, 8>(params, p, stream);
   }
   return launch(forward_any_width<T>, p.batch * p.dim * p.seqlen, stream, p,
                 is_channel_last(params.x));
@@ -336,7 +335,7 @@ cudaError_t run(const ForwardParams& params, cudaStream_t stream, int sms) {
 causal_conv1d_status causal_conv1d_cuda_forward(const causal_conv1d_forward_params* params,
                                                 int device, void* stream) {
   using namespace causal_conv1d;
-  return gpu::run_operator("causal_conv1d_fn", *params, device, [&](auto zero, int sms) {
-    return gpu::run<decltype(zero)>(*params, static_cast<cudaStream_t>(stream), sms);
+  return gpu::run_operator("causal_conv1d_fn", *params, device, [&](auto zero) {
+    return gpu::run<decltype(zero)>(*params, static_cast<cudaStream_t>(stream));
   });
 }
