@@ -105,12 +105,11 @@ __device__ Compute<T> dz_at(const BackwardArgs<T>& p, int64_t b, int64_t d, int6
 constexpr int kBackwardLines = 4;  // channel_last: chunks a block, one a warp
 
 template <typename T, int C, int WMAX, bool EXACT, bool SEQ>
-__global__ void __launch_bounds__(kThreads, WMAX == 4 ? 4 : (SEQ ? 2 : 3))
+__global__ void __launch_bounds__(kThreads, SEQ ? (WMAX == 4 ? 3 : 2) : (WMAX == 4 ? 4 : 3))
     backward_channel_last(const BackwardArgs<T> p) {
   constexpr int H = WMAX - 1, U = WMAX, STAGES = 8;
   using Reader = Rows<T, C, U, STAGES>;
   __shared__ typename Reader::Row rings[2][Reader::kSharedRows];
-  allow_dependents();
   const ColumnChunk at(p.columns);
   if (at.b >= p.batch) return;
   const int64_t b = at.b, d0 = at.column * C, t0 = at.chunk * p.chunk;
@@ -259,7 +258,6 @@ __global__ void __launch_bounds__(kThreads,
   using RingG = RowRing<T, V, 0, ACCESS>;
   __shared__ typename RingX::Shared rings_x[kThreads / 32];
   __shared__ typename RingG::Shared rings_g[kThreads / 32];
-  allow_dependents();
   const int lane = threadIdx.x % 32;
   int64_t index, d;
   const int64_t warp = static_cast<int64_t>(blockIdx.x) * (kThreads / 32) + threadIdx.x / 32;
@@ -336,13 +334,17 @@ __global__ void __launch_bounds__(kThreads,
           if (from < H) h[j] = before;
         }
       }
+      uint32_t padding = 0;  // a bit for each step
       if (SEQ) {
         int id[H + V + H];
         load_ids(ids, t - H, s.lo, s.hi, id);
         same.set(id);
 #pragma unroll
         for (int i = 0; i < V; ++i) {
-          if (id[H + i] < 0) h[H + i] = 0.0f;  // only its own tap would still meet it
+          if (id[H + i] < 0) {
+            padding |= 1u << i;
+            h[H + i] = 0.0f;  // only its own tap would still meet it
+          }
         }
       }
 #pragma unroll
@@ -356,15 +358,10 @@ __global__ void __launch_bounds__(kThreads,
         }
       }
       p.gradients(g, true, dz);
-      if (SEQ) {
-#pragma unroll
-        for (int i = 0; i < V; ++i) {
-          if (ids.at(0, min(max(t + i, s.lo), s.hi - 1)) < 0) dz[i] = 0.0f;
-        }
-      }
 #pragma unroll
       for (int i = 0; i < V; ++i) {
-        const bool inside = !EDGE || (t + i >= s.lo && t + i < s.hi);
+        const bool inside =
+            !EDGE || (t + i >= s.lo && t + i < s.hi && (!SEQ || (padding >> i & 1) == 0));
         if (!inside) dz[i] = 0.0f;
         if (inside) {
           db += dz[i];
@@ -408,13 +405,15 @@ __global__ void __launch_bounds__(kThreads,
     };
     const int low = s.lo + (states || x.shifted()), high = s.hi - (dfinal ? p.width - 1 : 0);
     while (base >= 0) {
-      if (base < low || base + TILE > high) {
+      if (SEQ || base < low || base + TILE > high) {
         step(std::true_type{}, base);
         base -= TILE;
         continue;
       }
+      if constexpr (!SEQ) {
 #pragma unroll 1
-      for (; base >= 0 && base >= low; base -= TILE) step(std::false_type{}, base);
+        for (; base >= 0 && base >= low; base -= TILE) step(std::false_type{}, base);
+      }
     }
     dx.flush();
   }
@@ -468,7 +467,8 @@ __global__ void __launch_bounds__(kThreads) backward_initial_states(const Backwa
 
 // One block a (part, d): the sums of one chunk of one row.
 template <typename T>
-__global__ void __launch_bounds__(kThreads) backward_any_width_partials(const BackwardArgs<T> p) {
+__global__ void __launch_bounds__(kThreads, 1)
+    backward_any_width_partials(const BackwardArgs<T> p) {
   using BlockReduce = cub::BlockReduce<Compute<T>, kThreads>;
   __shared__ typename BlockReduce::TempStorage storage;
   int64_t d, chunk;
@@ -500,7 +500,6 @@ template <typename T>
 __global__ void __launch_bounds__(kThreads) reduce_partials(const BackwardArgs<T> p) {
   constexpr int kColumns = kThreads / kLanes;
   __shared__ Compute<T> sums[kLanes][kColumns];
-  wait_for_previous();
   const int column = threadIdx.x % kColumns, part_lane = threadIdx.x / kColumns;
   const int64_t columns = (p.width + 1) * p.dim;
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kColumns + column;
@@ -592,18 +591,18 @@ struct Plan {
 
 template <typename T, int WMAX>
 cudaError_t launch_fast(BackwardArgs<T>& p, const Plan& plan, cudaStream_t stream) {
-  const bool seq = p.seq_idx.data != nullptr, exact = p.width == WMAX;
+  const bool seq = p.seq_idx.data != nullptr, exact = p.width == 4;
   if (!plan.channel_last) {
     constexpr int V = WMAX == 8 || sizeof(T) == 2 ? 8 : 4;
     constexpr Access kAligned = Access::kAligned, kUnit = Access::kUnit;
+    constexpr bool EXACT = WMAX == 4;
     auto kernel = backward_channel_first<T, V, WMAX, false, true, Access::kStrided>;
-    if (plan.access == kUnit) {
-      kernel = seq ? backward_channel_first<T, V, WMAX, false, true, kUnit>
-                   : backward_channel_first<T, V, WMAX, false, false, kUnit>;
-    } else if (plan.access == kAligned && seq) {
-      kernel = backward_channel_first<T, V, WMAX, false, true, kAligned>;
+    if (plan.access != Access::kStrided && seq) {
+      kernel = backward_channel_first<T, V, WMAX, false, true, kUnit>;
+    } else if (plan.access == kUnit) {
+      kernel = backward_channel_first<T, V, WMAX, false, false, kUnit>;
     } else if (plan.access == kAligned) {
-      kernel = exact ? backward_channel_first<T, V, WMAX, true, false, kAligned>
+      kernel = exact ? backward_channel_first<T, V, WMAX, EXACT, false, kAligned>
                      : backward_channel_first<T, V, WMAX, false, false, kAligned>;
     }
     return launch(kernel, ceil_div(p.batch, p.rows) * p.dim * p.chunks * 32, stream, p);
@@ -612,7 +611,7 @@ cudaError_t launch_fast(BackwardArgs<T>& p, const Plan& plan, cudaStream_t strea
   auto kernel = backward_channel_last<T, 1, WMAX, false, true>;
   if (plan.vector > 1 && seq) kernel = backward_channel_last<T, C, WMAX, false, true>;
   if (plan.vector > 1 && !seq) {
-    kernel = exact ? backward_channel_last<T, C, WMAX, true, false>
+    kernel = exact ? backward_channel_last<T, C, WMAX, WMAX == 4, false>
                    : backward_channel_last<T, C, WMAX, false, false>;
   }
   return launch(kernel, p.columns.threads(p.batch), stream, p);
@@ -667,7 +666,7 @@ cudaError_t run(const BackwardParams& params, const Plan& plan, void* workspace,
     }
   }
   if (e == cudaSuccess && sums) {  // no positions at all: the sums are zero
-    e = launch_dependent(reduce_partials<T>, (p.width + 1) * p.dim * kLanes, stream, p);
+    e = launch(reduce_partials<T>, (p.width + 1) * p.dim * kLanes, stream, p);
   }
   return e;
 }

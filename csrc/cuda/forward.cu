@@ -9,9 +9,9 @@
 // Chunks are short, so that the threads at work at any time are in one region of memory: a copy
 // that walks along 64 tiles a warp is 10 % slower than one that takes four (H200).
 //
-// WMAX is 4 or 8, and EXACT means W == WMAX; else taps k < WMAX - W are skipped by a predicate, not
-// multiplied by zero, since 0 * inf would be NaN. SEQ: seq_idx may be given. C == 1 suits any
-// strides.
+// WMAX is 4 or 8, and EXACT means W == WMAX == 4; else taps k < WMAX - W are skipped by a
+// predicate, not multiplied by zero, since 0 * inf would be NaN. SEQ: seq_idx may be given. C == 1
+// suits any strides.
 #include "common.cuh"
 #include "launch.cuh"
 #include "tiles.cuh"
@@ -193,7 +193,7 @@ __global__ void __launch_bounds__(kThreads, WMAX == 4 ? (EXACT ? 8 : 6) : 3)
     }
   };
 
-  auto burst = [&](auto n) {
+  [[maybe_unused]] auto burst = [&](auto n) {
     constexpr int N = decltype(n)::value;
     typename Reader::Raw raw[N];
 #pragma unroll
@@ -202,21 +202,23 @@ __global__ void __launch_bounds__(kThreads, WMAX == 4 ? (EXACT ? 8 : 6) : 3)
 #pragma unroll
     for (int i = 0; i < N; ++i) step(std::false_type{}, i * TILE, raw[i]);
   };
-  const bool inside =
-      s.end + x.kBeyond <= s.hi && (s.lo < 0 || (s.lo == 0 && !states && !x.shifted()));
-  if (inside && s.end == kTiles * TILE) {
-    burst(std::integral_constant<int, kTiles>{});
-  } else if (inside && s.end == kTiles / 2 * TILE) {
-    burst(std::integral_constant<int, kTiles / 2>{});
-  } else {
-    auto next = x.load(0);
-    prologue();
-#pragma unroll 1
-    for (int base = 0; base < s.end; base += TILE) {
-      const auto raw = next;
-      if (base + TILE < s.end) next = x.load(base + TILE);
-      step(std::true_type{}, base, raw);
+  if constexpr (!SEQ && ACCESS != Access::kStrided) {
+    const bool inside =
+        s.end + x.kBeyond <= s.hi && (s.lo < 0 || (s.lo == 0 && !states && !x.shifted()));
+    if (inside && s.end == kTiles * TILE) return burst(std::integral_constant<int, kTiles>{});
+    if constexpr (ACCESS == Access::kAligned && WMAX == 4) {
+      if (inside && s.end == kTiles / 2 * TILE) {
+        return burst(std::integral_constant<int, kTiles / 2>{});
+      }
     }
+  }
+  auto next = x.load(0);
+  prologue();
+#pragma unroll 1
+  for (int base = 0; base < s.end; base += TILE) {
+    const auto raw = next;
+    if (base + TILE < s.end) next = x.load(base + TILE);
+    step(std::true_type{}, base, raw);
   }
 }
 
@@ -273,20 +275,17 @@ cudaError_t launch_channel_first(ForwardArgs<T> p, cudaStream_t stream) {
 template <typename T, int WMAX>
 cudaError_t launch_fast(const ForwardParams& params, const ForwardArgs<T>& p, cudaStream_t stream) {
   constexpr int size = sizeof(T);
-  const bool seq = p.seq_idx.data != nullptr, exact = p.width == WMAX;
+  const bool seq = p.seq_idx.data != nullptr, exact = p.width == 4;
   if (!is_channel_last(params.x)) {
     constexpr int V = WMAX == 8 ? 8 : 16 / size;
     const Access access = common_access({&params.x, &params.out}, size);
     if (access == Access::kStrided) {
       return launch_channel_first<T, V, WMAX, false, true, Access::kStrided>(p, stream);
     }
-    if (access == Access::kUnit) {
-      return seq ? launch_channel_first<T, V, WMAX, false, true, Access::kUnit>(p, stream)
-                 : launch_channel_first<T, V, WMAX, false, false, Access::kUnit>(p, stream);
-    }
-    constexpr Access kAligned = Access::kAligned;
-    if (seq) return launch_channel_first<T, V, WMAX, false, true, kAligned>(p, stream);
-    return exact ? launch_channel_first<T, V, WMAX, true, false, kAligned>(p, stream)
+    constexpr Access kAligned = Access::kAligned, kUnit = Access::kUnit;
+    if (seq) return launch_channel_first<T, V, WMAX, false, true, kUnit>(p, stream);
+    if (access == kUnit) return launch_channel_first<T, V, WMAX, false, false, kUnit>(p, stream);
+    return exact ? launch_channel_first<T, V, WMAX, WMAX == 4, false, kAligned>(p, stream)
                  : launch_channel_first<T, V, WMAX, false, false, kAligned>(p, stream);
   }
   constexpr int C = 8 / size;  // a warp's row of 256 bytes
@@ -294,7 +293,7 @@ cudaError_t launch_fast(const ForwardParams& params, const ForwardArgs<T>& p, cu
     return launch_channel_last<T, 1, WMAX, false, true>(p, stream);
   }
   if (seq) return launch_channel_last<T, C, WMAX, false, true>(p, stream);
-  return exact ? launch_channel_last<T, C, WMAX, true, false>(p, stream)
+  return exact ? launch_channel_last<T, C, WMAX, WMAX == 4, false>(p, stream)
                : launch_channel_last<T, C, WMAX, false, false>(p, stream);
 }
 

@@ -19,46 +19,6 @@ cudaError_t launch(void (*kernel)(Parameters...), int64_t threads, cudaStream_t 
   return cudaGetLastError();
 }
 
-// From compute capability 9.0 on a kernel that follows another may be started before that ends. It
-// calls wait_for_previous() before it looks at what the other wrote; the other calls
-// allow_dependents() when it may be started.
-__device__ __forceinline__ void allow_dependents() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.launch_dependents;");
-#endif
-}
-__device__ __forceinline__ void wait_for_previous() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
-
-// launch() of a kernel that may start in this way.
-template <typename... Parameters, typename... Arguments>
-cudaError_t launch_dependent(void (*kernel)(Parameters...), int64_t threads, cudaStream_t stream,
-                             const Arguments&... arguments) {
-  int device = 0, major = 0;
-  cudaError_t e = cudaGetDevice(&device);
-  if (e == cudaSuccess) {
-    e = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
-  }
-  if (e != cudaSuccess) return e;
-  if (major < 9) return launch(kernel, threads, stream, arguments...);
-  const int64_t blocks = ceil_div(threads, kThreads);
-  if (blocks == 0) return cudaSuccess;
-  if (blocks > 0x7fffffff) return cudaErrorInvalidConfiguration;
-  cudaLaunchAttribute early{};
-  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  early.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(blocks));
-  config.blockDim = dim3(kThreads);
-  config.stream = stream;
-  config.attrs = &early;
-  config.numAttrs = 1;
-  return cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...);
-}
-
 // Checks params, makes device current and calls f(a zero of x's element type).
 template <typename Params, typename F>
 Status run_operator(const char* caller, const Params& params, int device, F&& f) {

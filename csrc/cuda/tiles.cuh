@@ -203,7 +203,12 @@ class RowReader {
     const int begin = t - shift_ - HP;
     if (ACCESS != Access::kStrided && t <= whole_) {
       const T* p = data_ + begin;
-      if (HP > 0 && begin + HP > lo_) words<0, kHalo>(r, p);
+      // Its nearest granule alone, if the row begins in there.
+      if (HP > G && begin + HP > lo_ && begin + HP - G <= lo_) {
+        words<kHalo - 4, 4>(r, p + HP - G);
+      } else if (HP > 0 && begin + HP > lo_) {
+        words<0, kHalo>(r, p);
+      }
 #pragma unroll
       for (int i = 0; i < V; i += G) {
         if (ACCESS != Access::kUnit || begin + HP + i + G > lo_) {
@@ -244,7 +249,7 @@ class RowReader {
   template <int FIRST, int COUNT>
   static __device__ __forceinline__ void words(Raw& r, const T* from) {
     constexpr int N = COUNT * 4 / static_cast<int>(sizeof(T));
-    if constexpr (COUNT > 0) {
+    if constexpr (COUNT > 0 && FIRST >= 0) {
       const auto p = Pack<T, N>::load(from);
 #pragma unroll
       for (int i = 0; i < COUNT; ++i) r.w[FIRST + i] = p.w[i];

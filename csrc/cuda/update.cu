@@ -1,6 +1,6 @@
 // Update: the convolution of one or more new tokens with a running state, which takes them in.
 //
-// update_token: one token, W <= 4, a state of x's type of 2 to 4 inputs, which has unit stride over
+// update_token: one token, W <= 4, a state of x's type of 3 or 4 inputs, which has unit stride over
 //   them or over channels. A thread owns C channels and goes through kEntries batch entries; it has
 //   the states in registers, where it shifts them.
 // update_any: everything else, a thread a channel. All outputs come before the first write of the
@@ -243,9 +243,7 @@ cudaError_t run(const UpdateParams& params, cudaStream_t stream) {
     if (launch_token<T, half, 4, false>(params, p, stream, &e) ||
         launch_token<T, 2 * half, 4, true>(params, p, stream, &e) ||
         launch_token<T, 2 * half, 3, false>(params, p, stream, &e) ||
-        launch_token<T, 2 * half, 3, true>(params, p, stream, &e) ||
-        launch_token<T, 2 * half, 2, false>(params, p, stream, &e) ||
-        launch_token<T, 2 * half, 2, true>(params, p, stream, &e)) {
+        launch_token<T, 2 * half, 3, true>(params, p, stream, &e)) {
       return e;
     }
   }
