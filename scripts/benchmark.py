@@ -14,6 +14,7 @@ are installed. The CPU's rows are those of scripts/benchmark_cpu.py.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import platform
 import statistics
@@ -119,6 +120,7 @@ def conv1d_and_silu(x, weight, bias):
     return F.silu(z[..., : x.shape[2]])
 
 
+@functools.cache
 def others():
     """Other implementations of the forward by name: f(x, weight, bias)."""
     found = {"F.conv1d + silu": conv1d_and_silu}
