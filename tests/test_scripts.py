@@ -619,7 +619,8 @@ def test_verify_of_a_folder_without_mamba_yolo(run_verify, tmp_path):
 
 
 def test_verify_as_a_command_on_an_ascii_terminal(stand_ins):
-    environment = os.environ | {"PYTHONPATH": f"{stand_ins}{os.pathsep}{ROOT / 'scripts'}"}
+    folders = [str(stand_ins), str(ROOT / "scripts"), os.environ.get("PYTHONPATH", "")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, folders))}
     environment |= {"PYTHONIOENCODING": "ascii", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, ROOT / "scripts/verify.py", "--device", "cpu"]
     found = subprocess.run(command, env=environment, capture_output=True, text=True, cwd="/")

@@ -218,9 +218,11 @@ __global__ void __launch_bounds__(kThreads, SEQ ? (WMAX == 4 ? 3 : 2) : (WMAX ==
         }
       }
     };
+    // The last W-1 rows of dx may take dfinal_states.
+    const int inner = count - (p.dfinal_states.given() && count == left ? H : 0);
 #pragma unroll 1
     for (int t = 0; t < total; t += U) {
-      if (t > 0 && t + U <= count) {
+      if (t > 0 && t + U <= inner) {
         step(std::false_type{}, t);
       } else {
         step(std::true_type{}, t);

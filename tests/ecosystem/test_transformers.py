@@ -134,8 +134,13 @@ def error(actual, expected):
 def assert_same(actual, expected, logits=LOGITS, gradients=GRADIENTS):
     assert error(actual[0], expected[0]) <= logits
     assert actual[1].keys() == expected[1].keys() and any("conv" in key for key in actual[1])
-    for key in expected[1]:
-        assert error(actual[1][key], expected[1][key]) <= gradients, key
+    # A gradient whose terms nearly cancel, such as qwen3_next's dt_bias at 1e-6 of the largest, has
+    # the rounding errors of its terms, not of its sum.
+    floor = 1e-4 * max(gradient.norm().item() for gradient in expected[1].values())
+    for key, gradient in expected[1].items():
+        difference = (actual[1][key].double() - gradient.double()).norm().item()
+        assert gradient.any(), f"{key}: the expected gradient is 0, nothing is tested"
+        assert difference <= gradients * max(gradient.norm().item(), floor), key
 
 
 @pytest.mark.parametrize("padded", (False, True))
