@@ -32,10 +32,10 @@ inline SeqIdx seq_idx_view(const Tensor& t) {
 }
 
 // Rows of C adjacent channels from data on, one every stride elements, U at a time; those from
-// count on read as zero. ASYNC: by cp.async through a ring of STAGES rows in shared memory, STAGES
-// - U of them in flight while U are used. A thread reads back only what it copied itself, so there
-// is no barrier. With C == 1 there is no such copy for 2 bytes, so they are loaded as they are
-// used.
+// count on read as zero. They come by cp.async through a ring of STAGES rows in shared memory, of
+// which STAGES - U are in flight while U are used. A thread reads back only what it copied itself,
+// so there is no barrier. With C == 1 there is no such copy for 2 bytes, so they are loaded as they
+// are used.
 template <typename T, int C, int U, int STAGES>
 class Rows {
  public:
@@ -116,7 +116,6 @@ class Rows<T, 1, U, STAGES> {
 };
 
 // Keeps the compiler from computing v anew wherever it is used.
-__device__ __forceinline__ void keep(float& v) { asm volatile("" : "+f"(v)); }
 template <typename T>
 __device__ __forceinline__ void keep(T*& v) {
   asm volatile("" : "+l"(v));
@@ -294,8 +293,8 @@ class RowRing {
     start(top);
     start(top - TILE);
   }
-  // The tile two below the one that was begun with or started last. To be followed by
-  // __pipeline_commit().
+  // Starts to read the tile at base; those below -TILE do not exist. begin() and start() take
+  // effect with __pipeline_commit().
   __device__ __forceinline__ void start(int base) {
     if (base < -TILE || (base < 0 && lane_ != 31)) return;
     char* to = ring_ + slot(base) + lane_ * V * static_cast<int>(sizeof(T));
