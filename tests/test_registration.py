@@ -12,7 +12,7 @@ import pytest
 import torch
 from helpers import make_case, ops
 
-from causal_conv1d import _library, causal_conv1d_fn
+from causal_conv1d import _ctypes_ops, _library, causal_conv1d_fn
 
 PROGRAM = """
 import sys, torch
@@ -47,6 +47,23 @@ def error_of(device):
     with pytest.raises(RuntimeError) as error:
         ops.forward(x, x[0, 0, 0], None, None, None, torch.empty_like(x), None, True)
     return str(error.value)
+
+
+def test_every_argument_of_the_cuda_functions_has_its_type(monkeypatch):
+    """ctypes passes one without a type as a C int, which cuts a pointer to 32 bits."""
+
+    class Library:
+        def __getattr__(self, name):  # as ctypes does, the same function object every time
+            function = type("Function", (), {})()
+            setattr(self, name, function)
+            return function
+
+    monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", None, raising=False)
+    library = Library()
+    _ctypes_ops.cuda_kernels(library, dict.fromkeys(_ctypes_ops.OPERATORS))
+    for operator, count in {"forward": 3, "backward": 5, "update": 3, "varlen_states": 3}.items():
+        function = getattr(library, f"causal_conv1d_cuda_{operator}")
+        assert len(function.argtypes) == count, operator
 
 
 def run(*arguments, registration):
