@@ -6,7 +6,8 @@
 #
 # WHEELHOUSE is a folder of wheels to use instead of the index, for a machine without network; they
 # are put beside python3's own packages. mamba_ssm is tested in several releases: its wheels lie in
-# WHEELHOUSE/mamba_ssm. WHEEL is this library's wheel (default: built here).
+# WHEELHOUSE/mamba_ssm. WHEEL is this library's wheel (default: built here). MAMBA_VERSIONS, separated
+# by spaces, are other releases of mamba_ssm than those below.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=scripts/setup_env.sh
@@ -17,7 +18,7 @@ declare -A packages=(
   [fla]="flash-linear-attention fla-core triton"
   [mamba_ssm]="einops transformers triton packaging setuptools wheel"
 )
-mamba_versions=(2.2.4 2.2.5 2.2.6.post3 2.3.2.post1)
+read -ra mamba_versions <<<"${MAMBA_VERSIONS:-2.2.4 2.2.5 2.2.6.post3 2.3.2.post1}"
 names=()
 while [ $# -gt 0 ] && [ -n "${packages[$1]:-}" ]; do
   names+=("$1")
