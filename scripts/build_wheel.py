@@ -30,8 +30,15 @@ import check_wheel  # noqa: E402
 
 import build_backend  # noqa: E402
 
-# Besides sm_87 and PTX. JetPack 6 is sm_87 alone; what else CUDA 12 serves can run the PTX.
-ARCHITECTURES = {12: "", 13: "8.0 8.6 8.9 9.0 10.0 11.0 12.0 12.1"}
+# Besides sm_87 and PTX, by CUDA's major version and the machine. JetPack 6 is sm_87 alone. Code of
+# CUDA 12 takes more room, so there 8.9 runs that for 8.6.
+CUDA_13 = "8.0 8.6 8.9 9.0 10.0 11.0 12.0 12.1"
+ARCHITECTURES = {
+    (12, "aarch64"): "",
+    (12, "x86_64"): "8.0 8.6 9.0",
+    (13, "aarch64"): CUDA_13,
+    (13, "x86_64"): CUDA_13,
+}
 
 
 def find_nvcc() -> tuple[str, int]:
@@ -78,7 +85,7 @@ def main() -> int:
     nvcc, major = find_nvcc()
     architectures = arguments.architectures
     if architectures is None:
-        architectures = ARCHITECTURES[major]
+        architectures = ARCHITECTURES[major, arguments.machine]
     set_up(arguments.machine, nvcc, architectures)
     arguments.out.mkdir(parents=True, exist_ok=True)
     log = arguments.out / f"build-cu{major}-{arguments.machine}.log"
