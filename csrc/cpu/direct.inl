@@ -67,17 +67,6 @@ CAUSAL_CONV1D_INLINE int64_t past_line(const void* p) {
   return static_cast<int64_t>(reinterpret_cast<uintptr_t>(p) % 64);
 }
 
-// Fetches the group `kDistance` bytes behind p. The hardware's own reading ahead ends at pages of
-// 4096 bytes, does not follow as many rows as channel_last walks, and is too late for short
-// stretches.
-template <int64_t kDistance, class T>
-CAUSAL_CONV1D_INLINE void prefetch_group(const T* p) {
-  const char* const ahead = reinterpret_cast<const char*>(p) + kDistance;
-  for (int64_t i = 0; i < kGroup * static_cast<int64_t>(sizeof(T)); i += 64) {
-    __builtin_prefetch(ahead + i);
-  }
-}
-
 template <class T>
 constexpr bool kShortSilu = sizeof(T) == 2;
 
@@ -88,67 +77,105 @@ CAUSAL_CONV1D_INLINE Vec weighted(Vec start, const Vec* taps, const Vec* window)
   return start;
 }
 
-// silu of one group in rounds of a loop: a sum goes in, two rounds later its exponential is taken,
-// and two rounds after that the result is stored. So each round holds short chains of dependent
-// operations whose inputs are ready, in place of one long chain. The first rounds store into
-// `sink`, a group.
-template <class T>
-class SiluStages {
- public:
-  explicit CAUSAL_CONV1D_INLINE SiluStages(T* sink) : sink_(sink), out_{sink, sink, sink, sink} {}
-  CAUSAL_CONV1D_INLINE void push(Vec sum, bool stream, T* out) {
-    store_group(end_silu<kShortSilu<T>>(part0_), stream, out_[0]);
-    part0_ = part1_;
-    part1_ = begin_silu<kShortSilu<T>>(sum0_);
-    sum0_ = sum1_;
-    sum1_ = sum;
-    for (int i = 0; i < 3; ++i) out_[i] = out_[i + 1];
-    out_[3] = out;
-  }
-  CAUSAL_CONV1D_INLINE void finish(bool stream) {
-#pragma GCC unroll 1
-    for (int i = 0; i < 4; ++i) push(sum0_, stream, sink_);
-  }
-
- private:
-  T *sink_, *out_[4];
-  Vec sum0_ = Vec::set(0.0f), sum1_ = sum0_;
-  SiluPart part0_ = {Vec::set(0.0f), Vec::set(1.0f)}, part1_ = part0_;
+// The chain from a sum to its silu is longer than the CPU looks ahead, and its constants fill the
+// registers. So a Run of sums is written to the L1 cache first, and what follows from them is done
+// in further loops over the run, whose rounds are short and independent.
+constexpr int64_t kRun = 32;  // groups
+struct Run {
+  // Apart by other than a multiple of 4096 bytes, where a load would wait for another's store.
+  alignas(64) float sums[(kRun + 8) * kGroup], denominators[kRun * kGroup];
 };
 
-// The same for dz = dout * silu'(sum), to floats in the order of groups.
+template <bool kValue>
+struct Flag {
+  constexpr operator bool() const { return kValue; }
+};
+
+// rows x groups that will be read soon, fetched in rounds that read no others; an address, for it
+// may lie behind the end of the memory. The hardware's own reading ahead ends at pages of 4096
+// bytes, does not follow as many rows as channel_last walks, and is too late for short stretches.
 template <class T>
-class GradientStages {
- public:
-  // dout and dz: any group of each that may be read and written.
-  CAUSAL_CONV1D_INLINE GradientStages(const T* dout, float* dz)
-      : dout_{dout, dout, dout, dout}, dz_{dz, dz, dz, dz} {}
-  CAUSAL_CONV1D_INLINE void push(Vec sum, const T* dout, float* dz) {
-    mul(load_group(dout_[0]), end_silu_derivative(part0_)).store(dz_[0]);
-    part0_ = part1_;
-    part1_ = begin_silu_derivative<kShortSilu<T>>(sum0_);
-    sum0_ = sum1_;
-    sum1_ = sum;
-    for (int i = 0; i < 3; ++i) {
-      dout_[i] = dout_[i + 1];
-      dz_[i] = dz_[i + 1];
+struct Ahead {
+  uintptr_t address;
+  int64_t stride;
+  // `distance` elements behind p.
+  CAUSAL_CONV1D_INLINE Ahead(const T* p, int64_t distance, int64_t row_stride)
+      : address(reinterpret_cast<uintptr_t>(p) + static_cast<uintptr_t>(distance) * sizeof(T)),
+        stride(row_stride) {}
+  CAUSAL_CONV1D_INLINE void fetch(int64_t r, int64_t g) const {
+    constexpr int64_t kBytes = kGroup * sizeof(T);
+    const uintptr_t group = address + static_cast<uintptr_t>((r * stride + g * kGroup)) * sizeof(T);
+    for (int64_t i = 0; i < kBytes; i += 64) {
+      __builtin_prefetch(reinterpret_cast<const void*>(group + static_cast<uintptr_t>(i)));
     }
-    dout_[3] = dout;
-    dz_[3] = dz;
   }
-  CAUSAL_CONV1D_INLINE void finish() {
-#pragma GCC unroll 1
-    for (int i = 0; i < 4; ++i) push(sum0_, dout_[3], dz_[3]);
-  }
-
- private:
-  const T* dout_[4];
-  float* dz_[4];
-  Vec sum0_ = Vec::set(0.0f), sum1_ = sum0_;
-  SiluPart part0_ = {Vec::set(0.0f), Vec::set(1.0f)}, part1_ = part0_;
 };
+
+// What comes out of the sums of rows x groups: themselves or their silu, to rows `stride` apart.
+template <class T, bool kSilu, bool kStream>
+void store_sums_as(Run* run, int64_t rows, int64_t groups, T* out, int64_t stride,
+                   Ahead<T> x_ahead) {
+  int64_t i = 0;
+  for (int64_t r = 0; kSilu && r < rows; ++r) {
+#pragma GCC unroll 2
+    for (int64_t g = 0; g < groups; ++g, i += kGroup) {
+      x_ahead.fetch(r, g);
+      begin_silu<kShortSilu<T>>(Vec::load(run->sums + i)).denominator.store(run->denominators + i);
+    }
+  }
+  i = 0;
+  for (int64_t r = 0; r < rows; ++r) {
+#pragma GCC unroll 2
+    for (int64_t g = 0; g < groups; ++g, i += kGroup) {
+      if (!kSilu) x_ahead.fetch(r, g);
+      const Vec sum = Vec::load(run->sums + i);
+      store_group(kSilu ? end_silu<kShortSilu<T>>({sum, Vec::load(run->denominators + i)}) : sum,
+                  kStream, out + r * stride + g * kGroup);
+    }
+  }
+}
+
+template <class T>
+CAUSAL_CONV1D_INLINE void store_sums(Run* run, int64_t rows, int64_t groups, T* out, int64_t stride,
+                                     Ahead<T> x_ahead, bool with_silu, bool stream) {
+  (with_silu ? stream ? store_sums_as<T, true, true> : store_sums_as<T, true, false>
+   : stream ? store_sums_as<T, false, true>
+             : store_sums_as<T, false, false>)(run, rows, groups, out, stride, x_ahead);
+}
+
+// The sums become dz = dout * silu'(sum).
+template <class T>
+void to_gradients(Run* run, int64_t rows, int64_t groups, const T* dout, int64_t stride,
+                  Ahead<T> x_ahead, Ahead<T> dout_ahead) {
+  int64_t i = 0;
+  for (int64_t r = 0; r < rows; ++r) {
+#pragma GCC unroll 2
+    for (int64_t g = 0; g < groups; ++g, i += kGroup) {
+      x_ahead.fetch(r, g);
+      const SiluPart part = begin_silu_derivative<kShortSilu<T>>(Vec::load(run->sums + i));
+      part.z.store(run->sums + i);
+      part.denominator.store(run->denominators + i);
+    }
+  }
+  i = 0;
+  for (int64_t r = 0; r < rows; ++r) {
+#pragma GCC unroll 2
+    for (int64_t g = 0; g < groups; ++g, i += kGroup) {
+      dout_ahead.fetch(r, g);
+      const SiluPart part = {Vec::load(run->sums + i), Vec::load(run->denominators + i)};
+      mul(load_group(dout + r * stride + g * kGroup), end_silu_derivative(part))
+          .store(run->sums + i);
+    }
+  }
+}
 
 // ---- channel_first --------------------------------------------------------------------------
+
+// Groups of a run: few, for stores past the caches are many in one of its loops and none in others.
+constexpr int64_t kFirstRun = 16;
+// How far ahead of what is read.
+template <class T>
+constexpr int64_t kFirstAhead = 2048 / sizeof(T);
 
 // Elements per stage.
 constexpr int64_t kStage = 16 * kGroup;
@@ -173,30 +200,36 @@ CAUSAL_CONV1D_INLINE void slide_forth(Vec dz, Vec after, Vec* window) {
   }
 }
 
-// history: the group before x, in the order of groups; then the last one of x.
+// history: the group before x, in the order of groups. Returns the last one of x.
 template <class T, int kWidth>
-void forward_first_groups(const T* x, T* out, int64_t groups, const float* w, float bias,
-                          float* history, bool with_silu, bool stream) {
+CAUSAL_CONV1D_INLINE Vec sum_groups(const T* x, int64_t groups, const float* w, float bias,
+                                    Vec before, float* sums) {
   Vec taps[kWidth];
   for (int k = 0; k < kWidth; ++k) taps[k] = Vec::set(w[k]);
   const Vec start = Vec::set(bias);
-  Vec before = Vec::load(history);
-  alignas(64) T sink[kGroup];
-  SiluStages<T> stages(sink);
+#pragma GCC unroll 2
   for (int64_t g = 0; g < groups; ++g) {
-    prefetch_group<2048>(x + g * kGroup);
     const Vec current = load_group(x + g * kGroup);
     Vec window[kWidth];
     slide_back<T, kWidth>(before, current, window);
     before = current;
-    const Vec sum = weighted<kWidth>(start, taps, window);
-    if (with_silu) {
-      stages.push(sum, stream, out + g * kGroup);
-    } else {
-      store_group(sum, stream, out + g * kGroup);
-    }
+    weighted<kWidth>(start, taps, window).store(sums + g * kGroup);
   }
-  if (with_silu) stages.finish(stream);
+  return before;
+}
+
+// history: the group before x, in the order of groups; then the last one of x.
+template <class T, int kWidth>
+void forward_first_groups(const T* x, T* out, int64_t groups, const float* w, float bias,
+                          float* history, bool with_silu, bool stream) {
+  Run run;
+  Vec before = Vec::load(history);
+  for (int64_t g = 0, count; g < groups; g += count) {
+    count = smaller(kFirstRun, groups - g);
+    before = sum_groups<T, kWidth>(x + g * kGroup, count, w, bias, before, run.sums);
+    store_sums(&run, 1, count, out + g * kGroup, 0, Ahead<T>(x + g * kGroup, kFirstAhead<T>, 0),
+               with_silu, stream);
+  }
   before.store(history);
 }
 
@@ -254,8 +287,8 @@ void forward_first_row(const char* x, int64_t x_stride, char* out, int64_t out_s
   }
 }
 
-// Groups that are worked on together, and those that are summed in fp32.
-constexpr int64_t kRun = 32, kFlush = 256;
+// Groups that are summed in fp32.
+constexpr int64_t kFlush = 256;
 
 // What goes from run to run of groups of one channel.
 struct FirstState {
@@ -271,62 +304,94 @@ CAUSAL_CONV1D_INLINE void accumulate(Vec dz, const Vec* window, Native* acc) {
   acc[kWidth] = add(acc[kWidth], dz.v[i]);
 }
 
-// dz of at most kRun groups, then what follows from it. dx is of the groups one earlier; edge, if
-// not null, takes that of the first one as floats in the order of groups. mask (may be null) has
-// all bits of a lane set where x exists.
+// Adds to state->sums; state->x is the group before x, and then the last one of x. mask (may be
+// null) has all bits of a lane set where x exists. (Apart from dx: together they overflow the
+// registers.)
+template <class T, int kWidth>
+__attribute__((noinline)) void sum_dweight(const T* x, const float* dz, const float* mask,
+                                           int64_t groups, FirstState* state) {
+  Vec before = Vec::load(state->x);
+  Native acc[kWidth + 1];
+  for (int k = 0; k <= kWidth; ++k) acc[k] = Native::load(state->sums + k * Native::kLanes);
+  const auto add_group = [&](int64_t g, auto masked) {
+    const Vec current = load_group(x + g * kGroup);
+    Vec window[kWidth];
+    slide_back<T, kWidth>(before, current, window);
+    before = current;
+    if (masked) {
+      for (int k = 0; k < kWidth; ++k) window[k] = both_bits(window[k], Vec::load(mask));
+    }
+    const Vec here = Vec::load(dz + g * kGroup);
+    accumulate<kWidth, 0>(here, window, acc);
+    accumulate<kWidth, 1>(here, window, acc);
+  };
+  if (mask == nullptr) {
+    for (int64_t g = 0; g < groups; ++g) add_group(g, Flag<false>());
+  } else {
+    for (int64_t g = 0; g < groups; ++g) add_group(g, Flag<true>());
+  }
+  before.store(state->x);
+  for (int k = 0; k <= kWidth; ++k) acc[k].store(state->sums + k * Native::kLanes);
+}
+
+// dx of the groups one before those of dz; state->dz is the group before dz, and then its last one.
+template <class T, int kWidth>
+__attribute__((noinline)) void store_dx(const float* dz, T* dx, float* edge, int64_t groups,
+                                        const float* w, FirstState* state, bool stream) {
+  Vec reversed[kWidth];
+  for (int k = 0; k < kWidth; ++k) reversed[kWidth - 1 - k] = Vec::set(w[k]);
+  Vec before = Vec::load(state->dz);
+  const auto next = [&](int64_t g) {
+    const Vec current = Vec::load(dz + g * kGroup);
+    Vec window[kWidth];
+    slide_forth<T, kWidth>(before, current, window);
+    before = current;
+    return weighted<kWidth>(Vec::set(0.0f), reversed, window);
+  };
+  int64_t g = 0;
+  if (edge != nullptr) next(g++).store(edge);
+  if (stream) {
+    for (; g < groups; ++g) store_group(next(g), true, dx + g * kGroup);
+  } else {
+    for (; g < groups; ++g) store_group(next(g), false, dx + g * kGroup);
+  }
+  before.store(state->dz);
+}
+
+// dz of at most kFirstRun groups, then what follows from it. dx is of the groups one earlier; edge,
+// if not null, takes that of the first one as floats in the order of groups. mask: see sum_dweight.
 template <class T, int kWidth>
 void backward_first_groups(const T* x, const T* dout, T* dx, float* edge, const float* mask,
                            int64_t groups, const float* w, float bias, FirstState* state,
                            bool with_silu, bool stream) {
-  alignas(64) float dz_of_run[kRun * kGroup];
-  Vec before = Vec::load(state->x);
+  Run run;
+  const Ahead<T> x_ahead(x, kFirstAhead<T>, 0), dout_ahead(dout, kFirstAhead<T>, 0);
   if (with_silu) {
-    Vec taps[kWidth];
-    for (int k = 0; k < kWidth; ++k) taps[k] = Vec::set(w[k]);
-    const Vec start = Vec::set(bias);
-    GradientStages<T> stages(dout, dz_of_run);
+    sum_groups<T, kWidth>(x, groups, w, bias, Vec::load(state->x), run.sums);
+    to_gradients(&run, 1, groups, dout, 0, x_ahead, dout_ahead);
+  } else {
     for (int64_t g = 0; g < groups; ++g) {
-      prefetch_group<4096>(x + g * kGroup);
-      prefetch_group<4096>(dout + g * kGroup);
-      const Vec current = load_group(x + g * kGroup);
-      Vec window[kWidth];
-      slide_back<T, kWidth>(before, current, window);
-      before = current;
-      stages.push(weighted<kWidth>(start, taps, window), dout + g * kGroup, dz_of_run + g * kGroup);
+      x_ahead.fetch(0, g);
+      dout_ahead.fetch(0, g);
+      load_group(dout + g * kGroup).store(run.sums + g * kGroup);
     }
-    stages.finish();
-    before = Vec::load(state->x);
   }
-  Vec reversed[kWidth];
-  Native acc[kWidth + 1];
+  if (mask != nullptr) {
+    for (int64_t g = 0; g < groups; ++g) {
+      both_bits(Vec::load(run.sums + g * kGroup), Vec::load(mask)).store(run.sums + g * kGroup);
+    }
+  }
+  sum_dweight<T, kWidth>(x, run.sums, mask, groups, state);
+  store_dx<T, kWidth>(run.sums, dx, edge, groups, w, state, stream);
+}
+
+// dx of the last group, behind which there is nothing.
+template <class T, int kWidth>
+void backward_first_end(const float* w, const FirstState& state, bool stream, T* dx) {
+  Vec reversed[kWidth], window[kWidth];
   for (int k = 0; k < kWidth; ++k) reversed[kWidth - 1 - k] = Vec::set(w[k]);
-  for (int k = 0; k <= kWidth; ++k) acc[k] = Native::load(state->sums + k * Native::kLanes);
-  Vec dz_before = Vec::load(state->dz);
-  for (int64_t g = 0; g < groups; ++g) {
-    const Vec current = load_group(x + g * kGroup);
-    Vec window[kWidth], dz_window[kWidth];
-    slide_back<T, kWidth>(before, current, window);
-    before = current;
-    Vec dz = with_silu ? Vec::load(dz_of_run + g * kGroup) : load_group(dout + g * kGroup);
-    if (__builtin_expect(mask != nullptr, 0)) {
-      const Vec exists = Vec::load(mask);
-      dz = both_bits(dz, exists);
-      for (int k = 0; k < kWidth; ++k) window[k] = both_bits(window[k], exists);
-    }
-    accumulate<kWidth, 0>(dz, window, acc);
-    accumulate<kWidth, 1>(dz, window, acc);
-    slide_forth<T, kWidth>(dz_before, dz, dz_window);
-    dz_before = dz;
-    const Vec result = weighted<kWidth>(Vec::set(0.0f), reversed, dz_window);
-    if (__builtin_expect(g == 0 && edge != nullptr, 0)) {
-      result.store(edge);
-    } else {
-      store_group(result, stream, dx + g * kGroup);
-    }
-  }
-  before.store(state->x);
-  dz_before.store(state->dz);
-  for (int k = 0; k <= kWidth; ++k) acc[k].store(state->sums + k * Native::kLanes);
+  slide_forth<T, kWidth>(Vec::load(state.dz), Vec::set(0.0f), window);
+  store_group(weighted<kWidth>(Vec::set(0.0f), reversed, window), stream, dx);
 }
 
 // One channel, times t0 to t1 of the sequence; totals[k]: dweight, and last dbias.
@@ -369,11 +434,13 @@ void backward_first_row(const BackwardParams& p, int64_t b, int64_t d, int64_t t
     const bool partial = here < kGroup;
     // Up to the next edge, partial group, or end of a run.
     count = smaller(last_plain / kGroup + 1, present / kGroup) - g;
-    count = smaller(count, kRun - g % kRun);
+    count = smaller(count, kFirstRun - g % kFirstRun);
     if (begin < n) count = smaller(count, (n - begin + kGroup - 1) / kGroup);
     if (begin > last_plain || partial) count = 1;
     float* const to = to_edge ? edge : nullptr;
-    if (direct && !partial) {
+    if (direct && here == 0 && !to_edge) {
+      backward_first_end<T, kWidth>(w, state, stream, reinterpret_cast<T*>(dx) + begin - kGroup);
+    } else if (direct && !partial) {
       backward_first_groups<T, kWidth>(reinterpret_cast<const T*>(x + begin * kSize),
                                        reinterpret_cast<const T*>(dout + begin * kSize),
                                        reinterpret_cast<T*>(dx) + begin - kGroup, to, nullptr,
@@ -425,8 +492,8 @@ void backward_first_row(const BackwardParams& p, int64_t b, int64_t d, int64_t t
 
 // ---- channel_last ---------------------------------------------------------------------------
 
-// Rows that are walked at a time, group by group.
-constexpr int64_t kLastRows = 16;
+// Rows that are walked at a time, and the groups of them that are worked on together.
+constexpr int64_t kLastRows = 8, kStrip = kRun / kLastRows;
 
 // Scratch of a tile of channels, in the order of groups, rows of `pitch` floats.
 struct LastScratch {
@@ -446,12 +513,13 @@ struct LastScratch {
   }
 };
 
-// What will be read 256 bytes after column c: further along the rows, or at the start of the next.
+// What will be read 8 groups later, with `left` of `all` columns left: further along the rows, or
+// at the start of the next ones.
 template <class T>
-CAUSAL_CONV1D_INLINE const T* ahead_of(const T* x, int64_t stride, int64_t rows, int64_t c,
-                                       int64_t columns) {
-  c += 256 / static_cast<int64_t>(sizeof(T));
-  return c < columns ? x + c : x + rows * stride + (c - columns);
+CAUSAL_CONV1D_INLINE Ahead<T> ahead_of(const T* x, int64_t stride, int64_t rows, int64_t left,
+                                       int64_t all) {
+  constexpr int64_t kDistance = 8 * kGroup;
+  return Ahead<T>(x, kDistance < left ? kDistance : rows * stride + kDistance - all, stride);
 }
 
 // Strides of rows, in elements.
@@ -459,34 +527,41 @@ struct RowStrides {
   int64_t x, dout, out;
 };
 
+// Sums of rows x groups; s.x holds the rows before, and with kKeep then the last ones of x.
+template <class T, int kWidth, bool kKeep>
+void sum_rows(const T* x, int64_t stride, int64_t rows, int64_t groups, const LastScratch& s,
+              int64_t pitch, int64_t offset, float* sums) {
+  for (int64_t g = 0; g < groups; ++g, offset += kGroup) {
+    const int64_t c = g * kGroup;
+    Vec taps[kWidth], window[kWidth];
+    for (int k = 0; k < kWidth; ++k) taps[k] = Vec::load(s.w + k * pitch + offset);
+    for (int k = 0; k + 1 < kWidth; ++k) window[k + 1] = Vec::load(s.x + k * pitch + offset);
+    const Vec start = Vec::load(s.bias + offset);
+#pragma GCC unroll 4
+    for (int64_t r = 0; r < rows; ++r) {
+      for (int k = 0; k + 1 < kWidth; ++k) window[k] = window[k + 1];
+      window[kWidth - 1] = load_group(x + r * stride + c);
+      weighted<kWidth>(start, taps, window).store(sums + r * groups * kGroup + c);
+    }
+    if (!kKeep) continue;
+    for (int k = 0; k + 1 < kWidth; ++k) window[k + 1].store(s.x + k * pitch + offset);
+  }
+}
+
 // rows x groups; s points at the first group.
 template <class T, int kWidth>
 void forward_last_groups(const T* x, T* out, RowStrides strides, int64_t rows, int64_t groups,
                          const LastScratch& s, int64_t pitch, int64_t offset, bool with_silu,
                          bool stream) {
-  alignas(64) T sink[kGroup];
-  SiluStages<T> stages(sink);
-  for (int64_t c = 0; c < groups * kGroup; c += kGroup, offset += kGroup) {
-    Vec taps[kWidth], window[kWidth];
-    for (int k = 0; k < kWidth; ++k) taps[k] = Vec::load(s.w + k * pitch + offset);
-    for (int k = 0; k + 1 < kWidth; ++k) window[k + 1] = Vec::load(s.x + k * pitch + offset);
-    const Vec start = Vec::load(s.bias + offset);
-    const T* const ahead = ahead_of(x, strides.x, rows, c, groups * kGroup);
-#pragma GCC unroll 4
-    for (int64_t r = 0; r < rows; ++r) {
-      prefetch_group<0>(ahead + r * strides.x);
-      for (int k = 0; k + 1 < kWidth; ++k) window[k] = window[k + 1];
-      window[kWidth - 1] = load_group(x + r * strides.x + c);
-      const Vec sum = weighted<kWidth>(start, taps, window);
-      if (with_silu) {
-        stages.push(sum, stream, out + r * strides.out + c);
-      } else {
-        store_group(sum, stream, out + r * strides.out + c);
-      }
-    }
-    for (int k = 0; k + 1 < kWidth; ++k) window[k + 1].store(s.x + k * pitch + offset);
+  Run run;
+  for (int64_t g = 0, count; g < groups; g += count) {
+    count = smaller(kStrip, groups - g);
+    const int64_t c = g * kGroup;
+    sum_rows<T, kWidth, true>(x + c, strides.x, rows, count, s, pitch, offset + c, run.sums);
+    store_sums(&run, rows, count, out + c, strides.out,
+               ahead_of(x + c, strides.x, rows, (groups - g) * kGroup, groups * kGroup), with_silu,
+               stream);
   }
-  if (with_silu) stages.finish(stream);
 }
 
 // Rows that differ in nothing but time.
@@ -496,67 +571,87 @@ struct RowKind {
   bool to_edge;  // dx goes to edge as floats
 };
 
+// Of one group and some rows, adds dz * x to sums; s.x holds the rows before, and then the last
+// ones.
+template <class T, int kWidth>
+CAUSAL_CONV1D_INLINE void sum_dweight_rows(const T* x, int64_t stride, const float* dz,
+                                           int64_t dz_stride, int64_t rows, float* before,
+                                           float* sums, int64_t pitch) {
+  Vec window[kWidth], acc[kWidth + 1];
+  for (int k = 0; k + 1 < kWidth; ++k) window[k + 1] = Vec::load(before + k * pitch);
+  for (int k = 0; k <= kWidth; ++k) acc[k] = Vec::load(sums + k * pitch);
+#pragma GCC unroll 4
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int k = 0; k + 1 < kWidth; ++k) window[k] = window[k + 1];
+    window[kWidth - 1] = load_group(x + r * stride);
+    const Vec here = Vec::load(dz + r * dz_stride);
+    for (int k = 0; k < kWidth; ++k) acc[k] = fma(here, window[k], acc[k]);
+    acc[kWidth] = add(acc[kWidth], here);
+  }
+  for (int k = 0; k + 1 < kWidth; ++k) window[k + 1].store(before + k * pitch);
+  for (int k = 0; k <= kWidth; ++k) acc[k].store(sums + k * pitch);
+}
+
+// dx of them, to `edge` if that is not null; `before` holds the rows of dz before, and then the
+// last.
+template <class T, int kWidth>
+CAUSAL_CONV1D_INLINE void store_dx_rows(const float* dz, int64_t dz_stride, int64_t rows,
+                                        const float* w, float* before, int64_t pitch, bool stream,
+                                        T* dx, int64_t stride, float* edge) {
+  Vec reversed[kWidth], window[kWidth];
+  for (int k = 0; k < kWidth; ++k) reversed[kWidth - 1 - k] = Vec::load(w + k * pitch);
+  for (int k = 0; k + 1 < kWidth; ++k) window[k + 1] = Vec::load(before + k * pitch);
+#pragma GCC unroll 4
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int k = 0; k + 1 < kWidth; ++k) window[k] = window[k + 1];
+    window[kWidth - 1] = Vec::load(dz + r * dz_stride);
+    const Vec result = weighted<kWidth>(Vec::set(0.0f), reversed, window);
+    if (__builtin_expect(edge != nullptr, 0)) {
+      result.store(edge);
+    } else {
+      store_group(result, stream, dx + r * stride);
+    }
+  }
+  for (int k = 0; k + 1 < kWidth; ++k) window[k + 1].store(before + k * pitch);
+}
+
 template <class T, int kWidth>
 void backward_last_groups(const T* x, const T* dout, T* dx, RowStrides strides, RowKind kind,
                           int64_t rows, int64_t groups, const LastScratch& s, int64_t pitch,
                           int64_t offset, bool with_silu, bool stream) {
-  alignas(64) float dz_of_rows[kLastRows * kGroup];
-  for (int64_t c = 0; c < groups * kGroup; c += kGroup, offset += kGroup) {
-    Vec window[kWidth], first_window[kWidth];
-    for (int k = 0; k + 1 < kWidth; ++k) {
-      window[k + 1] = first_window[k + 1] = Vec::load(s.x + k * pitch + offset);
-    }
-    const bool derive = with_silu && kind.present;
-    if (derive) {
-      Vec taps[kWidth];
-      for (int k = 0; k < kWidth; ++k) taps[k] = Vec::load(s.w + k * pitch + offset);
-      const Vec start = Vec::load(s.bias + offset);
-      GradientStages<T> stages(dout + c, dz_of_rows);
-      const T* const x_ahead = ahead_of(x, strides.x, rows, c, groups * kGroup);
-      const T* const dout_ahead = ahead_of(dout, strides.dout, rows, c, groups * kGroup);
-      for (int64_t r = 0; r < rows; ++r) {
-        prefetch_group<0>(x_ahead + r * strides.x);
-        prefetch_group<0>(dout_ahead + r * strides.dout);
-        for (int k = 0; k + 1 < kWidth; ++k) window[k] = window[k + 1];
-        window[kWidth - 1] = load_group(x + r * strides.x + c);
-        stages.push(weighted<kWidth>(start, taps, window), dout + r * strides.dout + c,
-                    dz_of_rows + r * kGroup);
-      }
-      stages.finish();
-      for (int k = 1; k < kWidth; ++k) window[k] = first_window[k];
-    }
-    Vec reversed[kWidth], dz_window[kWidth], acc[kWidth + 1];
-    for (int k = 0; k < kWidth; ++k) {
-      reversed[kWidth - 1 - k] = Vec::load(s.w + k * pitch + offset);
-    }
-    for (int k = 0; k + 1 < kWidth; ++k) dz_window[k + 1] = Vec::load(s.dz + k * pitch + offset);
-    float* const sums = kind.present && kind.owned ? s.sums : s.unused;
-    for (int k = 0; k <= kWidth; ++k) acc[k] = Vec::load(sums + k * pitch + offset);
-    for (int64_t r = 0; r < rows; ++r) {
-      for (int k = 0; k + 1 < kWidth; ++k) {
-        window[k] = window[k + 1];
-        dz_window[k] = dz_window[k + 1];
-      }
-      Vec dz = Vec::set(0.0f);
-      if (__builtin_expect(kind.present, 1)) {
-        window[kWidth - 1] = load_group(x + r * strides.x + c);
-        dz = derive ? Vec::load(dz_of_rows + r * kGroup) : load_group(dout + r * strides.dout + c);
-      }
-      for (int k = 0; k < kWidth; ++k) acc[k] = fma(dz, window[k], acc[k]);
-      acc[kWidth] = add(acc[kWidth], dz);
-      dz_window[kWidth - 1] = dz;
-      const Vec result = weighted<kWidth>(Vec::set(0.0f), reversed, dz_window);
-      if (__builtin_expect(kind.to_edge, 0)) {
-        result.store(s.edge + offset);
-      } else {
-        store_group(result, stream, dx + r * strides.out + c);
+  Run run;
+  float* const sums = kind.owned ? s.sums : s.unused;
+  for (int64_t first = 0, count; first < groups; first += count) {
+    count = smaller(kStrip, groups - first);
+    const int64_t start = first * kGroup, row = count * kGroup;
+    const int64_t left = (groups - first) * kGroup, all = groups * kGroup;
+    const auto x_ahead = ahead_of(x + start, strides.x, rows, left, all);
+    const auto dout_ahead = ahead_of(dout + start, strides.dout, rows, left, all);
+    if (with_silu && kind.present) {
+      sum_rows<T, kWidth, false>(x + start, strides.x, rows, count, s, pitch, offset + start,
+                                 run.sums);
+      to_gradients(&run, rows, count, dout + start, strides.dout, x_ahead, dout_ahead);
+    } else {
+      for (int64_t i = 0; i < rows * count; ++i) {
+        const int64_t r = i / count, g = i % count;
+        Vec dz = Vec::set(0.0f);
+        if (kind.present) {
+          x_ahead.fetch(r, g);
+          dout_ahead.fetch(r, g);
+          dz = load_group(dout + start + r * strides.dout + g * kGroup);
+        }
+        dz.store(run.sums + i * kGroup);
       }
     }
-    for (int k = 0; k + 1 < kWidth; ++k) {
-      window[k + 1].store(s.x + k * pitch + offset);
-      dz_window[k + 1].store(s.dz + k * pitch + offset);
+    for (int64_t g = 0; g < count; ++g) {
+      const int64_t c = start + g * kGroup, at = offset + c;
+      const float* const dz = run.sums + g * kGroup;
+      if (kind.present) {
+        sum_dweight_rows<T, kWidth>(x + c, strides.x, dz, row, rows, s.x + at, sums + at, pitch);
+      }
+      store_dx_rows<T, kWidth>(dz, row, rows, s.w + at, s.dz + at, pitch, stream, dx + c,
+                               strides.out, kind.to_edge ? s.edge + at : nullptr);
     }
-    for (int k = 0; k <= kWidth; ++k) acc[k].store(sums + k * pitch + offset);
   }
 }
 

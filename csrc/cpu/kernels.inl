@@ -57,15 +57,23 @@ CAUSAL_CONV1D_INLINE int32_t read_int32(const Tensor& t, int64_t i, int64_t j = 
 CAUSAL_CONV1D_INLINE Vec lowest() { return Vec::set(-87.3365402f); }
 CAUSAL_CONV1D_INLINE Vec at_most_highest(Vec z) { return min(Vec::set(87.3365402f), z); }
 
-// 1 + exp(-z) for z between those: exp(-z) = 2^n * p(q), q = z + n * ln(2), |q| <= ln(2) / 2, with
-// minimax polynomials p. `shifted` is n + 1.5 * 2^23, which leaves n in its lowest bits. fp32 takes
-// degree 5 (relative error 9e-8), the 16-bit types degree 4 (3e-6).
+// 1 + exp(-z) for z between those: exp(-z) = 2^n * p(q), q = z + n * ln(2), with minimax
+// polynomials p. fp32: n is whole, |q| <= ln(2) / 2, and p has degree 5 (relative error 9e-8). 16
+// bits: degree 4 (3e-6) or, where a register holds the powers of 2 between, n in sixteenths and
+// degree 2 (4e-7), a shorter chain. `shifted` is n + 1.5 * 2^23 (2^19), which leaves n in its
+// lowest bits.
 template <bool kShort>
 CAUSAL_CONV1D_INLINE Vec one_plus_exp_of_minus(Vec z) {
-  const Vec shift = Vec::set(12582912.0f), one = Vec::set(1.0f);
+  const Vec one = Vec::set(1.0f);
+  const bool sixteenths = kShort && kHasExp2OfSixteenths;
+  const Vec shift = Vec::set(sixteenths ? 786432.0f : 12582912.0f);
   const Vec shifted = fma(z, Vec::set(-1.44269504f), shift);
   const Vec q = fma(sub(shifted, shift), Vec::set(0.693147182f), z);
   Vec p;
+  if (sixteenths) {
+    p = fma(q, Vec::set(0.5f), Vec::set(-1.00005866f));
+    return fma(fma(p, q, one), exp2_of_sixteenths(shifted), one);
+  }
   if (kShort) {
     p = fma(q, Vec::set(0.04151368295f), Vec::set(-0.1678759163f));
     p = fma(p, q, Vec::set(0.5000302178f));
@@ -165,6 +173,7 @@ CAUSAL_CONV1D_INLINE V apply(Epilogue epilogue, V sum, const S* z) {
 // ---- rows of the caller's memory <-> scratch -------------------------------------------------
 
 // n elements into scratch, padded with zeros to a whole vector.
+constexpr int64_t kFew = 4;
 template <class V, class T>
 void load_row_as(const char* src, int64_t stride, int64_t n, typename V::Scalar* dst) {
   constexpr int64_t kLanes = V::kLanes;
@@ -176,9 +185,18 @@ void load_row_as(const char* src, int64_t stride, int64_t n, typename V::Scalar*
     }
   }
   for (; i < n; i += kLanes) {
-    T buffer[kLanes] = {};
     const int64_t count = smaller(kLanes, n - i);
     const char* p = src + i * stride * kSize;
+    if (count <= kFew) {  // a vector would have to wait for the elements' way through memory
+      V::set(0).store(dst + i);
+      for (int64_t j = 0; j < count; ++j) {
+        T element;
+        __builtin_memcpy(&element, p + j * stride * kSize, kSize);
+        dst[i + j] = scalar_of(element);
+      }
+      continue;
+    }
+    T buffer[kLanes] = {};
     for (int64_t j = 0; j < count; ++j) __builtin_memcpy(&buffer[j], p + j * stride * kSize, kSize);
     V::load(buffer).store(dst + i);
   }

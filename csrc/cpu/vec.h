@@ -26,6 +26,7 @@
 #if defined(CAUSAL_CONV1D_ISA_AVX512) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ < 13
 // The intrinsics of these versions take an undefined vector that they do not read.
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #endif
 
 #define CAUSAL_CONV1D_INLINE inline __attribute__((always_inline))
@@ -133,6 +134,19 @@ CAUSAL_CONV1D_INLINE Native scale_by_exp2(Native a, Native shifted) {
   return {_mm512_castsi512_ps(_mm512_add_epi32(exponent, _mm512_castps_si512(a.v)))};
 }
 
+// 2^n for shifted = n + 1.5 * 2^19, whose lowest bits are n in sixteenths.
+constexpr bool kHasExp2OfSixteenths = true;
+CAUSAL_CONV1D_INLINE Native exp2_of_sixteenths(Native shifted) {
+  // The bits of 2^(i / 16), less what i adds to them below.
+  alignas(64) static constexpr uint32_t kPowers[16] = {
+      0x3f800000, 0x3f7daac3, 0x3f7b95c2, 0x3f79c3d3, 0x3f7837f0, 0x3f76f532,
+      0x3f75fed7, 0x3f75583f, 0x3f7504f3, 0x3f7508a4, 0x3f75672a, 0x3f76248c,
+      0x3f7744fd, 0x3f78ccdf, 0x3f7ac0c7, 0x3f7d257d};
+  const __m512i bits = _mm512_castps_si512(shifted.v);
+  const __m512i power = _mm512_permutexvar_epi32(bits, _mm512_load_si512(kPowers));
+  return {_mm512_castsi512_ps(_mm512_add_epi32(power, _mm512_slli_epi32(bits, 19)))};
+}
+
 // Lanes k to k + kLanes - 1 of a followed by b; 0 < k < kLanes.
 template <int k>
 CAUSAL_CONV1D_INLINE Native align(Native a, Native b) {
@@ -147,16 +161,18 @@ CAUSAL_CONV1D_INLINE void load_even_odd(const Bfloat16* p, Native* even, Native*
   *even = {_mm512_castsi512_ps(_mm512_slli_epi32(bits, 16))};
   *odd = {_mm512_castsi512_ps(_mm512_and_si512(bits, _mm512_set1_epi32(-65536)))};
 }
-CAUSAL_CONV1D_INLINE __m512i rounded_bits(Native a) {
-  const __m512i bits = _mm512_castps_si512(a.v);
-  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-  return _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
-}
+// Rounds to nearest even: what is cut off, at the place of what is kept, carries if it is more than
+// half, or half and the kept is odd.
 template <bool kStream>
 CAUSAL_CONV1D_INLINE void store_even_odd(Native even, Native odd, Bfloat16* p) {
-  const __m512i low = _mm512_srli_epi32(rounded_bits(even), 16);
-  const __m512i joined =  // (odd & 0xffff0000) | low
-      _mm512_ternarylogic_epi32(rounded_bits(odd), _mm512_set1_epi32(-65536), low, 0xea);
+  constexpr __mmask32 kOdd = 0xaaaaaaaa;
+  const __m512i e = _mm512_castps_si512(even.v), o = _mm512_castps_si512(odd.v);
+  const __m512i kept = _mm512_mask_blend_epi16(kOdd, _mm512_srli_epi32(e, 16), o);
+  const __m512i cut = _mm512_mask_blend_epi16(kOdd, e, _mm512_slli_epi32(o, 16));
+  const __m512i cut_or_odd =  // cut | (kept & 1)
+      _mm512_ternarylogic_epi32(cut, kept, _mm512_set1_epi16(1), 0xf8);
+  const __m512i half_sum = _mm512_avg_epu16(cut_or_odd, _mm512_set1_epi16(0x7ffe));
+  const __m512i joined = _mm512_add_epi16(kept, _mm512_srli_epi16(half_sum, 15));
   if (kStream) {
     _mm512_stream_si512(reinterpret_cast<__m512i*>(p), joined);
   } else {
@@ -494,6 +510,29 @@ CAUSAL_CONV1D_INLINE Native scale_by_exp2(Native a, Native shifted) {
 
 #endif
 
+#if !defined(CAUSAL_CONV1D_ISA_AVX512)
+constexpr bool kHasExp2OfSixteenths = false;
+CAUSAL_CONV1D_INLINE Native exp2_of_sixteenths(Native) { return Native::set(0.0f); }
+#endif
+
+CAUSAL_CONV1D_INLINE float scalar_of(float a) { return a; }
+CAUSAL_CONV1D_INLINE double scalar_of(double a) { return a; }
+CAUSAL_CONV1D_INLINE float scalar_of(Bfloat16 a) {
+  const uint32_t bits = static_cast<uint32_t>(a.bits) << 16;
+  float value;
+  __builtin_memcpy(&value, &bits, sizeof(value));
+  return value;
+}
+CAUSAL_CONV1D_INLINE float scalar_of(Half a) {
+#if defined(CAUSAL_CONV1D_ISA_AVX512) || defined(CAUSAL_CONV1D_ISA_AVX2)
+  return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(a.bits)));
+#elif defined(CAUSAL_CONV1D_ISA_NEON)
+  return vgetq_lane_f32(vcvt_f32_f16(vreinterpret_f16_u16(vdup_n_u16(a.bits))), 0);
+#else
+  return Native::load(&a).v;
+#endif
+}
+
 // kVectors native vectors that are worked on together. The chain of operations of a silu is long
 // and its number of operations fills the CPU's schedulers; two or more independent chains,
 // instruction by instruction in turn, keep the units busy.
@@ -604,6 +643,12 @@ template <int kVectors>
 CAUSAL_CONV1D_INLINE Pack<kVectors> scale_by_exp2(Pack<kVectors> a, Pack<kVectors> shifted) {
   for (int i = 0; i < kVectors; ++i) a.v[i] = scale_by_exp2(a.v[i], shifted.v[i]);
   return a;
+}
+
+template <int kVectors>
+CAUSAL_CONV1D_INLINE Pack<kVectors> exp2_of_sixteenths(Pack<kVectors> shifted) {
+  for (int i = 0; i < kVectors; ++i) shifted.v[i] = exp2_of_sixteenths(shifted.v[i]);
+  return shifted;
 }
 
 using Vec = Pack<kVectorsInPack>;
