@@ -40,6 +40,8 @@ struct BackwardArgs {
   const T *x_end, *dout_end;
   int64_t chunks, chunk;      // parts of the time axis, and the length of one
   int64_t parts;              // of partials
+  bool sums, whole;           // are dweight or dbias wanted; has a block all parts of a channel,
+  int part_bits;              // the power of two of them that it has room for
   int64_t rows;               // channel_first: batch entries a warp
   Columns columns;            // channel_last
   Divisor by_dim, by_chunks;  // channel_first
@@ -78,7 +80,9 @@ struct BackwardArgs {
 
   // How far before its first step row (b, d) begins its tiles. Depends on shapes alone, as the sums
   // do, and fits rows that lie one after the other.
+  template <Access ACCESS>
   __device__ __forceinline__ int offset(int64_t b, int64_t d) const {
+    if (ACCESS == Access::kAligned) return 0;
     const uint32_t rows_before = static_cast<uint32_t>(b * dim + d);
     const uint32_t steps = static_cast<uint32_t>(seqlen);
     return steps % kGranule<T> == 0 ? 0 : rows_before * steps % kGranule<T>;
@@ -86,6 +90,14 @@ struct BackwardArgs {
 
   __device__ __forceinline__ Compute<T>* partial(int64_t part, int k, int64_t d) const {
     return partials + (part * (width + 1) + k) * dim + d;
+  }
+  // The whole sum of dweight[d, k], or for k == width of dbias[d].
+  __device__ __forceinline__ void store_sum(Compute<T> sum, int k, int64_t d) const {
+    if (k < width) {
+      if (dweight.given()) dweight.store(sum * scale, d, k);
+    } else if (dbias.given()) {
+      dbias.store(sum * scale, d);
+    }
   }
 };
 
@@ -105,14 +117,14 @@ __device__ Compute<T> dz_at(const BackwardArgs<T>& p, int64_t b, int64_t d, int6
 constexpr int kBackwardLines = 4;  // channel_last: chunks a block, one a warp
 
 template <typename T, int C, int WMAX, bool EXACT, bool SEQ>
-__global__ void __launch_bounds__(kThreads, SEQ ? (WMAX == 4 ? 3 : 2) : (WMAX == 4 ? 4 : 3))
+__global__ void __launch_bounds__(kThreads, (C == 4 || WMAX == 8 ? 4 : 5) - SEQ)
     backward_channel_last(const BackwardArgs<T> p) {
-  constexpr int H = WMAX - 1, U = WMAX, STAGES = 8;
-  using Reader = Rows<T, C, U, STAGES>;
-  __shared__ typename Reader::Row rings[2][Reader::kSharedRows];
+  constexpr int H = WMAX - 1, kGroups = WMAX == 8 ? 2 : 3;
+  using Reader = Rows<T, C, WMAX, kGroups>;
+  __shared__ typename Reader::Shared rings[2];
   const ColumnChunk at(p.columns);
   if (at.b >= p.batch) return;
-  const int64_t b = at.b, d0 = at.column * C, t0 = at.chunk * p.chunk;
+  const int64_t b = at.b, d0 = int64_t(at.column) * C, t0 = at.chunk * p.chunk;
   const int first = EXACT ? 0 : WMAX - p.width;
   float w[WMAX][C], bias[C], dw[WMAX][C], db[C];
 #pragma unroll
@@ -122,279 +134,398 @@ __global__ void __launch_bounds__(kThreads, SEQ ? (WMAX == 4 ? 3 : 2) : (WMAX ==
     for (int k = 0; k < WMAX; ++k) dw[k][c] = 0.0f;
   }
 
+  const int count = static_cast<int>(min(p.chunk, p.seqlen - t0));
+  const int total = count + H;  // rows walked along, for the dz that dx needs
+  const int left = static_cast<int>(min(p.seqlen - t0, int64_t(total)));
+  const int lanes = __popc(__ballot_sync(0xffffffff, at.inside));
   if (at.inside) {
-    const int count = static_cast<int>(min(p.chunk, p.seqlen - t0));
-    const int total = (count + H + U - 1) / U * U;  // rows walked along, for the dz that dx needs
-    const int left = static_cast<int>(min(p.seqlen - t0, int64_t(total)));
+    // The last W-1 rows of dx may take dfinal_states.
+    const int dfinal_from =
+        p.dfinal_states.given()
+            ? static_cast<int>(min(p.seqlen - (p.width - 1) - t0, int64_t(total)))
+            : total;
     const SeqIdx ids = p.seq_idx.from(b, t0);
-
-    Reader x(rings[0], p.x.at(b, d0, t0), p.x.time, left);
-    Reader g(rings[1], p.dout.at(b, d0, t0), p.dout.time, left);
-    for (int i = 0; i < STAGES / U; ++i) {
-      x.prefetch(i);
-      g.prefetch(i);
-      __pipeline_commit();
+    Reader x(&rings[0], p.x.at(b, d0, t0), p.x.time, left);
+    Reader g(&rings[1], p.dout.at(b, d0, t0), p.dout.time, left);
+    for (int i = 0; i < kGroups; ++i) {
+      x.start();
+      g.start();
+      commit_copies();
     }
-    float h[H + U][C], dz[H + U][C];  // x~ and dz; entry H + u belongs to the row in hand
-    int id[H + U];
-    load_history<H, C>(p, b, d0, t0, h);
-    load_weights<WMAX, C>(p, d0, w);
-    load_bias<C>(p, d0, bias);
+    T* dx = p.dx.at(b, d0, t0 - H);
+    // All threads of a warp have the same rows.
+    const int before = static_cast<int>(min(t0, int64_t(H)));
+    const bool mixed = SEQ && !one_id(ids, -before, left, lanes);
+
+    // Row r is entry r % WMAX of all these.
+    float h[WMAX][C], dz[WMAX][C];  // x~ and dz of the last rows
+    int id[WMAX];
+    const History<T, H, C> rows_before(p, b, d0, t0);
+    const Parameters<WMAX, C> parameters(p, d0);
+    float history[H][C];
+    rows_before.get(p, b, d0, t0, history);
+    parameters.get(p.scale, w, bias);
 #pragma unroll
     for (int j = 0; j < H; ++j) {
-      id[j] = SEQ ? p.seq_idx.at(b, max(t0 - H + j, int64_t(0))) : 0;
+      id[j + 1] = mixed ? p.seq_idx.at(b, max(t0 - H + j, int64_t(0))) : 0;
 #pragma unroll
-      for (int c = 0; c < C; ++c) dz[j][c] = 0.0f;
+      for (int c = 0; c < C; ++c) {
+        h[j + 1][c] = history[j][c];
+        dz[j + 1][c] = 0.0f;
+      }
     }
 
-    // U rows of dz, and those of dx that are complete then, H before. EDGE: not all are inside.
-    // Times are relative to t0.
-    T* dx = p.dx.at(b, d0, t0 - H);
-    auto step = [&](auto edge, int t) {
-      constexpr bool EDGE = decltype(edge)::value;
-      Pack<T, C> xs[U], gs[U];
-      __pipeline_wait_prior(STAGES / U - 1);
-      x.fetch(xs);
-      g.fetch(gs);
-      __pipeline_commit();
-      if (SEQ) {
+    // Row t + u: its dz, and the dx that is complete then, H before. EDGE: not all of that is
+    // inside. MIXED: not all ids of the rows in reach are one. Times are relative to t0.
+    auto row = [&](auto edge, auto mixed, int t, int u, const Pack<T, C>& xs,
+                   const Pack<T, C>& gs) {
+      constexpr bool EDGE = decltype(edge)::value, MIXED = decltype(mixed)::value;
+      const bool inside = (!EDGE || t + u < left) && (!MIXED || id[u] >= 0);
+      float xk[WMAX][C], g_row[C];
 #pragma unroll
-        for (int u = 0; u < U; ++u) id[H + u] = !EDGE || t + u < left ? ids.at(0, t + u) : -1;
+      for (int c = 0; c < C; ++c) {
+        g_row[c] = gs.get(c);
+        h[u][c] = xs.get(c);
+        float z = bias[c];
+#pragma unroll
+        for (int k = 0; k < WMAX; ++k) {
+          const int r = (u + 1 + k) % WMAX;
+          xk[k][c] = !MIXED || id[r] == id[u] ? h[r][c] : 0.0f;
+          if (k >= first) z = fmaf(w[k][c], xk[k][c], z);
+        }
+        dz[u][c] = z;
       }
-#pragma unroll
-      for (int u = 0; u < U; ++u) {
-        const bool inside = (!EDGE || t + u < left) && (!SEQ || id[H + u] >= 0);
-        float xk[WMAX][C], g_row[C];
+      p.gradients(g_row, inside, dz[u]);
+      if (inside && (!EDGE || t + u < count)) {
 #pragma unroll
         for (int c = 0; c < C; ++c) {
-          g_row[c] = gs[u].get(c);
-          h[H + u][c] = xs[u].get(c);
-          float z = bias[c];
+          db[c] += dz[u][c];
 #pragma unroll
           for (int k = 0; k < WMAX; ++k) {
-            xk[k][c] = !SEQ || id[u + k] == id[H + u] ? h[u + k][c] : 0.0f;
-            if (k >= first) z = fmaf(w[k][c], xk[k][c], z);
-          }
-          dz[H + u][c] = z;
-        }
-        p.gradients(g_row, inside, dz[H + u]);
-        if (inside && (!EDGE || t + u < count)) {
-#pragma unroll
-          for (int c = 0; c < C; ++c) {
-            db[c] += dz[H + u][c];
-#pragma unroll
-            for (int k = 0; k < WMAX; ++k) {
-              if (k >= first) dw[k][c] = fmaf(dz[H + u][c], xk[k][c], dw[k][c]);
-            }
+            if (k >= first) dw[k][c] = fmaf(dz[u][c], xk[k][c], dw[k][c]);
           }
         }
-        const int s = t + u - H;
-        if (!EDGE || (s >= 0 && s < count)) {
-          float a[C];
-#pragma unroll
-          for (int c = 0; c < C; ++c) {
-            a[c] = 0.0f;
-#pragma unroll
-            for (int j = 0; j < WMAX; ++j) {  // dz[s + j] meets weight[W-1-j]
-              const float v = !SEQ || id[u + j] == id[u] ? dz[u + j][c] : 0.0f;
-              if (WMAX - 1 - j >= first) a[c] = fmaf(w[WMAX - 1 - j][c], v, a[c]);
-            }
-          }
-          if (EDGE && p.dfinal_states.given() && t0 + s >= p.seqlen - (p.width - 1)) {
-#pragma unroll
-            for (int c = 0; c < C; ++c) a[c] += p.dfinal(b, d0 + c, t0 + s);
-          }
-          pack<T>(a).store(dx);
-        }
-        dx += p.dx.time;
       }
-#pragma unroll
-      for (int j = 0; j < H; ++j) {
-        if (SEQ) id[j] = id[U + j];
+      const int s = t + u - H;
+      if (!EDGE || (s >= 0 && s < count)) {
+        float a[C];
 #pragma unroll
         for (int c = 0; c < C; ++c) {
-          h[j][c] = h[U + j][c];
-          dz[j][c] = dz[U + j][c];
+          a[c] = 0.0f;
+#pragma unroll
+          for (int j = 0; j < WMAX; ++j) {  // dz[s + j] meets weight[W-1-j]
+            const int r = (u + 1 + j) % WMAX;
+            const float v = !MIXED || id[r] == id[(u + 1) % WMAX] ? dz[r][c] : 0.0f;
+            if (WMAX - 1 - j >= first) a[c] = fmaf(w[WMAX - 1 - j][c], v, a[c]);
+          }
         }
+        if (EDGE && s >= dfinal_from) {
+#pragma unroll
+          for (int c = 0; c < C; ++c) a[c] += p.dfinal(b, d0 + c, t0 + s);
+        }
+        pack<T>(a).store(dx);
       }
+      dx += p.dx.time;
     };
-    // The last W-1 rows of dx may take dfinal_states.
-    const int inner = count - (p.dfinal_states.given() && count == left ? H : 0);
+    auto rows = [&](auto edge, auto mixed, int t) {
+      wait_for_copies<kGroups - 1>();
+      Pack<T, C> next_x = x.read(0), next_g = g.read(0);
+#pragma unroll
+      for (int u = 0; u < WMAX; ++u) {
+        const Pack<T, C> xs = next_x, gs = next_g;
+        if (u + 1 < WMAX) {
+          next_x = x.read(u + 1);
+          next_g = g.read(u + 1);
+        }
+        if (decltype(mixed)::value) id[u] = t + u < left ? ids.at(0, t + u) : -1;
+        row(edge, mixed, t, u, xs, gs);
+      }
+      x.start();
+      g.start();
+      commit_copies();
+    };
+    const int inner = min(count, dfinal_from);
+    if (mixed) {
 #pragma unroll 1
-    for (int t = 0; t < total; t += U) {
-      if (t > 0 && t + U <= inner) {
-        step(std::false_type{}, t);
-      } else {
-        step(std::true_type{}, t);
+      for (int t = 0; t < total; t += WMAX) rows(std::true_type{}, std::bool_constant<SEQ>{}, t);
+    } else {
+      for (int t = 0; t < total; t += WMAX) {
+        if (t > 0) {
+#pragma unroll 1
+          for (; t + WMAX <= inner; t += WMAX) rows(std::false_type{}, std::false_type{}, t);
+          if (t >= total) break;
+        }
+        rows(std::true_type{}, std::false_type{}, t);
       }
     }
   }
 
-  if (p.partials != nullptr) {
-    __shared__ float sums[(WMAX + 1) * C][kThreads];
+  if (p.partials == nullptr) return;
+  struct alignas(sizeof(float) * C) Sums {
+    float of[C];
+  };
+  __shared__ Sums sums[WMAX + 1][kBackwardLines][32];
+  const int line = threadIdx.x / 32, column = threadIdx.x % 32;
 #pragma unroll
-    for (int c = 0; c < C; ++c) {
+  for (int k = 0; k <= WMAX; ++k) {
+    Sums own;
 #pragma unroll
-      for (int k = 0; k < WMAX; ++k) sums[k * C + c][threadIdx.x] = dw[k][c];
-      sums[WMAX * C + c][threadIdx.x] = db[c];
+    for (int c = 0; c < C; ++c) own.of[c] = k < WMAX ? dw[k % WMAX][c] : db[c];
+    sums[k][line][column] = own;
+  }
+  __syncthreads();
+  if (at.column >= p.columns.count) return;
+  const int64_t part = b * p.columns.down.count + at.part;
+  for (int k = first + line; k <= WMAX; k += kBackwardLines) {
+    Sums sum = sums[k][0][column];
+#pragma unroll
+    for (int i = 1; i < kBackwardLines; ++i) {
+#pragma unroll
+      for (int c = 0; c < C; ++c) sum.of[c] += sums[k][i][column].of[c];
     }
-    __syncthreads();
-    const int64_t part = b * p.columns.down.count + at.part;
-    for (int i = threadIdx.x; i < (WMAX + 1) * C * 32; i += kThreads) {
-      const int k = i / (C * 32), column = i / C % 32, c = i % C;
-      const int64_t d = (at.column - threadIdx.x % 32 + column) * C + c;
-      float sum = 0.0f;
-#pragma unroll
-      for (int line = 0; line < kBackwardLines; ++line) sum += sums[k * C + c][line * 32 + column];
-      if (k >= first && d < p.dim) *p.partial(part, k - first, d) = sum;
-    }
+    *reinterpret_cast<Sums*>(p.partial(part, k - first, d0)) = sum;
   }
 }
 
 template <typename T, int V, int WMAX, bool EXACT, bool SEQ, Access ACCESS>
-__global__ void __launch_bounds__(kThreads,
-                                  SEQ ? (WMAX == 4 ? 3 : 2) : (WMAX == 4 ? (EXACT ? 5 : 4) : 3))
+__global__ void __launch_bounds__(kThreads, (WMAX == 4 ? 4 : 3) - SEQ)
     backward_channel_first(const BackwardArgs<T> p) {
   constexpr int H = WMAX - 1, TILE = 32 * V;
-  using RingX = RowRing<T, V, WMAX, ACCESS>;
-  using RingG = RowRing<T, V, 0, ACCESS>;
-  __shared__ typename RingX::Shared rings_x[kThreads / 32];
-  __shared__ typename RingG::Shared rings_g[kThreads / 32];
   const int lane = threadIdx.x % 32;
-  int64_t index, d;
-  const int64_t warp = static_cast<int64_t>(blockIdx.x) * (kThreads / 32) + threadIdx.x / 32;
-  const int64_t group = p.by_chunks.split(p.by_dim.split(warp, &d), &index);
-  const int64_t b0 = group * p.rows, b1 = min(b0 + p.rows, p.batch);
+  // Warps are numbered by (part, d), or by (d, part) if a block is to have all parts of a channel.
+  const uint32_t warp = blockIdx.x * (kThreads / 32) + threadIdx.x / 32;
+  uint32_t index, d = warp >> p.part_bits, part = warp & ((1u << p.part_bits) - 1);
+  if (!p.whole) part = p.by_dim.split(warp, &d);
+  const int64_t b0 = p.by_chunks.split(part, &index) * p.rows;
+  const int64_t b1 = d < p.dim ? min(b0 + p.rows, p.batch) : b0;
 
   const int first = EXACT ? 0 : WMAX - p.width;
-  float w[WMAX], bias[1], dw[WMAX], db = 0.0f;
-  if (b0 < p.batch) {
-    load_warp_weights(p, d, lane, w);
-    load_bias<1>(p, d, bias);
-  }
+  float w[WMAX], bias = 0.0f, dw[WMAX], db = 0.0f;
 #pragma unroll
   for (int k = 0; k < WMAX; ++k) dw[k] = 0.0f;
 
+  using RingX = TileRing<T, V, WMAX, ACCESS>;
+  using RingG = TileRing<T, V, 0, ACCESS>;
+  __shared__ typename RingX::Shared rings_x[kThreads / 32];
+  __shared__ typename RingG::Shared rings_g[kThreads / 32];
+  RingX x(&rings_x[threadIdx.x / 32], lane);
+  RingG dout(&rings_g[threadIdx.x / 32], lane);
+  auto top = [&](const Segment& s) { return (s.end - 1) / TILE * TILE; };
+  const Segment whole(index, p.chunk, 0, p.seqlen);
+
+  // The tile that is started next, and how many rows are left with its own.
+  int next_base = 0, first_whole = 0, last_whole = 0;
+  int rows_left = static_cast<int>(b1 - b0);
+  uint32_t slot = 0;
+  const T* next_x = p.x.at(b0, d, whole.origin);
+  const T* next_g = p.dout.at(b0, d, whole.origin);
+  auto next_row = [&] {
+    const int offset = p.template offset<ACCESS>(b1 - rows_left, d);
+    const Segment s = whole.with(offset);
+    x.row(next_x - offset * p.x.time, p.x.time, p.x_end, s.lo, s.hi);
+    dout.row(next_g - offset * p.dout.time, p.dout.time, p.dout_end, s.lo, s.hi);
+    next_x += p.x.batch;
+    next_g += p.dout.batch;
+    next_base = top(s);
+    first_whole = max(x.first(), dout.first());
+    last_whole = min(x.last(), dout.last());
+    keep(first_whole);
+    keep(last_whole);
+  };
+  auto start_next = [&](uint32_t slot) {
+    if (rows_left > 0) {
+      if (next_base >= first_whole && next_base <= last_whole) {
+        x.start_whole(slot, next_base);
+        dout.start_whole(slot, next_base);
+      } else {
+        x.start(slot, next_base);
+        dout.start(slot, next_base);
+      }
+      next_base -= TILE;
+      if (next_base < 0 && --rows_left > 0) next_row();
+    }
+    commit_copies();
+  };
+  if (b0 < b1) {
+    next_row();
+#pragma unroll 1
+    for (uint32_t i = 0; i < RingX::kStages - 1; ++i) start_next(i);
+    load_warp_parameters<WMAX, EXACT>(p, d, lane, w, bias);
+  }
+  int next_lane = (lane + 1) % 32;
+  keep(next_lane);
+  T* dx_row = p.dx.at(b0, d, whole.origin);
+  // x's and dout's rows, as misalignment() takes them.
+  uint32_t place_x = misalignment(p.x.at(b0, d, whole.origin));
+  uint32_t place_g = misalignment(p.dout.at(b0, d, whole.origin));
   for (int64_t b = b0; b < b1; ++b) {
-    const Segment s(index, p.chunk, p.offset(b, d), p.seqlen);
-    if (s.end <= 0) continue;
-    RingX x(&rings_x[threadIdx.x / 32], p.x.at(b, d, s.origin), p.x.time, p.x_end, s.lo, s.hi,
-            lane);
-    RingG dout(&rings_g[threadIdx.x / 32], p.dout.at(b, d, s.origin), p.dout.time, p.dout_end, s.lo,
-               s.hi, lane);
-    int base = (s.end - 1) / TILE * TILE;
-    x.begin(base);
-    dout.begin(base);
-    __pipeline_commit();
-    x.start(base - 2 * TILE);
-    dout.start(base - 2 * TILE);
-    __pipeline_commit();
-    RowWriter<T, V, ACCESS> dx(p.dx.at(b, d, s.origin), p.dx.time, max(s.lo, 0), s.end, lane);
+    const int offset = p.template offset<ACCESS>(b, d);
+    Segment s = whole.with(offset);
+    keep(s.lo);
+    keep(s.hi);
+    const int shift_x = ACCESS == Access::kUnit ? (place_x - offset) % kGranule<T> : 0;
+    const int shift_g = ACCESS == Access::kUnit ? (place_g - offset) % kGranule<T> : 0;
+    place_x += static_cast<uint32_t>(p.x.batch);
+    place_g += static_cast<uint32_t>(p.dout.batch);
+    RowWriter<T, V, ACCESS> dx(dx_row - offset * p.dx.time, p.dx.time, max(s.lo, 0), s.end, lane);
+    dx.keep_address();
+    dx_row += p.dx.batch;
     const SeqIdx ids = p.seq_idx.from(b, s.origin);
     const bool states = p.initial_states.given() && s.lo >= 0;
     const bool dfinal = p.dfinal_states.given() && s.end > s.hi - (p.width - 1);
+    // Tiles at first_plain <= base <= last_plain are inside and take no states.
+    int first_plain = s.lo + (states || shift_x != 0);
+    int last_plain = s.hi - (dfinal ? p.width - 1 : 0) - TILE;
+
     float above[H] = {};  // dz[0..H) of lane 0 of the tile above
     if (s.end < s.hi) {
-      const int64_t t = s.origin + s.end + lane;
-      const float dz = lane < H && t < p.seqlen ? dz_at(p, b, d, t) : 0.0f;
+      const int64_t end = s.origin + s.end;
+      const bool has_x = lane < 2 * H && s.end - H + lane < s.hi;
+      const bool has_dz = lane < H && s.end + lane < s.hi;
+      const float x_of = has_x ? to_compute(*p.x.at(b, d, end - H + lane)) : 0.0f;
+      const float g[1] = {has_dz ? to_compute(*p.dout.at(b, d, end + lane)) : 0.0f};
+      const int id_of = SEQ && has_x ? ids.at(0, s.end - H + lane) : -1;
+      float dz[1] = {bias};
+      const int id = SEQ ? __shfl_sync(0xffffffff, id_of, lane + H) : 0;
 #pragma unroll
-      for (int j = 0; j < H; ++j) above[j] = __shfl_sync(0xffffffff, dz, j);
+      for (int k = 0; k < WMAX; ++k) {
+        float xk = __shfl_sync(0xffffffff, x_of, lane + k);
+        if (SEQ) xk = __shfl_sync(0xffffffff, id_of, lane + k) == id ? xk : 0.0f;
+        if (k >= first) dz[0] = fmaf(w[k], xk, dz[0]);
+      }
+      p.gradients(g, has_dz && id >= 0, dz);
+#pragma unroll
+      for (int j = 0; j < H; ++j) above[j] = __shfl_sync(0xffffffff, dz[0], j);
     }
 
-    // The tile at base. EDGE: some of it is outside, or takes states or dfinal_states.
-    auto step = [&](auto edge, int base) {
-      constexpr bool EDGE = decltype(edge)::value;
+    bool mixed = false;
+    if (SEQ) {
+      IdWindow<TILE + 2 * H> window;
+      window.load(ids, top(s) - H, s.lo, s.hi, lane);
+      mixed = !window.one();
+    }
+
+#pragma unroll 1
+    for (int base = top(s); base >= 0; base -= TILE) {
       const int t = base + lane * V;
+      const bool plain = base >= first_plain && base <= last_plain;
+      IdWindow<SEQ ? TILE + 2 * H : 1> window;  // of the next tile
+      if (SEQ) window.load(ids, base - TILE - H, s.lo, s.hi, lane);
+      wait_for_copies<RingX::kStages - 2>();
+      __syncwarp();  // the tile has come, and the one before is read
+      start_next((slot + RingX::kStages - 1) % RingX::kStages);
+      const auto xs = x.read(slot, shift_x);
+      const auto gs = dout.read(slot, shift_g);
+      slot = (slot + 1) % RingX::kStages;
       float h[H + V], g[V], dz[V];
-      Matches<V + H, H> same;
-      __pipeline_wait_prior(1);
-      __syncwarp();
-      const auto xs = x.read(base);
-      const auto gs = dout.read(base);
-      __syncwarp();
-      x.start(base - 3 * TILE);
-      dout.start(base - 3 * TILE);
-      __pipeline_commit();
 #pragma unroll
-      for (int j = 0; j < H + V; ++j) {
-        h[j] = xs.get(WMAX - H + j);
-      }
+      for (int j = 0; j < H + V; ++j) h[j] = xs.get(WMAX - H + j);
 #pragma unroll
-      for (int j = 0; j < V; ++j) {
-        g[j] = gs.get(j);
-      }
+      for (int j = 0; j < V; ++j) g[j] = gs.get(j);
+      if (!plain && base <= s.lo) {
 #pragma unroll
-      for (int j = 0; j < H + V; ++j) {
-        if (EDGE && (t - H + j < s.lo || t - H + j >= s.hi)) h[j] = 0.0f;
-      }
-      if (EDGE && states) {
-        const float mine = lane < H ? p.input(b, d, lane - H) : 0.0f;
+        for (int j = 0; j < H + V; ++j) h[j] = t - H + j < s.lo ? 0.0f : h[j];
+        if (states) {
+          const float mine = lane < H ? p.input(b, d, lane - H) : 0.0f;
 #pragma unroll
-        for (int j = 0; j < H + V; ++j) {
-          const int from = t + j - s.lo;  // lane j has x~ at lo - H + j
-          const float before = from_lane(mine, from);
-          if (from < H) h[j] = before;
-        }
-      }
-      uint32_t padding = 0;  // a bit for each step
-      if (SEQ) {
-        int id[H + V + H];
-        load_ids(ids, t - H, s.lo, s.hi, id);
-        same.set(id);
-#pragma unroll
-        for (int i = 0; i < V; ++i) {
-          if (id[H + i] < 0) {
-            padding |= 1u << i;
-            h[H + i] = 0.0f;  // only its own tap would still meet it
+          for (int j = 0; j < H + V; ++j) {
+            const int from = t + j - s.lo;  // lane j has x~ at lo - H + j
+            const float before = from_lane(mine, from);
+            if (from < H) h[j] = before;
           }
         }
       }
+      float a[V];
+      // From x~ and g to dx. MIXED: not all ids in reach are one.
+      auto compute = [&](auto mixed) {
+        constexpr bool MIXED = decltype(mixed)::value;
+        Matches<V + H, H> same;
+        uint32_t padding = 0;  // a bit for each step
+        if (MIXED) {
+          int id[H + V + H];
+          load_ids(ids, t - H, s.lo, s.hi, id);
+          same.set(id);
 #pragma unroll
-      for (int i = 0; i < V; ++i) {
-        dz[i] = bias[0];
-#pragma unroll
-        for (int k = 0; k < WMAX; ++k) {
-          float xk = h[i + k];
-          if (SEQ) xk = same.at(i, k) ? xk : 0.0f;
-          if (k >= first) dz[i] = fmaf(w[k], xk, dz[i]);
+          for (int i = 0; i < V; ++i) {
+            if (id[H + i] < 0) {
+              padding |= 1u << i;
+              h[H + i] = 0.0f;  // only its own tap would still meet it
+            }
+          }
         }
-      }
-      p.gradients(g, true, dz);
 #pragma unroll
-      for (int i = 0; i < V; ++i) {
-        const bool inside =
-            !EDGE || (t + i >= s.lo && t + i < s.hi && (!SEQ || (padding >> i & 1) == 0));
-        if (!inside) dz[i] = 0.0f;
-        if (inside) {
-          db += dz[i];
+        for (int i = 0; i < V; ++i) {
+          dz[i] = bias;
 #pragma unroll
           for (int k = 0; k < WMAX; ++k) {
             float xk = h[i + k];
-            if (SEQ) xk = same.at(i, k) ? xk : 0.0f;
-            if (k >= first) dw[k] = fmaf(dz[i], xk, dw[k]);
+            if (MIXED) xk = same.at(i, k) ? xk : 0.0f;
+            if (k >= first) dz[i] = fmaf(w[k], xk, dz[i]);
           }
         }
-      }
-
-      float q[V + H], a[V];  // dz, and those after
+        p.gradients(g, true, dz);
+        auto sums = [&] {
 #pragma unroll
-      for (int i = 0; i < V; ++i) q[i] = dz[i];
+          for (int i = 0; i < V; ++i) {
+            db += dz[i];
 #pragma unroll
-      for (int j = 0; j < H; ++j) {
-        q[V + j] = __shfl_sync(0xffffffff, lane == 0 ? above[j] : dz[j], (lane + 1) % 32);
-        above[j] = dz[j];
-      }
+            for (int k = 0; k < WMAX; ++k) {
+              if (k >= first) dw[k] = fmaf(dz[i], h[i + k], dw[k]);
+            }
+          }
+        };
+        if (plain && !MIXED) {
+          sums();
+        } else {
 #pragma unroll
-      for (int i = 0; i < V; ++i) {
-        a[i] = 0.0f;
+          for (int i = 0; i < V; ++i) {
+            const bool inside = t + i >= s.lo && t + i < s.hi && (padding >> i & 1) == 0;
+            dz[i] = inside ? dz[i] : 0.0f;
+          }
+          // A dz of zero may still meet an x~ that is not finite, the row's last; with SiLU the
+          // sums are NaN then all the same.
+          if (p.silu && !MIXED) {
+            sums();
+          } else {
 #pragma unroll
-        for (int j = 0; j < WMAX; ++j) {  // dz[t + i + j] meets weight[W-1-j]
-          float v = q[i + j];
-          if (SEQ) v = same.at(i + j, H - j) ? v : 0.0f;
-          if (WMAX - 1 - j >= first) a[i] = fmaf(w[WMAX - 1 - j], v, a[i]);
+            for (int i = 0; i < V; ++i) {
+              db += dz[i];
+#pragma unroll
+              for (int k = 0; k < WMAX; ++k) {
+                const bool takes = t + i < s.hi && (!MIXED || same.at(i, k));
+                if (k >= first) dw[k] = fmaf(dz[i], takes ? h[i + k] : 0.0f, dw[k]);
+              }
+            }
+          }
         }
+
+        float q[V + H];  // dz, and those after
+#pragma unroll
+        for (int i = 0; i < V; ++i) q[i] = dz[i];
+#pragma unroll
+        for (int j = 0; j < H; ++j) {
+          q[V + j] = __shfl_sync(0xffffffff, lane == 0 ? above[j] : dz[j], next_lane);
+          above[j] = dz[j];
+        }
+#pragma unroll
+        for (int i = 0; i < V; ++i) {
+          a[i] = 0.0f;
+#pragma unroll
+          for (int j = 0; j < WMAX; ++j) {  // dz[t + i + j] meets weight[W-1-j]
+            float v = q[i + j];
+            if (MIXED) v = same.at(i + j, H - j) ? v : 0.0f;
+            if (WMAX - 1 - j >= first) a[i] = fmaf(w[WMAX - 1 - j], v, a[i]);
+          }
+        }
+      };
+      if (SEQ && mixed) {
+        mixed = !window.one();
+        compute(std::bool_constant<SEQ>{});
+      } else {
+        compute(std::false_type{});
+        mixed = SEQ && !window.one();
       }
-      if (EDGE && dfinal) {
+      if (!plain && dfinal) {
         const int last = p.width - 1;
         const float mine = lane < last ? p.dfinal_states.load(b, d, lane) : 0.0f;
 #pragma unroll
@@ -403,32 +534,33 @@ __global__ void __launch_bounds__(kThreads,
           a[i] += from_lane(mine, j < last ? j : -1);
         }
       }
-      dx.template store<EDGE>(base, pack<T>(a));
-    };
-    const int low = s.lo + (states || x.shifted()), high = s.hi - (dfinal ? p.width - 1 : 0);
-    while (base >= 0) {
-      if (SEQ || base < low || base + TILE > high) {
-        step(std::true_type{}, base);
-        base -= TILE;
-        continue;
-      }
-      if constexpr (!SEQ) {
-#pragma unroll 1
-        for (; base >= 0 && base >= low; base -= TILE) step(std::false_type{}, base);
-      }
+      dx.store(plain, base, pack<T>(a));
     }
     dx.flush();
   }
 
-  if (p.partials != nullptr && b0 < p.batch) {
+  if (!p.sums) return;
+  __shared__ float sums[WMAX + 1][kThreads / 32];
 #pragma unroll
-    for (int k = 0; k <= WMAX; ++k) {
-      float sum = k < WMAX ? dw[k] : db;
+  for (int k = 0; k <= WMAX; ++k) {
+    float sum = k < WMAX ? dw[k] : db;
 #pragma unroll
-      for (int n = 16; n > 0; n /= 2) sum += __shfl_xor_sync(0xffffffff, sum, n);
-      if (lane == 0 && k >= first) *p.partial(group * p.chunks + index, k - first, d) = sum;
-    }
+    for (int n = 16; n > 0; n /= 2) sum += __shfl_xor_sync(0xffffffff, sum, n);
+    if (lane == 0) sums[k][threadIdx.x / 32] = sum;
   }
+  if (p.whole) {
+    __syncthreads();
+  } else {
+    __syncwarp();
+  }
+  if ((part > 0 && p.whole) || lane < first || lane > WMAX || b0 >= p.batch || d >= p.dim) return;
+  float sum = sums[lane][threadIdx.x / 32];
+  if (!p.whole) {
+    *p.partial(part, lane - first, d) = sum;
+    return;
+  }
+  for (int i = 1; i < 1 << p.part_bits; ++i) sum += sums[lane][threadIdx.x / 32 + i];
+  p.store_sum(sum, lane - first, d);
 }
 
 // The parts below take any width, strides and type, one output a thread, and recompute dz.
@@ -520,26 +652,25 @@ __global__ void __launch_bounds__(kThreads) reduce_partials(const BackwardArgs<T
   if (part_lane > 0 || i >= columns) return;
 #pragma unroll
   for (int j = 1; j < kLanes; ++j) sum += sums[j][column];
-  sum *= p.scale;
   int64_t d;
   const int64_t k = split(i, p.dim, &d);
-  if (k < p.width) {
-    if (p.dweight.given()) p.dweight.store(sum, d, k);
-  } else if (p.dbias.given()) {
-    p.dbias.store(sum, d);
-  }
+  p.store_sum(sum, static_cast<int>(k), d);
 }
 
 // How the backward divides a problem. It depends on sizes and types alone, so that the sums' order
 // does; the workspace follows from it.
 struct Plan {
+  static constexpr int64_t kWarps = 4096;
+
   bool any_width, channel_last;
   int vector;  // channels or time steps a thread; 1: any strides (channel_last)
   Access access = Access::kStrided;  // channel_first
   int64_t chunk, chunks, rows = 1;
   Columns columns;
   int64_t parts;
-  int64_t workspace;  // bytes
+  bool whole = false;  // channel_first: a block has all parts of a channel, and adds them up
+  int part_bits = 0;   // of the number of warps that are for them
+  int64_t workspace;   // bytes
 
   explicit Plan(const BackwardParams& params) {
     const Tensor& x = params.x;
@@ -547,7 +678,7 @@ struct Plan {
         x.dtype == CAUSAL_CONV1D_FLOAT64 ? 8 : (x.dtype == CAUSAL_CONV1D_FLOAT32 ? 4 : 2);
     const int64_t batch = x.sizes[0], dim = x.sizes[1], seqlen = x.sizes[2];
     const int64_t width = params.weight.sizes[1];
-    any_width = width > 8 || size == 8;
+    any_width = width > 8 || size == 8 || batch * dim * ceil_div(seqlen, 64) > kMostParts;
     channel_last = is_channel_last(x);
     vector = 1;
     if (any_width) {
@@ -560,7 +691,7 @@ struct Plan {
           common_channels(widest, size, dim, {&x, &params.dout, &params.dx}) == widest ? widest : 1;
       // Chunks of even length, a block's worth of them at a time, of a multiple of U plus 1 steps.
       // 1 << 20 elements in all for each step of one: measured best on 132 SMs.
-      const int64_t fair = ceil_div(batch * dim * seqlen, 1 << 20);
+      const int64_t fair = ceil_div(batch * dim * seqlen, 1 << 19);
       const int64_t most = fair < 16 ? 16 : (fair > 64 ? 64 : fair);
       const int64_t U = width > 4 ? 8 : 4;
       chunk = seqlen == 0
@@ -577,17 +708,29 @@ struct Plan {
       if (ragged && access == Access::kAligned) access = Access::kUnit;
       const int64_t tile = 32 * vector;
       const int64_t tiles = ceil_div(seqlen + (ragged ? 16 / size - 1 : 0), tile);
-      // Tiles a warp: so that there are 16k warps, measured best on 132 SMs.
-      const int64_t fair = ceil_div(batch * dim * tiles, 16384);
-      const int64_t most = fair < 8 ? 8 : (fair > 16 ? 16 : fair);
-      chunks = ceil_div(tiles, most);
-      chunk = chunks > 0 ? ceil_div(tiles, chunks) * tile : tile;
-      if (chunks == 1) rows = most / tiles;
-      if (rows > batch) rows = batch;
-      parts = rows > 0 ? ceil_div(batch, rows) * chunks : 0;
+      const int64_t all = batch * tiles;
+      auto divide = [&](int64_t most) {  // tiles a warp
+        chunks = ceil_div(tiles, most);
+        chunk = chunks > 0 ? ceil_div(tiles, chunks) * tile : tile;
+        rows = chunks == 1 ? min(most / tiles, batch) : 1;
+        parts = rows > 0 ? ceil_div(batch, rows) * chunks : 0;
+      };
+      // A block takes all parts of a channel if these are few enough: one, two or four warps a
+      // channel, as many as there need be for kWarps of them, if each has 8 tiles or more.
+      for (int bits = 0; bits <= 2 && !whole && all > 0; ++bits) {
+        const int64_t most = ceil_div(all, 1 << bits);
+        const bool more = bits < 2 && dim << bits < kWarps && most >= 16;
+        if (more || most > (dim >= 1024 ? 64 : 8)) continue;
+        divide(most);
+        whole = parts <= 1 << bits;
+        part_bits = bits;
+      }
+      // Else warps take what makes 16k of them.
+      const int64_t fair = ceil_div(dim * all, 16384);
+      if (!whole) divide(fair < 8 ? 8 : (fair > 16 ? 16 : fair));
     }
     const bool sums = given(params.dweight) || given(params.dbias);
-    workspace = sums ? parts * (width + 1) * dim * (size == 8 ? 8 : 4) : 0;
+    workspace = sums && !whole ? parts * (width + 1) * dim * (size == 8 ? 8 : 4) : 0;
   }
 };
 
@@ -607,7 +750,8 @@ cudaError_t launch_fast(BackwardArgs<T>& p, const Plan& plan, cudaStream_t strea
       kernel = exact ? backward_channel_first<T, V, WMAX, EXACT, false, kAligned>
                      : backward_channel_first<T, V, WMAX, false, false, kAligned>;
     }
-    return launch(kernel, ceil_div(p.batch, p.rows) * p.dim * p.chunks * 32, stream, p);
+    const int64_t warps = plan.whole ? p.dim << plan.part_bits : p.parts * p.dim;
+    return launch(kernel, warps * 32, stream, p);
   }
   constexpr int C = WMAX > 4 || sizeof(T) == 4 ? 2 : 4;
   auto kernel = backward_channel_last<T, 1, WMAX, false, true>;
@@ -649,7 +793,9 @@ cudaError_t run(const BackwardParams& params, const Plan& plan, void* workspace,
   p.by_dim = Divisor(p.dim);
   p.by_chunks = Divisor(plan.chunks);
   p.parts = plan.parts;
-  const bool sums = given(params.dweight) || given(params.dbias);
+  p.sums = given(params.dweight) || given(params.dbias);
+  p.whole = plan.whole;
+  p.part_bits = plan.part_bits;
   p.partials = plan.workspace > 0 ? static_cast<Compute<T>*>(workspace) : nullptr;
 
   cudaError_t e = cudaSuccess;
@@ -667,7 +813,7 @@ cudaError_t run(const BackwardParams& params, const Plan& plan, void* workspace,
       e = p.width <= 4 ? launch_fast<T, 4>(p, plan, stream) : launch_fast<T, 8>(p, plan, stream);
     }
   }
-  if (e == cudaSuccess && sums) {  // no positions at all: the sums are zero
+  if (e == cudaSuccess && p.sums && !plan.whole) {  // no positions at all: the sums are zero
     e = launch(reduce_partials<T>, (p.width + 1) * p.dim * kLanes, stream, p);
   }
   return e;

@@ -192,15 +192,25 @@ struct AnyView {
 
   __host__ __device__ __forceinline__ bool given() const { return data != nullptr; }
 
-  // Selects instead of branches: kernels load many of these in unrolled code.
-  __device__ __forceinline__ F load(int64_t i, int64_t j = 0, int64_t k = 0) const {
+  // An element's bits, if it has up to 32, and their value.
+  __device__ __forceinline__ uint32_t bits(int64_t i, int64_t j = 0, int64_t k = 0) const {
     const int64_t o = i * strides[0] + j * strides[1] + k * strides[2];
-    if constexpr (sizeof(F) == 8) return static_cast<const double*>(data)[o];
-    const uint32_t bits = dtype == CAUSAL_CONV1D_FLOAT32 ? static_cast<const uint32_t*>(data)[o]
-                                                         : static_cast<const uint16_t*>(data)[o];
+    return dtype == CAUSAL_CONV1D_FLOAT32 ? static_cast<const uint32_t*>(data)[o]
+                                          : static_cast<const uint16_t*>(data)[o];
+  }
+  // Selects instead of branches: kernels load many of these in unrolled code.
+  static __device__ __forceinline__ float convert(uint32_t bits, int32_t dtype) {
     const float half = __half2float(__ushort_as_half(static_cast<uint16_t>(bits)));
     const float other = __uint_as_float(dtype == CAUSAL_CONV1D_BFLOAT16 ? bits << 16 : bits);
     return dtype == CAUSAL_CONV1D_FLOAT16 ? half : other;
+  }
+
+  __device__ __forceinline__ F load(int64_t i, int64_t j = 0, int64_t k = 0) const {
+    if constexpr (sizeof(F) == 8) {
+      return static_cast<const double*>(data)[i * strides[0] + j * strides[1] + k * strides[2]];
+    } else {
+      return convert(bits(i, j, k), dtype);
+    }
   }
 
   __device__ __forceinline__ void store(F v, int64_t i, int64_t j = 0, int64_t k = 0) const {
@@ -218,102 +228,115 @@ struct AnyView {
   }
 };
 
-// The weights of C adjacent channels from d on, as taps WMAX - W .. WMAX - 1 of w.
-template <int WMAX, int C, typename TW>
-__device__ __forceinline__ void load_weights_as(const AnyView<float>& weight, int64_t d, int width,
-                                                float (&w)[WMAX][C]) {
-  const TW* p = static_cast<const TW*>(weight.data) + d * weight.strides[0];
-  using Block = Pack<TW, WMAX * C>;
-  const bool dense = width == WMAX && weight.strides[1] == 1 && weight.strides[0] == WMAX;
-  if (dense && reinterpret_cast<uintptr_t>(p) % Block::kAlignment == 0) {
-    const Block block = Block::load(p);
+// Weights and bias of C adjacent channels from d on: the constructor starts to load them and get()
+// converts, so that their latencies, and those of other loads in between, overlap.
+template <int WMAX, int C>
+class Parameters {
+ public:
+  template <typename Args>
+  __device__ __forceinline__ Parameters(const Args& p, int64_t d)
+      : width_(p.width), dtype_(p.weight.dtype), bias_dtype_(p.bias.dtype) {
+    if (dtype_ == CAUSAL_CONV1D_FLOAT32) {
+      load<uint32_t>(p.weight, d);
+    } else {
+      load<uint16_t>(p.weight, d);
+    }
+    if (!p.bias.given()) return;
+#pragma unroll
+    for (int c = 0; c < C; ++c) bias_[c] = p.bias.bits(d + c);
+  }
+
+  // Taps WMAX - W .. WMAX - 1 of w, and the bias or 0, times scale.
+  __device__ __forceinline__ void get(float scale, float (&w)[WMAX][C], float (&bias)[C]) const {
+    if (dtype_ == CAUSAL_CONV1D_FLOAT32) {
+      convert<CAUSAL_CONV1D_FLOAT32>(scale, w);
+    } else if (dtype_ == CAUSAL_CONV1D_BFLOAT16) {
+      convert<CAUSAL_CONV1D_BFLOAT16>(scale, w);
+    } else {
+      convert<CAUSAL_CONV1D_FLOAT16>(scale, w);
+    }
+#pragma unroll
+    for (int c = 0; c < C; ++c) bias[c] = AnyView<float>::convert(bias_[c], bias_dtype_) * scale;
+  }
+
+ private:
+  template <typename Word>
+  __device__ __forceinline__ void load(const AnyView<float>& weight, int64_t d) {
+    const Word* p = static_cast<const Word*>(weight.data) + d * weight.strides[0];
+    using Block = Pack<std::conditional_t<sizeof(Word) == 4, float, __half>, WMAX * C>;
+    const bool dense = width_ == WMAX && weight.strides[1] == 1 && weight.strides[0] == WMAX;
+    if (dense && reinterpret_cast<uintptr_t>(p) % Block::kAlignment == 0) {
+      const Block block = Block::load(p);
+#pragma unroll
+      for (int i = 0; i < Block::kWords; ++i) w_[i] = block.w[i];
+      return;
+    }
+    const int first = WMAX - width_;
 #pragma unroll
     for (int c = 0; c < C; ++c) {
 #pragma unroll
-      for (int k = 0; k < WMAX; ++k) w[k][c] = block.get(c * WMAX + k);
-    }
-    return;
-  }
-  const int first = WMAX - width;
-#pragma unroll
-  for (int c = 0; c < C; ++c) {
-#pragma unroll
-    for (int k = 0; k < WMAX; ++k) {
-      w[k][c] = k >= first ? to_compute(p[(k - first) * weight.strides[1]]) : 0.0f;
-    }
-    p += weight.strides[0];
-  }
-}
-
-template <int WMAX, int C, typename Args>
-__device__ __forceinline__ void load_weights(const Args& p, int64_t d, float (&w)[WMAX][C]) {
-  if (p.weight.dtype == CAUSAL_CONV1D_FLOAT32) {
-    load_weights_as<WMAX, C, float>(p.weight, d, p.width, w);
-  } else if (p.weight.dtype == CAUSAL_CONV1D_BFLOAT16) {
-    load_weights_as<WMAX, C, __nv_bfloat16>(p.weight, d, p.width, w);
-  } else {
-    load_weights_as<WMAX, C, __half>(p.weight, d, p.width, w);
-  }
-  if constexpr (sizeof(typename Args::Element) == 2) {
-#pragma unroll
-    for (int k = 0; k < WMAX; ++k) {
-#pragma unroll
-      for (int c = 0; c < C; ++c) w[k][c] *= p.scale;
+      for (int k = 0; k < WMAX; ++k) {
+        if (k < first) continue;
+        const uint32_t bits = p[c * weight.strides[0] + (k - first) * weight.strides[1]];
+        const int i = c * WMAX + k;
+        if constexpr (sizeof(Word) == 4) {
+          w_[i] = bits;
+        } else {
+          w_[i / 2] |= bits << k % 2 * 16;
+        }
+      }
     }
   }
-}
 
-template <int C, typename TB>
-__device__ __forceinline__ void load_bias_as(const AnyView<float>& bias, int64_t d,
-                                             float (&values)[C]) {
-  const TB* p = static_cast<const TB*>(bias.data) + d * bias.strides[0];
+  template <int32_t DTYPE>
+  __device__ __forceinline__ void convert(float scale, float (&w)[WMAX][C]) const {
 #pragma unroll
-  for (int c = 0; c < C; ++c) values[c] = to_compute(p[c * bias.strides[0]]);
-}
+    for (int c = 0; c < C; ++c) {
+#pragma unroll
+      for (int k = 0; k < WMAX; ++k) {
+        const int i = c * WMAX + k;
+        const uint32_t bits =
+            DTYPE == CAUSAL_CONV1D_FLOAT32 ? w_[i] : w_[i / 2] >> k % 2 * 16 & 0xffff;
+        w[k][c] = AnyView<float>::convert(bits, DTYPE) * scale;
+      }
+    }
+  }
 
-// The bias of C adjacent channels from d on, or 0.
-template <int C, typename Args>
-__device__ __forceinline__ void load_bias(const Args& p, int64_t d, float (&bias)[C]) {
-  if (!p.bias.given()) {
-#pragma unroll
-    for (int c = 0; c < C; ++c) bias[c] = 0.0f;
-    return;
-  }
-  if (p.bias.dtype == CAUSAL_CONV1D_FLOAT32) {
-    load_bias_as<C, float>(p.bias, d, bias);
-  } else if (p.bias.dtype == CAUSAL_CONV1D_BFLOAT16) {
-    load_bias_as<C, __nv_bfloat16>(p.bias, d, bias);
-  } else {
-    load_bias_as<C, __half>(p.bias, d, bias);
-  }
-  if constexpr (sizeof(typename Args::Element) == 2) {
-#pragma unroll
-    for (int c = 0; c < C; ++c) bias[c] *= p.scale;
-  }
-}
+  uint32_t w_[WMAX * C] = {}, bias_[C] = {};  // 16-bit weights are two a word
+  int width_;
+  int32_t dtype_, bias_dtype_;
+};
 
-// x~ at the H steps before t, of C adjacent channels from d on, as the first entries of h.
-template <int H, int C, typename Args, int N>
-__device__ __forceinline__ void load_history(const Args& p, int64_t b, int64_t d, int64_t t,
-                                             float (&h)[N][C]) {
-  using T = typename Args::Element;
-  if (t >= H) {
+// x~ at the H steps before t, of C adjacent channels from d on, in the same way.
+template <typename T, int H, int C>
+class History {
+ public:
+  template <typename Args>
+  __device__ __forceinline__ History(const Args& p, int64_t b, int64_t d, int64_t t) {
     const T* x = p.x.at(b, d, t - H);
 #pragma unroll
     for (int j = 0; j < H; ++j) {
-      const auto row = Pack<T, C>::load(x);
+      if (t >= H) rows_[j] = Pack<T, C>::load(x);
       x += p.x.time;
-#pragma unroll
-      for (int c = 0; c < C; ++c) h[j][c] = row.get(c);
     }
-    return;
   }
+
+  template <typename Args>
+  __device__ __forceinline__ void get(const Args& p, int64_t b, int64_t d, int64_t t,
+                                      float (&h)[H][C]) const {
 #pragma unroll
-  for (int j = 0; j < H; ++j) {
+    for (int j = 0; j < H; ++j) {
 #pragma unroll
-    for (int c = 0; c < C; ++c) h[j][c] = p.input(b, d + c, t - H + j);
+      for (int c = 0; c < C; ++c) {
+        h[j][c] = rows_[j].get(c);
+        if (t < H) h[j][c] = p.input(b, d + c, t - H + j);
+      }
+    }
   }
-}
+
+ private:
+  Pack<T, C> rows_[H];
+};
 
 // SiLU and its derivative, one for each element type of x, so that every kernel rounds alike.
 //

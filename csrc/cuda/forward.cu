@@ -46,21 +46,24 @@ constexpr int kRows = 16;  // channel_last: steps a thread
 constexpr int kTiles = 4;  // channel_first: tiles a warp
 
 template <typename T, int C, int WMAX, bool EXACT, bool SEQ>
-__global__ void __launch_bounds__(kThreads) forward_channel_last(const ForwardArgs<T> p) {
+__global__ void __launch_bounds__(kThreads, WMAX == 8 ? (SEQ ? 2 : 3) : (sizeof(T) == 4 ? 6 : 5))
+    forward_channel_last(const ForwardArgs<T> p) {
   constexpr int H = WMAX - 1;
   const ColumnChunk at(p.columns);
+  [[maybe_unused]] const int lanes = __popc(__ballot_sync(0xffffffff, at.inside));
   if (!at.inside || at.b >= p.batch) return;
-  const int64_t b = at.b, d0 = at.column * C;
+  const int64_t b = at.b, d0 = int64_t(at.column) * C;
   // The last chunk may overlap the one before it: both write the same there.
-  const int64_t t0 = max(min(at.chunk * kRows, p.seqlen - kRows), int64_t(0));
+  const int64_t t0 = max(min(int64_t(at.chunk) * kRows, p.seqlen - kRows), int64_t(0));
   const int first = EXACT ? 0 : WMAX - p.width;
   const T* x = p.x.at(b, d0, t0);
   T* out = p.out.at(b, d0, t0);
   float w[WMAX][C], bias[C], h[H][C];
 
-  // N rows, the first at t0 + t. EDGE: only count of them are inside.
+  // N rows, the first at t0 + t. EDGE: only count of them are inside, and they may have several
+  // ids.
   auto step = [&](auto edge, auto n, int t, int count, const auto& prologue) {
-    constexpr bool EDGE = decltype(edge)::value;
+    constexpr bool EDGE = decltype(edge)::value, MIXED = SEQ && EDGE;
     constexpr int N = decltype(n)::value;
     Pack<T, C> rows[N];
 #pragma unroll
@@ -76,7 +79,7 @@ __global__ void __launch_bounds__(kThreads) forward_channel_last(const ForwardAr
 #pragma unroll
       for (int c = 0; c < C; ++c) v[j][c] = h[j][c];
     }
-    if (SEQ) load_ids(p.seq_idx.from(b, 0), t0 + t - H, p.seqlen, id);
+    if (MIXED) load_ids(p.seq_idx.from(b, 0), t0 + t - H, p.seqlen, id);
 #pragma unroll
     for (int u = 0; u < N; ++u) {
       float z[C];
@@ -87,7 +90,7 @@ __global__ void __launch_bounds__(kThreads) forward_channel_last(const ForwardAr
 #pragma unroll
         for (int k = 0; k < WMAX; ++k) {
           float xk = v[u + k][c];
-          if (SEQ) xk = id[u + k] == id[H + u] ? xk : 0.0f;
+          if (MIXED) xk = id[u + k] == id[H + u] ? xk : 0.0f;
           if (k >= first) z[c] = fmaf(w[k][c], xk, z[c]);
         }
       }
@@ -95,7 +98,7 @@ __global__ void __launch_bounds__(kThreads) forward_channel_last(const ForwardAr
 #pragma unroll
         for (int c = 0; c < C; ++c) z[c] = silu<T>(z[c]);
       }
-      if (SEQ && id[H + u] < 0) {
+      if (MIXED && id[H + u] < 0) {
 #pragma unroll
         for (int c = 0; c < C; ++c) z[c] = 0.0f;
       }
@@ -109,52 +112,59 @@ __global__ void __launch_bounds__(kThreads) forward_channel_last(const ForwardAr
     }
   };
   auto prologue = [&] {
-    load_history<H, C>(p, b, d0, t0, h);
-    load_weights<WMAX, C>(p, d0, w);
-    load_bias<C>(p, d0, bias);
+    const History<T, H, C> history(p, b, d0, t0);
+    const Parameters<WMAX, C> parameters(p, d0);
+    history.get(p, b, d0, t0, h);
+    parameters.get(p.scale, w, bias);
   };
-  if (p.seqlen >= kRows) {
+  const int count = static_cast<int>(min(p.seqlen, int64_t(kRows)));
+  bool plain = count == kRows && !SEQ;
+  // Where a warp has one chunk, it is quick to tell whether that has one id.
+  if (SEQ && count == kRows && p.columns.bits == 5) {
+    const int before = static_cast<int>(min(t0, int64_t(H)));
+    plain = one_id(p.seq_idx.from(b, t0), -before, kRows, lanes);
+  }
+  if (plain) {
     step(std::false_type{}, std::integral_constant<int, kRows>{}, 0, kRows, prologue);
-  } else {
-    constexpr int N = WMAX;
-    prologue();
+    return;
+  }
+  prologue();
 #pragma unroll 1
-    for (int t = 0; t < p.seqlen; t += N) {
-      const int left = static_cast<int>(p.seqlen) - t;
-      step(std::true_type{}, std::integral_constant<int, N>{}, t, left, [] {});
-    }
+  for (int t = 0; t < count; t += WMAX) {
+    step(std::true_type{}, std::integral_constant<int, WMAX>{}, t, count - t, [] {});
   }
 }
 
 template <typename T, int V, int WMAX, bool EXACT, bool SEQ, Access ACCESS>
-__global__ void __launch_bounds__(kThreads, WMAX == 4 ? (EXACT ? 8 : 6) : 3)
+__global__ void __launch_bounds__(kThreads,
+                                  WMAX == 4 ? (EXACT ? 8 : (ACCESS == Access::kUnit ? 4 : 6)) : 3)
     forward_channel_first(const ForwardArgs<T> p) {
   constexpr int H = WMAX - 1, TILE = 32 * V;
   const int lane = threadIdx.x % 32;
-  int64_t index, d;
-  const int64_t warp = static_cast<int64_t>(blockIdx.x) * (kThreads / 32) + threadIdx.x / 32;
-  const int64_t b = p.by_chunks.split(p.by_dim.split(warp, &d), &index);
+  uint32_t index, d;
+  const uint32_t warp = blockIdx.x * (kThreads / 32) + threadIdx.x / 32;
+  const uint32_t b = p.by_dim.split(p.by_chunks.split(warp, &index), &d);
   if (b >= p.batch) return;
   // Tiles are where out is aligned.
-  const int offset = ACCESS == Access::kUnit ? misalignment(p.out.at(b, d, 0)) : 0;
+  auto time = [](const View<T>& v) { return ACCESS == Access::kStrided ? v.time : 1; };
+  const T* x_row = p.x.at(b, d, 0);
+  T* out_row = p.out.at(b, d, 0);
+  const int offset = ACCESS == Access::kUnit ? misalignment(out_row) : 0;
   const Segment s(index, p.chunk, offset, p.seqlen);
   const bool states = p.initial_states.given() && s.lo >= 0;
 
   using Reader = RowReader<T, V, WMAX, ACCESS>;
-  const Reader x(p.x.at(b, d, s.origin), p.x.time, p.x_end, s.lo, s.hi, lane);
-  const RowWriter<T, V, ACCESS> out(p.out.at(b, d, s.origin), p.out.time, max(s.lo, 0), s.end,
-                                    lane);
+  const Reader x(x_row + s.origin * time(p.x), p.x.time, p.x_end, s.lo, s.hi, lane);
+  const RowWriter<T, V, ACCESS> out(out_row + s.origin * time(p.out), p.out.time, max(s.lo, 0),
+                                    s.end, lane);
   const SeqIdx ids = p.seq_idx.from(b, s.origin);
   const int first = EXACT ? 0 : WMAX - p.width;
-  float w[WMAX], bias[1];
-  auto prologue = [&] {
-    load_warp_weights(p, d, lane, w);
-    load_bias<1>(p, d, bias);
-  };
+  float w[WMAX], bias;
+  auto prologue = [&] { load_warp_parameters<WMAX, EXACT>(p, d, lane, w, bias); };
 
-  // EDGE: some of the tile is outside, or takes states.
-  auto step = [&](auto edge, int base, const typename Reader::Raw& raw) {
-    constexpr bool EDGE = decltype(edge)::value;
+  // EDGE: the tile may have steps before the row, or take states. MIXED: it may have several ids.
+  auto step = [&](auto edge, auto mixed, int base, const typename Reader::Raw& raw) {
+    constexpr bool EDGE = decltype(edge)::value, MIXED = decltype(mixed)::value;
     const int t = base + lane * V;
     const auto xs = x.own(raw);
     float h[H + V], z[V];
@@ -163,18 +173,22 @@ __global__ void __launch_bounds__(kThreads, WMAX == 4 ? (EXACT ? 8 : 6) : 3)
     for (int j = 0; j < H + V; ++j) h[j] = xs.get(WMAX - H + j);
     if (EDGE && base <= s.lo && (ACCESS == Access::kUnit || states)) {
 #pragma unroll
-      for (int j = 0; j < H + V; ++j) {
-        if (t - H + j < s.lo) h[j] = p.input(b, d, t - H + j - s.lo);
+      for (int j = 0; j < H + V; ++j) h[j] = t - H + j < s.lo ? 0.0f : h[j];
+      if (states) {
+#pragma unroll
+        for (int j = 0; j < H + V; ++j) {
+          if (t - H + j < s.lo) h[j] = p.input(b, d, t - H + j - s.lo);
+        }
       }
     }
-    if (SEQ) load_ids(ids, t - H, s.lo, s.hi, id);
+    if (MIXED) load_ids(ids, t - H, s.lo, s.hi, id);
 #pragma unroll
     for (int j = 0; j < V; ++j) {
-      z[j] = bias[0];
+      z[j] = bias;
 #pragma unroll
       for (int k = 0; k < WMAX; ++k) {
         float xk = h[j + k];
-        if (SEQ) xk = id[j + k] == id[H + j] ? xk : 0.0f;
+        if (MIXED) xk = id[j + k] == id[H + j] ? xk : 0.0f;
         if (k >= first) z[j] = fmaf(w[k], xk, z[j]);
       }
     }
@@ -182,34 +196,57 @@ __global__ void __launch_bounds__(kThreads, WMAX == 4 ? (EXACT ? 8 : 6) : 3)
 #pragma unroll
       for (int j = 0; j < V; ++j) z[j] = silu<T>(z[j]);
     }
-    if (SEQ) {
+    if (MIXED) {
 #pragma unroll
       for (int j = 0; j < V; ++j) z[j] = id[H + j] < 0 ? 0.0f : z[j];
     }
-    if (EDGE) {
-      out.write(t, pack<T>(z));
+    if (ACCESS == Access::kAligned) {
+      out.write_granules(base, pack<T>(z));
     } else {
-      out.write_inside(base, pack<T>(z));
+      out.write(t, pack<T>(z));
     }
   };
 
+  // N tiles, all loaded before the first is used.
   [[maybe_unused]] auto burst = [&](auto n) {
     constexpr int N = decltype(n)::value;
     typename Reader::Raw raw[N];
 #pragma unroll
-    for (int i = 0; i < N; ++i) raw[i] = x.load_inside(i * TILE);
+    for (int i = 0; i < N; ++i) raw[i] = x.granules(i * TILE);
+    uint32_t mixed = 0;  // tiles with several ids, a bit each
+    if constexpr (SEQ) {
+      IdWindow<TILE + H> windows[N];
+#pragma unroll
+      for (int i = 0; i < N; ++i) windows[i].load(ids, i * TILE - H, s.lo, s.hi, lane);
+#pragma unroll
+      for (int i = 0; i < N; ++i) mixed |= windows[i].one() ? 0 : 1u << i;
+    }
     prologue();
 #pragma unroll
-    for (int i = 0; i < N; ++i) step(std::false_type{}, i * TILE, raw[i]);
-  };
-  if constexpr (!SEQ && ACCESS != Access::kStrided) {
-    const bool inside =
-        s.end + x.kBeyond <= s.hi && (s.lo < 0 || (s.lo == 0 && !states && !x.shifted()));
-    if (inside && s.end == kTiles * TILE) return burst(std::integral_constant<int, kTiles>{});
-    if constexpr (ACCESS == Access::kAligned && WMAX == 4) {
-      if (inside && s.end == kTiles / 2 * TILE) {
-        return burst(std::integral_constant<int, kTiles / 2>{});
+    for (int i = 0; i < N; ++i) {
+      if ((mixed >> i & 1) != 0) continue;
+      if (i == 0) {
+        step(std::true_type{}, std::false_type{}, 0, raw[i]);
+      } else {
+        step(std::false_type{}, std::false_type{}, i * TILE, raw[i]);
       }
+    }
+    if constexpr (SEQ) {
+#pragma unroll 1
+      for (int i = 0; i < N; ++i) {
+        if ((mixed >> i & 1) != 0) {
+          step(std::true_type{}, std::true_type{}, i * TILE, x.granules(i * TILE));
+        }
+      }
+    }
+  };
+  if constexpr (ACCESS != Access::kStrided) {
+    if (x.whole(s.end)) {
+      const bool few = WMAX == 4 && s.end <= kTiles / 2 * TILE;
+      if constexpr (WMAX == 4) {
+        if (few) return burst(std::integral_constant<int, kTiles / 2>{});
+      }
+      if (!few) return burst(std::integral_constant<int, kTiles>{});
     }
   }
   auto next = x.load(0);
@@ -218,7 +255,7 @@ __global__ void __launch_bounds__(kThreads, WMAX == 4 ? (EXACT ? 8 : 6) : 3)
   for (int base = 0; base < s.end; base += TILE) {
     const auto raw = next;
     if (base + TILE < s.end) next = x.load(base + TILE);
-    step(std::true_type{}, base, raw);
+    step(std::true_type{}, std::bool_constant<SEQ>{}, base, raw);
   }
 }
 
@@ -321,8 +358,9 @@ cudaError_t run(const ForwardParams& params, cudaStream_t stream) {
   }
   if (e != cudaSuccess || p.batch * p.dim * p.seqlen == 0) return e;
   if constexpr (sizeof(T) <= 4) {
-    if (p.width <= 4) return launch_fast<T, 4>(params, p, stream);
-    if (p.width <= 8) return launch_fast<T, 8>(params, p, stream);
+    const bool few = p.batch * p.dim * ceil_div(p.seqlen, 256) <= kMostParts;
+    if (few && p.width <= 4) return launch_fast<T, 4>(params, p, stream);
+    if (few && p.width <= 8) return launch_fast<T, 8>(params, p, stream);
   }
   return launch(forward_any_width<T>, p.batch * p.dim * p.seqlen, stream, p,
                 is_channel_last(params.x));

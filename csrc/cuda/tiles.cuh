@@ -2,8 +2,6 @@
 // adjacent channels (channel-last).
 #pragma once
 
-#include <cuda_pipeline.h>
-
 #include <initializer_list>
 
 #include "common.cuh"
@@ -31,82 +29,153 @@ inline SeqIdx seq_idx_view(const Tensor& t) {
   return {static_cast<const int32_t*>(t.data), t.strides[0], t.strides[1]};
 }
 
-// Rows of C adjacent channels from data on, one every stride elements, U at a time; those from
-// count on read as zero. They come by cp.async through a ring of STAGES rows in shared memory, of
-// which STAGES - U are in flight while U are used. A thread reads back only what it copied itself,
-// so there is no barrier. With C == 1 there is no such copy for 2 bytes, so they are loaded as they
-// are used.
-template <typename T, int C, int U, int STAGES>
-class Rows {
- public:
-  static_assert(STAGES % U == 0, "a ring holds whole groups");
-  struct alignas(Pack<T, C>::kBytes) Row {  // in shared memory
-    char bytes[Pack<T, C>::kBytes] = {};
-  };
-  static constexpr int kSharedRows = STAGES * kThreads;
+// cp.async by assembly: of cuda_pipeline.h's functions the one with zeros becomes a long switch,
+// and addresses are computed anew for each. Addresses in shared memory are 32-bit ones.
+__device__ __forceinline__ uint32_t shared_address(const void* p) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(p));
+}
 
-  __device__ __forceinline__ Rows(Row* shared, const T* data, int64_t stride, int count)
-      : ring_(shared + threadIdx.x), next_(data), stride_(stride), left_(count) {}
-
-  // Starts group 0, 1, .. STAGES / U - 1. What is started takes effect with __pipeline_commit().
-  __device__ __forceinline__ void prefetch(int group) {
-#pragma unroll
-    for (int u = 0; u < U; ++u) copy((group * U + u) * kThreads);
+template <int BYTES>
+__device__ __forceinline__ void copy_async(uint32_t to, const void* from) {
+  if constexpr (BYTES == 16) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
+  } else {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(to), "l"(from), "n"(BYTES)
+                 : "memory");
   }
+}
 
-  __device__ __forceinline__ void fetch(Pack<T, C> (&rows)[U]) {
+// If condition, copies, or zeros unless inside.
+__device__ __forceinline__ void copy_async_if(bool condition, bool inside, uint32_t to,
+                                              const void* from) {
+  asm volatile(
+      "{ .reg .pred p, q; setp.ne.b32 p, %2, 0; setp.eq.b32 q, %3, 0;"
+      " @p cp.async.cg.shared.global [%0], [%1], 16, q; }" ::"r"(to),
+      "l"(from), "r"(int(condition)), "r"(int(inside))
+      : "memory");
+}
+
+// Zeros unless inside; from is not accessed then.
+template <int BYTES>
+__device__ __forceinline__ void copy_async_or_zero(bool inside, uint32_t to, const void* from) {
+  if constexpr (BYTES == 16) {
+    asm volatile(
+        "{ .reg .pred p; setp.eq.b32 p, %2, 0; cp.async.cg.shared.global [%0], [%1], 16, p; }" ::
+            "r"(to),
+        "l"(from), "r"(int(inside))
+        : "memory");
+  } else {
+    asm volatile(
+        "{ .reg .pred p; setp.eq.b32 p, %2, 0; cp.async.ca.shared.global [%0], [%1], %3, p; }" ::
+            "r"(to),
+        "l"(from), "r"(int(inside)), "n"(BYTES)
+        : "memory");
+  }
+}
+
+__device__ __forceinline__ void commit_copies() {
+  asm volatile("cp.async.commit_group;" ::: "memory");
+}
+
+// Waits for all but the last N groups.
+template <int N>
+__device__ __forceinline__ void wait_for_copies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
+}
+
+template <typename T, int N>
+__device__ __forceinline__ Pack<T, N> load_shared(uint32_t from) {
+  Pack<T, N> p;
+  constexpr int kStep = Pack<T, N>::kAlignment;
 #pragma unroll
-    for (int u = 0; u < U; ++u) rows[u] = Pack<T, C>::load(ring_ + slot_ + u * kThreads);
+  for (int i = 0; i < Pack<T, N>::kBytes / kStep; ++i) {
+    uint32_t* w = &p.w[i * kStep / 4];
+    if constexpr (kStep == 16) {
+      asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
+                   : "=r"(w[0]), "=r"(w[1]), "=r"(w[2]), "=r"(w[3])
+                   : "r"(from + i * 16)
+                   : "memory");
+    } else if constexpr (kStep == 8) {
+      asm volatile("ld.shared.v2.b32 {%0, %1}, [%2];"
+                   : "=r"(w[0]), "=r"(w[1])
+                   : "r"(from + i * 8)
+                   : "memory");
+    } else {
+      asm volatile("ld.shared.b32 %0, [%1];" : "=r"(w[0]) : "r"(from + i * 4) : "memory");
+    }
+  }
+  return p;
+}
+
+// Rows of C adjacent channels from data on, one every stride elements, in groups of U; those from
+// count on read as zero. They come by cp.async through a ring of GROUPS groups in shared memory:
+// one is read while the others are on their way. A thread reads back only what it copied itself, so
+// there is no barrier. With C == 1 there is no such copy for 2 bytes, so they are loaded as they
+// are used.
+template <typename T, int C, int U, int GROUPS>
+class Rows {
+  static constexpr int kBytes = Pack<T, C>::kBytes, kPitch = kThreads * kBytes;
+
+ public:
+  struct alignas(kBytes) Shared {
+    char bytes[GROUPS * U * kPitch];
+  };
+
+  __device__ __forceinline__ Rows(Shared* shared, const T* data, int64_t stride, int count)
+      : ring_(shared_address(shared) + threadIdx.x * kBytes),
+        next_(data),
+        stride_(stride),
+        left_(count) {}
+
+  // Starts to copy the next group; to be called GROUPS times before the first read, and once after
+  // each group's last. It takes effect with commit_copies().
+  __device__ __forceinline__ void start() {
+    const uint32_t to = ring_ + slot_;
     if (left_ >= U) {
 #pragma unroll
       for (int u = 0; u < U; ++u) {
-        __pipeline_memcpy_async(ring_ + slot_ + u * kThreads, next_, sizeof(Row));
+        copy_async<kBytes>(to + u * kPitch, next_);
         next_ += stride_;
       }
-      left_ -= U;
     } else {
 #pragma unroll
-      for (int u = 0; u < U; ++u) copy(slot_ + u * kThreads);
+      for (int u = 0; u < U; ++u) {
+        copy_async_or_zero<kBytes>(u < left_, to + u * kPitch, next_);
+        if (u + 1 < left_) next_ += stride_;
+      }
     }
-    slot_ = slot_ + U * kThreads == kSharedRows ? 0 : slot_ + U * kThreads;
+    left_ -= U;
+    slot_ = slot_ + U * kPitch == GROUPS * U * kPitch ? 0 : slot_ + U * kPitch;
+  }
+
+  // Row u of the group in hand.
+  __device__ __forceinline__ Pack<T, C> read(int u) const {
+    return load_shared<T, C>(ring_ + slot_ + u * kPitch);
   }
 
  private:
-  __device__ __forceinline__ void copy(int slot) {
-    if (left_ > 0) {
-      __pipeline_memcpy_async(ring_ + slot, next_, sizeof(Row));
-    } else {
-      ring_[slot] = Row{};
-    }
-    next_ += stride_;
-    --left_;
-  }
-
-  Row* ring_;
+  uint32_t ring_;
   const T* next_;
   int64_t stride_;
   int left_;
   int slot_ = 0;
 };
 
-template <typename T, int U, int STAGES>
-class Rows<T, 1, U, STAGES> {
+template <typename T, int U, int GROUPS>
+class Rows<T, 1, U, GROUPS> {
  public:
-  struct Row {};
-  static constexpr int kSharedRows = 1;
+  struct Shared {};
 
-  __device__ __forceinline__ Rows(Row*, const T* data, int64_t stride, int count)
-      : next_(data), stride_(stride), left_(count) {}
+  __device__ __forceinline__ Rows(Shared*, const T* data, int64_t stride, int count)
+      : next_(data - GROUPS * U * stride), stride_(stride), left_(count + GROUPS * U) {}
 
-  __device__ __forceinline__ void prefetch(int) {}
-
-  __device__ __forceinline__ void fetch(Pack<T, 1> (&rows)[U]) {
-#pragma unroll
-    for (int u = 0; u < U; ++u) {
-      rows[u] = left_ > u ? Pack<T, 1>::load(next_ + u * stride_) : Pack<T, 1>{};
-    }
+  __device__ __forceinline__ void start() {
     next_ += U * stride_;
     left_ -= U;
+  }
+
+  __device__ __forceinline__ Pack<T, 1> read(int u) const {
+    return left_ > u ? Pack<T, 1>::load(next_ + u * stride_) : Pack<T, 1>{};
   }
 
  private:
@@ -115,10 +184,16 @@ class Rows<T, 1, U, STAGES> {
   int left_;
 };
 
-// Keeps the compiler from computing v anew wherever it is used.
+// Keeps the compiler from computing v anew wherever it is used: it cannot see through a shuffle, be
+// it from the lane itself. All lanes must call it.
 template <typename T>
-__device__ __forceinline__ void keep(T*& v) {
-  asm volatile("" : "+l"(v));
+__device__ __forceinline__ void keep(T& v) {
+  const int lane = threadIdx.x % 32;
+  if constexpr (std::is_pointer_v<T>) {
+    v = reinterpret_cast<T>(__shfl_sync(0xffffffff, reinterpret_cast<uintptr_t>(v), lane));
+  } else {
+    v = __shfl_sync(0xffffffff, v, lane);
+  }
 }
 
 // How a channel-first kernel may access the rows of its tensors: they begin 16-byte aligned; they
@@ -160,10 +235,9 @@ template <typename T, int V, int HP, Access ACCESS>
 class RowReader {
   static constexpr int kWords = Pack<T, HP + V>::kWords, kHalo = kWords - Pack<T, V>::kWords;
   static constexpr int kRaw = kWords + (ACCESS == Access::kUnit ? 4 : 0);
-  static constexpr int G = kGranule<T>;
+  static constexpr int G = kGranule<T>, TILE = 32 * V;
 
  public:
-  static constexpr int kBeyond = ACCESS == Access::kUnit ? G : 0;  // steps read beyond a tile
   struct Raw {
     uint32_t w[kRaw] = {};
   };
@@ -175,49 +249,38 @@ class RowReader {
     const int64_t room = (end - data) + shift_ - V - (shift_ == 0 ? 0 : G);
     whole_ = static_cast<int>(min(room, int64_t(1) << 30));
     own_ = data + (lane * V - shift_);
-    keep(own_);
+    asm volatile("" : "+l"(own_));
   }
 
-  // Whether what own() gives of steps before the row is anything; else it is zero.
-  __device__ __forceinline__ bool shifted() const { return shift_ != 0; }
-
-  // load(base) where the tile and kBeyond steps after it are steps of the row.
-  __device__ __forceinline__ Raw load_inside(int base) const {
-    if (ACCESS == Access::kStrided) return load(base);
-    Raw r;
-    const T* p = own_ + (base - HP);
-    if (HP > 0 && base + lane_ * V - shift_ > lo_) words<0, kHalo>(r, p);
-    words<kHalo, 4>(r, p + HP);
-    if (V > G) words<kWords - 4, 4>(r, p + HP + G);
-    if (ACCESS == Access::kUnit && shift_ != 0) words<kWords, kRaw - kWords>(r, p + HP + V);
-    return r;
+  // Whether granules() may read the tiles up to end.
+  __device__ __forceinline__ bool whole(int end) const {
+    return ACCESS != Access::kStrided && end - V <= whole_;
   }
 
   // Starts to load what own() makes steps t - HP .. t + V - 1 of, t being the lane's first in the
-  // tile at base.
-  __device__ __forceinline__ Raw load(int base) const {
+  // tile at base, by granules.
+  __device__ __forceinline__ Raw granules(int base) const {
     Raw r;
-    const int t = base + lane_ * V;
+    const int t = base + lane_ * V, begin = t - shift_;
     if (t >= hi_) return r;
-    const int begin = t - shift_ - HP;
-    if (ACCESS != Access::kStrided && t <= whole_) {
-      const T* p = data_ + begin;
-      // Its nearest granule alone, if the row begins in there.
-      if (HP > G && begin + HP > lo_ && begin + HP - G <= lo_) {
-        words<kHalo - 4, 4>(r, p + HP - G);
-      } else if (HP > 0 && begin + HP > lo_) {
-        words<0, kHalo>(r, p);
-      }
-#pragma unroll
-      for (int i = 0; i < V; i += G) {
-        if (ACCESS != Access::kUnit || begin + HP + i + G > lo_) {
-          if (i == 0) words<kHalo, 4>(r, p + HP);
-          if (i == G) words<kWords - 4, 4>(r, p + HP + G);
-        }
-      }
-      if (ACCESS == Access::kUnit && shift_ != 0) words<kWords, kRaw - kWords>(r, p + HP + V);
-      return r;
+    const T* p = own_ + base;
+    // Its nearest granule alone, if the row begins in there.
+    if (HP > G && begin > lo_ && begin - G <= lo_) {
+      words<kHalo - 4, 4>(r, p - G);
+    } else if (HP > 0 && begin > lo_) {
+      words<0, kHalo>(r, p - HP);
     }
+    if (ACCESS != Access::kUnit || begin + G > lo_) words<kHalo, 4>(r, p);
+    if (V > G && (ACCESS != Access::kUnit || begin + 2 * G > lo_)) words<kWords - 4, 4>(r, p + G);
+    if (ACCESS == Access::kUnit && shift_ != 0) words<kWords, kRaw - kWords>(r, p + V);
+    return r;
+  }
+
+  // The same for any tile.
+  __device__ __forceinline__ Raw load(int base) const {
+    if (whole(base + lane_ * V + V)) return granules(base);
+    Raw r;
+    const int begin = base + lane_ * V - shift_ - HP;
     // Not unrolled: with unit stride only the end of a tensor comes here.
 #pragma unroll 1
     for (int i = 0; i < kRaw * 4 / static_cast<int>(sizeof(T)); ++i) {
@@ -261,69 +324,88 @@ class RowReader {
   int lo_, hi_, lane_, whole_, shift_ = 0;
 };
 
-// Reads a row in the same tiles, in descending order, through a ring of tiles in shared memory that
-// each warp has for itself: two of them are on their way by cp.async while one is used. Of the
-// tile below it needs the end, and of the tile above, if the row is not aligned as the tiles are,
-// the beginning.
+// Reads rows in the same tiles through a ring in shared memory that each warp has for itself: one
+// tile is used while kStages - 1 are on their way by cp.async. A tile comes with the granules
+// before and after it that its lanes need.
 template <typename T, int V, int HP, Access ACCESS>
-class RowRing {
+class TileRing {
   static constexpr int kWords = Pack<T, HP + V>::kWords, kHalo = kWords - Pack<T, V>::kWords;
   static constexpr int kRaw = kWords + (ACCESS == Access::kUnit ? 4 : 0);
-  static constexpr int G = kGranule<T>, TILE = 32 * V, kStages = 4;
-  static constexpr int kTileBytes = TILE * static_cast<int>(sizeof(T));
+  static constexpr int G = kGranule<T>, TILE = 32 * V, kSize = static_cast<int>(sizeof(T));
+  static constexpr int kBefore = (kHalo + 3) / 4, kAfter = ACCESS == Access::kUnit ? 1 : 0;
+  static constexpr int kTileBytes = TILE * kSize + (kBefore + kAfter) * 16;
 
  public:
+  static constexpr uint32_t kStages = 4;
   struct alignas(16) Shared {
     char bytes[kStages * kTileBytes];
   };
 
-  __device__ __forceinline__ RowRing(Shared* shared, const T* data, int64_t stride, const T* end,
-                                     int lo, int hi, int lane)
-      : ring_(shared->bytes), data_(data), stride_(stride), lo_(lo), hi_(hi), lane_(lane) {
-    if (ACCESS == Access::kUnit) shift_ = misalignment(data);
-    whole_ = static_cast<int>(min(end - data - G, int64_t(1) << 30));
-    own_ = data + (lane * V - shift_);
+  __device__ __forceinline__ TileRing(Shared* shared, int lane)
+      : own_(shared_address(shared) + kBefore * 16 + lane * V * kSize), lane_(lane) {
     keep(own_);
   }
 
-  // Starts to read the tiles that the first step, at top, and the next one need.
-  __device__ __forceinline__ void begin(int top) {
-    __syncwarp();  // the row before is read
-    if (ACCESS == Access::kUnit && shift_ != 0 && lane_ == 0) start(top + TILE);
-    start(top);
-    start(top - TILE);
+  // What start() reads from now on: steps [lo, hi) at data, which end lies after.
+  __device__ __forceinline__ void row(const T* data, int64_t stride, const T* end, int lo, int hi) {
+    if (ACCESS == Access::kUnit) shift_ = misalignment(data);
+    data_ = data;
+    stride_ = stride;
+    lo_ = lo;
+    hi_ = hi;
+    whole_ = static_cast<int>(min(end - data - G, int64_t(1) << 30));
+    mine_ = data + (lane_ * V - shift_);
+    keep(mine_);
   }
-  // Starts to read the tile at base; those below -TILE do not exist. begin() and start() take
-  // effect with __pipeline_commit().
-  __device__ __forceinline__ void start(int base) {
-    if (base < -TILE || (base < 0 && lane_ != 31)) return;
-    char* to = ring_ + slot(base) + lane_ * V * static_cast<int>(sizeof(T));
-    const bool inside = base - shift_ >= lo_ && base + TILE <= hi_;
+
+  // The tiles at base, first() <= base <= last(), can be read by whole granules.
+  __device__ __forceinline__ int first() const { return lo_ + shift_ - (G - 1); }
+  __device__ __forceinline__ int last() const {
+    if (ACCESS == Access::kStrided) return first() - 1;
+    return whole_ + G + shift_ - TILE - kAfter * G;
+  }
+
+  // Starts to read the tile at base, one of those. It takes effect with commit_copies().
+  __device__ __forceinline__ void start_whole(uint32_t slot, int base) const {
+    const uint32_t to = own_ + slot * kTileBytes;
+    const T* from = mine_ + base;
+    const int left =
+        hi_ + shift_ - lane_ * V - base;  // steps from the lane's first to the row's end
 #pragma unroll
-    for (int i = 0; i < V; i += G) {
-      if (ACCESS != Access::kStrided && inside) {
-        __pipeline_memcpy_async(to + i * sizeof(T), own_ + base + i, 16);
-      } else {
-        copy(to + i * sizeof(T), base + lane_ * V - shift_ + i);
-      }
+    for (int i = 0; i < V; i += G) copy_async_or_zero<16>(left > i, to + i * kSize, from + i);
+    if (kBefore > 0) {
+      const int t = lane_ * (G - V) - kBefore * G;
+      copy_async_if(lane_<kBefore, base + t + G> lo_ + shift_ - lane_ * V, to + t * kSize,
+                    from + t);
+    }
+    if (kAfter > 0) {
+      copy_async_if(shift_ != 0 && lane_ == 31, left > V, to + V * kSize, from + V);
     }
   }
 
-  // Steps t - HP .. t + V - 1, t being the lane's first in the tile at base. Elsewhere than in
-  // [lo, hi) they are anything, but zero if the row is aligned as the tiles are. All lanes must
-  // have waited for this tile and the one below.
-  __device__ __forceinline__ Pack<T, HP + V> read(int base) const {
-    constexpr int size = sizeof(T);
-    uint32_t w[kRaw];
-    const char* own = ring_ + slot(base) + lane_ * V * size;
-    if (HP > 0) {
-      const char* halo = lane_ == 0 ? ring_ + slot(base - TILE) + kTileBytes : own;
-      words<0, kHalo>(w, halo - HP * size);
+  // The same for any tile.
+  __device__ __forceinline__ void start(uint32_t slot, int base) const {
+    const uint32_t to = own_ + slot * kTileBytes;
+    const int t = base - shift_;
+#pragma unroll
+    for (int i = 0; i < V; i += G) granule(to + i * kSize, t + lane_ * V + i);
+    if (lane_ < kBefore) {
+      granule(to + (lane_ * (G - V) - kBefore * G) * kSize, t + lane_ * G - kBefore * G);
     }
+    if (kAfter > 0 && shift_ != 0 && lane_ == 31) granule(to + V * kSize, t + TILE);
+  }
+
+  // Steps t - HP .. t + V - 1 of the tile in slot, t being the lane's first, where the row is
+  // misaligned by shift. In granules that have steps of [lo, hi), others are anything; in the rest
+  // they are zero. All lanes must have waited for the tile.
+  __device__ __forceinline__ Pack<T, HP + V> read(uint32_t slot, int shift) const {
+    uint32_t w[kRaw];
+    const uint32_t own = own_ + slot * kTileBytes;
+    words<0, kHalo>(w, own - HP * kSize);
     words<kHalo, kWords - kHalo>(w, own);
-    if (ACCESS == Access::kUnit && shift_ != 0) {
-      words<kWords, kRaw - kWords>(w, lane_ == 31 ? ring_ + slot(base + TILE) : own + V * size);
-      drop_elements<T>(w, shift_);
+    if (ACCESS == Access::kUnit && shift != 0) {
+      words<kWords, kRaw - kWords>(w, own + V * kSize);
+      drop_elements<T>(w, shift);
     }
     Pack<T, HP + V> p;
 #pragma unroll
@@ -331,42 +413,42 @@ class RowRing {
     return p;
   }
 
-  __device__ __forceinline__ bool shifted() const { return shift_ != 0; }
-
  private:
-  static __device__ __forceinline__ int slot(int base) {
-    return (base / TILE & (kStages - 1)) * kTileBytes;
-  }
-
-  // The granule from step t on, zero outside the row.
-  __device__ __forceinline__ void copy(char* to, int t) const {
-    if (ACCESS != Access::kStrided && t + G > lo_ && t < hi_ && t <= whole_) {
-      __pipeline_memcpy_async(to, data_ + t, 16);
+  // The granule from step t on, zero where that is outside the row's granules or the tensor.
+  __device__ __forceinline__ void granule(uint32_t to, int t) const {
+    const bool touches = t + G > lo_ && t < hi_;
+    const bool whole = ACCESS != Access::kStrided && t <= whole_;
+    if (whole || !touches) {
+      copy_async_or_zero<16>(touches, to, data_ + t);
       return;
     }
-    *reinterpret_cast<uint4*>(to) = uint4{0, 0, 0, 0};
-    if (t + G <= lo_ || t >= hi_) return;
+    uint32_t w[4] = {};
     constexpr int kUnroll = ACCESS == Access::kStrided ? G : 1;
 #pragma unroll kUnroll
     for (int i = 0; i < G; ++i) {
       if (t + i < lo_ || t + i >= hi_) continue;
-      reinterpret_cast<T*>(to)[i] = data_[(t + i) * (ACCESS == Access::kStrided ? stride_ : 1)];
+      uint32_t bits = 0;
+      memcpy(&bits, &data_[(t + i) * (ACCESS == Access::kStrided ? stride_ : 1)], sizeof(T));
+      bits <<= i * kSize % 4 * 8;
+#pragma unroll
+      for (int j = 0; j < 4; ++j) w[j] |= i * kSize / 4 == j ? bits : 0;
     }
+    asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(w[0]), "r"(w[1]),
+                 "r"(w[2]), "r"(w[3])
+                 : "memory");
   }
 
   template <int FIRST, int COUNT>
-  static __device__ __forceinline__ void words(uint32_t (&w)[kRaw], const char* from) {
+  static __device__ __forceinline__ void words(uint32_t (&w)[kRaw], uint32_t from) {
     if constexpr (COUNT > 0) {
-      constexpr int N = COUNT * 4 / static_cast<int>(sizeof(T));
-      const auto p = Pack<T, N>::load(from);
+      const auto p = load_shared<T, COUNT * 4 / kSize>(from);
 #pragma unroll
       for (int i = 0; i < COUNT; ++i) w[FIRST + i] = p.w[i];
     }
   }
 
-  char* ring_;
-  const T* data_;
-  const T* own_;
+  uint32_t own_;
+  const T *data_, *mine_;
   int64_t stride_;
   int lo_, hi_, lane_, whole_, shift_ = 0;
 };
@@ -380,13 +462,23 @@ class RowWriter {
   __device__ __forceinline__ RowWriter(T* data, int64_t stride, int lo, int hi, int lane)
       : data_(data), own_(data + lane * V), stride_(stride), lo_(lo), hi_(hi), lane_(lane) {
     if (ACCESS == Access::kUnit) shift_ = misalignment(data);
-    keep(own_);
+    asm volatile("" : "+l"(own_));
   }
+
+  __device__ __forceinline__ void keep_address() { keep(own_); }
 
   // The lane's V steps of a tile at base that is inside and aligned.
   __device__ __forceinline__ void write_inside(int base, const Pack<T, V>& v) const {
     if (ACCESS == Access::kStrided) return write(base + lane_ * V, v);
     v.store(own_ + base);
+  }
+
+  // The lane's steps of a tile at base, where the row begins and ends with the granules.
+  __device__ __forceinline__ void write_granules(int base, const Pack<T, V>& v) const {
+#pragma unroll
+    for (int i = 0; i < V / G; ++i) {
+      if (base + lane_ * V + i * G < hi_) v.template part<G>(i).store(own_ + base + i * G);
+    }
   }
 
   // V steps from t on; data + t is aligned, but for kStrided.
@@ -403,17 +495,16 @@ class RowWriter {
     }
   }
 
-  // A tile, each lane with its steps from t on, in descending order of tiles. If the row is not
+  // A tile, all of it inside or not, in descending order of tiles. If the row is not
   // aligned as the tiles are, a lane's vector takes its beginning from the next lane, lane 31's
   // from lane 0 of the tile before.
-  template <bool EDGE>
-  __device__ __forceinline__ void store(int base, const Pack<T, V>& tile) {
+  __device__ __forceinline__ void store(bool inside, int base, const Pack<T, V>& tile) {
     const int t = base + lane_ * V;
     if (ACCESS != Access::kUnit || shift_ == 0) {
-      if (EDGE) {
-        write(t, tile);
-      } else {
+      if (inside) {
         write_inside(base, tile);
+      } else {
+        write(t, tile);
       }
     } else {
       uint32_t c[kWords + 4];
@@ -451,7 +542,7 @@ class RowWriter {
   uint32_t head_[4] = {};
 };
 
-// A warp's part of row (b, d): steps [origin, origin + chunk) of it, in local time from 0.
+// A warp's part of a row: steps [origin, origin + chunk) of it, in local time from 0.
 // offset: how far before the row's first step the first part begins.
 struct Segment {
   int64_t origin;
@@ -459,12 +550,25 @@ struct Segment {
   int end;     // of the part: the chunk's, or the row's
 
   __device__ __forceinline__ Segment(int64_t index, int64_t chunk, int offset, int64_t seqlen)
-      : origin(index * chunk - offset) {
+      : origin(index * chunk - offset), chunk_(static_cast<int>(chunk)) {
     constexpr int64_t kFar = 1 << 30;
     lo = static_cast<int>(max(-origin, -kFar));
     hi = static_cast<int>(min(seqlen - origin, kFar));
-    end = min(static_cast<int>(chunk), hi);
+    end = min(chunk_, hi);
   }
+
+  // The same with another offset, this one's being 0.
+  __device__ __forceinline__ Segment with(int offset) const {
+    Segment s = *this;
+    s.origin -= offset;
+    s.lo += offset;
+    s.hi += offset;
+    s.end = min(chunk_, s.hi);
+    return s;
+  }
+
+ private:
+  int chunk_;
 };
 
 // The ids of N steps from t on; ids.data is at t = 0. As for x~, steps before the row have the id
@@ -474,6 +578,51 @@ __device__ __forceinline__ void load_ids(const SeqIdx& ids, int t, int lo, int h
 #pragma unroll
   for (int i = 0; i < N; ++i) id[i] = t + i < hi ? ids.at(0, max(t + i, lo)) : -1;
 }
+
+// Whether steps from first to last - 1 have one id, and not that of padding. ids.data is at 0. The
+// warp's first lanes, as many as given, share the work.
+__device__ __forceinline__ bool one_id(const SeqIdx& ids, int first, int last, int lanes) {
+  const int any = ids.at(0, first);
+  bool same = any >= 0;
+#pragma unroll 4
+  for (int t = first + static_cast<int>(threadIdx.x) % 32; t < last; t += lanes) {
+    same &= ids.at(0, t) == any;
+  }
+  return __all_sync(lanes == 32 ? 0xffffffff : (1u << lanes) - 1, same);
+}
+
+// The ids of N steps from base on, for the same question about them, answered once they have come.
+// Steps outside [lo, hi) count as the nearest inside.
+template <int N>
+class IdWindow {
+  static constexpr int kEach = (N + 31) / 32;
+
+ public:
+  __device__ __forceinline__ void load(const SeqIdx& ids, int base, int lo, int hi, int lane) {
+    if (base >= lo && base + N <= hi && ids.time == 1) {
+      const int32_t* p = ids.data + base + lane;
+#pragma unroll
+      for (int i = 0; i < kEach - 1; ++i) id_[i] = p[i * 32];
+      id_[kEach - 1] = ids.data[base + min(lane + (kEach - 1) * 32, N - 1)];
+      return;
+    }
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) {
+      const int t = base + min(i * 32 + lane, N - 1);
+      id_[i] = ids.at(0, max(min(t, hi - 1), lo));
+    }
+  }
+  __device__ __forceinline__ bool one() const {
+    const int any = __shfl_sync(0xffffffff, id_[0], 0);
+    bool same = any >= 0;
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) same &= id_[i] == any;
+    return __all_sync(0xffffffff, same);
+  }
+
+ private:
+  int id_[kEach] = {};
+};
 
 // Which of the H inputs before each of N steps have its id, a bit each: fewer registers than ids.
 template <int N, int H>
@@ -512,13 +661,22 @@ __device__ __forceinline__ float from_lane(float v, int from) {
   return from >= 0 && from < 8 ? r : 0.0f;
 }
 
-// The weights of channel d as taps WMAX - W .. WMAX - 1, all lanes alike: each lane fetches one.
-template <int WMAX, typename Args>
-__device__ __forceinline__ void load_warp_weights(const Args& p, int64_t d, int lane,
-                                                  float (&w)[WMAX]) {
-  const float mine = lane < p.width ? p.weight.load(d, lane) * p.scale : 0.0f;
+// The weights of channel d as taps WMAX - W .. WMAX - 1, and its bias or 0, all lanes alike: each
+// lane fetches one weight, and all the bias. EXACT: W is WMAX.
+template <int WMAX, bool EXACT, typename Args>
+__device__ __forceinline__ void load_warp_parameters(const Args& p, int64_t d, int lane,
+                                                     float (&w)[WMAX], float& bias) {
+  const int width = EXACT ? WMAX : p.width;
+  const uint32_t weight_bits = lane < width ? p.weight.bits(d, lane) : 0;
+  const uint32_t bias_bits = p.bias.given() ? p.bias.bits(d) : 0;
+  const float mine = AnyView<float>::convert(weight_bits, p.weight.dtype) * p.scale;
 #pragma unroll
-  for (int k = 0; k < WMAX; ++k) w[k] = from_lane(mine, k - (WMAX - p.width));
+  for (int k = 0; k < WMAX; ++k) {
+    const int from = k - (WMAX - width);
+    w[k] = __shfl_sync(0xffffffff, mine, max(from, 0));
+    if (from < 0) w[k] = 0.0f;
+  }
+  bias = AnyView<float>::convert(bias_bits, p.bias.dtype) * p.scale;
 }
 
 // What all rows of the tensors allow.
@@ -532,26 +690,24 @@ inline Access common_access(std::initializer_list<const Tensor*> tensors, int si
   return access;
 }
 
-// Splits n = outer * count + i into its parts: by a multiplication if both are below 2^31, since a
-// thread waits for it before its first load.
+constexpr int64_t kMostParts = 0x7ffffff0;  // that a Divisor can number, and a block more
+
+// Splits n = outer * count + i < 2^31 into its parts by a multiplication, since a thread waits for
+// it before its first load.
 struct Divisor {
-  int64_t count = 1;
-  uint32_t multiplier = 0, shift = 0;
+  uint32_t count = 1, multiplier = 0, shift = 0;
 
   Divisor() = default;
-  explicit Divisor(int64_t n) : count(n < 1 ? 1 : n) {
-    if (count == 1 || count > 0x7fffffff) return;
-    while ((int64_t(1) << shift) < count) ++shift;  // 2^shift >= count > 2^(shift-1)
-    // Rounded up; 2^(31+shift) / count < 2^32.
+  explicit Divisor(int64_t n) {
+    if (n <= 1 || n > kMostParts) return;  // if it is more, no kernel is started that splits by it
+    count = static_cast<uint32_t>(n);
+    while ((int64_t(1) << shift) < n) ++shift;  // 2^shift >= n > 2^(shift-1)
+    // Rounded up; 2^(31+shift) / n < 2^32.
     multiplier = static_cast<uint32_t>(((uint64_t(1) << (31 + shift)) + count - 1) / count);
   }
-  __device__ __forceinline__ int64_t split(int64_t n, int64_t* i) const {
-    int64_t q = n;
-    if (multiplier != 0 && n <= 0x7fffffff) {
-      q = static_cast<uint32_t>(uint64_t(static_cast<uint32_t>(n)) * multiplier >> 31 >> shift);
-    } else if (count > 1) {
-      q = n / count;
-    }
+  __device__ __forceinline__ uint32_t split(uint32_t n, uint32_t* i) const {
+    const uint32_t q =
+        multiplier == 0 ? n : static_cast<uint32_t>(uint64_t(n) * multiplier >> 31 >> shift);
     *i = n - q * count;
     return q;
   }
@@ -581,11 +737,11 @@ struct Columns {
 
 // The calling thread's place in that plane.
 struct ColumnChunk {
-  int64_t b, chunk, column, part;  // part: which block of chunks
-  bool inside;                     // of the plane of batch entry b
+  uint32_t b, chunk, column, part;  // part: which block of chunks
+  bool inside;                      // of the plane of batch entry b
 
   __device__ __forceinline__ explicit ColumnChunk(const Columns& columns) {
-    int64_t across;
+    uint32_t across;
     b = columns.down.split(columns.across.split(blockIdx.x, &across), &part);
     column = (across << columns.bits) + (threadIdx.x & ((1 << columns.bits) - 1));
     chunk = part * (kThreads >> columns.bits) + (threadIdx.x >> columns.bits);

@@ -50,10 +50,10 @@ struct UpdateArgs {
   }
 };
 
-constexpr int kEntries = 4;
+constexpr int kEntries = 2;
 
 template <typename T, int C, int S, bool DIM_FASTEST>
-__global__ void __launch_bounds__(kThreads, 4) update_token(const UpdateArgs<T> p) {
+__global__ void __launch_bounds__(kThreads, C == 4 ? 6 : 8) update_token(const UpdateArgs<T> p) {
   constexpr int WMAX = 4;
   int64_t column;
   const int64_t b0 =
@@ -61,6 +61,7 @@ __global__ void __launch_bounds__(kThreads, 4) update_token(const UpdateArgs<T> 
       p.entries;
   const int64_t d0 = column * C;
   if (b0 >= p.batch) return;
+  const Parameters<WMAX, C> parameters(p, d0);
   T* state[kEntries];
   Pack<T, S * C> old[kEntries];  // [channel][input], or [input][channel] if DIM_FASTEST
   Pack<T, C> x[kEntries];
@@ -83,8 +84,7 @@ __global__ void __launch_bounds__(kThreads, 4) update_token(const UpdateArgs<T> 
     x[i] = Pack<T, C>::load(p.x.at(b, d0, 0));
   }
   float w[WMAX][C], bias[C];
-  load_weights<WMAX, C>(p, d0, w);
-  load_bias<C>(p, d0, bias);
+  parameters.get(p.scale, w, bias);
   const int first = WMAX - p.width;
 #pragma unroll
   for (int i = 0; i < kEntries; ++i) {
@@ -206,7 +206,7 @@ bool launch_token(const UpdateParams& params, UpdateArgs<T>& p, cudaStream_t str
   if (!token_fits<T, C, S, DIM_FASTEST>(params)) return false;
   // Several entries a thread share its weights, where there are enough for every thread.
   const int64_t threads = p.batch * (p.dim / C);
-  p.entries = threads >= (1 << 18) ? kEntries : (threads >= (1 << 16) ? 2 : 1);
+  p.entries = threads >= (1 << 18) ? kEntries : 1;
   *e = launch(update_token<T, C, S, DIM_FASTEST>, ceil_div(p.batch, p.entries) * (p.dim / C),
               stream, p);
   return true;
