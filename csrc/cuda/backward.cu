@@ -376,7 +376,10 @@ __global__ void __launch_bounds__(kThreads, (WMAX == 4 ? 4 : 3) - SEQ)
     // Tiles at first_plain <= base <= last_plain are inside and take no states.
     int first_plain = s.lo + (states || shift_x != 0);
     int last_plain = s.hi - (dfinal ? p.width - 1 : 0) - TILE;
-
+    if (ACCESS == Access::kAligned) {  // elsewhere registers are scarce
+      keep(first_plain);
+      keep(last_plain);
+    }
     float above[H] = {};  // dz[0..H) of lane 0 of the tile above
     if (s.end < s.hi) {
       const int64_t end = s.origin + s.end;
@@ -422,10 +425,12 @@ __global__ void __launch_bounds__(kThreads, (WMAX == 4 ? 4 : 3) - SEQ)
       for (int j = 0; j < H + V; ++j) h[j] = xs.get(WMAX - H + j);
 #pragma unroll
       for (int j = 0; j < V; ++j) g[j] = gs.get(j);
-      if (!plain && base <= s.lo) {
+      if (!plain) {
 #pragma unroll
-        for (int j = 0; j < H + V; ++j) h[j] = t - H + j < s.lo ? 0.0f : h[j];
-        if (states) {
+        for (int j = 0; j < H + V; ++j) {
+          if (t - H + j < s.lo || t - H + j >= s.hi) h[j] = 0.0f;
+        }
+        if (states && base <= s.lo) {
           const float mine = lane < H ? p.input(b, d, lane - H) : 0.0f;
 #pragma unroll
           for (int j = 0; j < H + V; ++j) {

@@ -50,8 +50,8 @@ __device__ __forceinline__ __nv_bfloat16 from_compute<__nv_bfloat16>(float v) {
 
 // N elements that travel together, a multiple of 4 bytes in accesses of up to 16, or one of 2
 // bytes.
-// They are kept as 32-bit words, and stored to global memory by assembly: other forms the compiler
-// splits.
+// They are kept as 32-bit words, and loaded and stored by assembly: other forms the compiler
+// splits, or takes for accesses to any memory.
 template <typename T, int N>
 struct Pack {
   static constexpr int kBytes = static_cast<int>(sizeof(T)) * N;
@@ -102,19 +102,25 @@ struct Pack {
     for (int j = 0; j < Pack<T, M>::kWords; ++j) w[i * Pack<T, M>::kWords + j] = p.w[j];
   }
 
+  // From global memory.
   static __device__ __forceinline__ Pack load(const void* from) {
     Pack p;
     if constexpr (kBytes % 16 == 0) {
 #pragma unroll
       for (int i = 0; i < kBytes / 16; ++i) {
-        const uint4 u = static_cast<const uint4*>(from)[i];
-        p.w[4 * i] = u.x, p.w[4 * i + 1] = u.y, p.w[4 * i + 2] = u.z, p.w[4 * i + 3] = u.w;
+        asm volatile("ld.global.v4.b32 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(p.w[4 * i]), "=r"(p.w[4 * i + 1]), "=r"(p.w[4 * i + 2]),
+                       "=r"(p.w[4 * i + 3])
+                     : "l"(static_cast<const uint4*>(from) + i)
+                     : "memory");
       }
     } else if constexpr (kBytes % 8 == 0) {
 #pragma unroll
       for (int i = 0; i < kBytes / 8; ++i) {
-        const uint2 u = static_cast<const uint2*>(from)[i];
-        p.w[2 * i] = u.x, p.w[2 * i + 1] = u.y;
+        asm volatile("ld.global.v2.b32 {%0, %1}, [%2];"
+                     : "=r"(p.w[2 * i]), "=r"(p.w[2 * i + 1])
+                     : "l"(static_cast<const uint2*>(from) + i)
+                     : "memory");
       }
     } else if constexpr (kBytes == 4) {
       p.w[0] = *static_cast<const uint32_t*>(from);
@@ -169,6 +175,24 @@ __device__ __forceinline__ Pack<T, N> pack(const float (&values)[N]) {
     }
   }
   return p;
+}
+
+// Loads N words, 2 or 4, from global memory into w, if condition, without a branch.
+template <int N>
+__device__ __forceinline__ void load_words_if(bool condition, const void* from, uint32_t* w) {
+  static_assert(N == 2 || N == 4, "a vector type");
+  if constexpr (N == 4) {
+    asm volatile(
+        "{ .reg .pred p; setp.ne.b32 p, %5, 0; @p ld.global.v4.b32 {%0, %1, %2, %3}, [%4]; }"
+        : "+r"(w[0]), "+r"(w[1]), "+r"(w[2]), "+r"(w[3])
+        : "l"(from), "r"(int(condition))
+        : "memory");
+  } else {
+    asm volatile("{ .reg .pred p; setp.ne.b32 p, %3, 0; @p ld.global.v2.b32 {%0, %1}, [%2]; }"
+                 : "+r"(w[0]), "+r"(w[1])
+                 : "l"(from), "r"(int(condition))
+                 : "memory");
+  }
 }
 
 // A pointer with element strides over (batch, dim, time).

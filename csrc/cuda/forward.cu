@@ -46,7 +46,7 @@ constexpr int kRows = 16;  // channel_last: steps a thread
 constexpr int kTiles = 4;  // channel_first: tiles a warp
 
 template <typename T, int C, int WMAX, bool EXACT, bool SEQ>
-__global__ void __launch_bounds__(kThreads, WMAX == 8 ? (SEQ ? 2 : 3) : (sizeof(T) == 4 ? 6 : 5))
+__global__ void __launch_bounds__(kThreads, WMAX == 8 ? 4 : (sizeof(T) == 4 ? 6 : 5))
     forward_channel_last(const ForwardArgs<T> p) {
   constexpr int H = WMAX - 1;
   const ColumnChunk at(p.columns);
@@ -136,8 +136,7 @@ __global__ void __launch_bounds__(kThreads, WMAX == 8 ? (SEQ ? 2 : 3) : (sizeof(
 }
 
 template <typename T, int V, int WMAX, bool EXACT, bool SEQ, Access ACCESS>
-__global__ void __launch_bounds__(kThreads,
-                                  WMAX == 4 ? (EXACT ? 8 : (ACCESS == Access::kUnit ? 4 : 6)) : 3)
+__global__ void __launch_bounds__(kThreads, WMAX == 4 ? (EXACT ? 8 : 6 - 2 * SEQ) : 4 - SEQ)
     forward_channel_first(const ForwardArgs<T> p) {
   constexpr int H = WMAX - 1, TILE = 32 * V;
   const int lane = threadIdx.x % 32;
@@ -325,7 +324,8 @@ cudaError_t launch_fast(const ForwardParams& params, const ForwardArgs<T>& p, cu
     return exact ? launch_channel_first<T, V, WMAX, WMAX == 4, false, kAligned>(p, stream)
                  : launch_channel_first<T, V, WMAX, false, false, kAligned>(p, stream);
   }
-  constexpr int C = 8 / size;  // a warp's row of 256 bytes
+  // A warp's row of 256 bytes, or less where that needs too many registers.
+  constexpr int C = WMAX == 8 ? 2 : 8 / size;
   if (common_channels(C, size, p.dim, {&params.x, &params.out}) < C) {
     return launch_channel_last<T, 1, WMAX, false, true>(p, stream);
   }

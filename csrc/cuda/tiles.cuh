@@ -254,7 +254,7 @@ class RowReader {
 
   // Whether granules() may read the tiles up to end.
   __device__ __forceinline__ bool whole(int end) const {
-    return ACCESS != Access::kStrided && end - V <= whole_;
+    return ACCESS != Access::kStrided && (end - 1) / V * V <= whole_;
   }
 
   // Starts to load what own() makes steps t - HP .. t + V - 1 of, t being the lane's first in the
@@ -262,17 +262,22 @@ class RowReader {
   __device__ __forceinline__ Raw granules(int base) const {
     Raw r;
     const int t = base + lane_ * V, begin = t - shift_;
-    if (t >= hi_) return r;
+    const bool inside = t < hi_;
     const T* p = own_ + base;
-    // Its nearest granule alone, if the row begins in there.
-    if (HP > G && begin > lo_ && begin - G <= lo_) {
-      words<kHalo - 4, 4>(r, p - G);
-    } else if (HP > 0 && begin > lo_) {
-      words<0, kHalo>(r, p - HP);
+#pragma unroll
+    for (int i = 0; i < V; i += G) {
+      const bool touches = ACCESS != Access::kUnit || begin + i + G > lo_;
+      load_words_if<4>(inside && touches, p + i, &r.w[kHalo + i / G * 4]);
     }
-    if (ACCESS != Access::kUnit || begin + G > lo_) words<kHalo, 4>(r, p);
-    if (V > G && (ACCESS != Access::kUnit || begin + 2 * G > lo_)) words<kWords - 4, 4>(r, p + G);
-    if (ACCESS == Access::kUnit && shift_ != 0) words<kWords, kRaw - kWords>(r, p + V);
+    if constexpr (ACCESS == Access::kUnit) {
+      load_words_if<4>(inside && shift_ != 0, p + V, &r.w[kWords]);
+    }
+    if constexpr (kHalo > 4) {  // two granules
+      load_words_if<4>(inside && begin - G > lo_, p - 2 * G, &r.w[0]);
+      load_words_if<4>(inside && begin > lo_, p - G, &r.w[4]);
+    } else if constexpr (kHalo > 0) {
+      load_words_if<kHalo>(inside && begin > lo_, p - HP, &r.w[0]);
+    }
     return r;
   }
 
@@ -308,16 +313,6 @@ class RowReader {
   }
 
  private:
-  template <int FIRST, int COUNT>
-  static __device__ __forceinline__ void words(Raw& r, const T* from) {
-    constexpr int N = COUNT * 4 / static_cast<int>(sizeof(T));
-    if constexpr (COUNT > 0 && FIRST >= 0) {
-      const auto p = Pack<T, N>::load(from);
-#pragma unroll
-      for (int i = 0; i < COUNT; ++i) r.w[FIRST + i] = p.w[i];
-    }
-  }
-
   const T* data_;
   int64_t stride_;
   const T* own_;
