@@ -744,16 +744,14 @@ cudaError_t launch_fast(BackwardArgs<T>& p, const Plan& plan, cudaStream_t strea
   const bool seq = p.seq_idx.data != nullptr, exact = p.width == 4;
   if (!plan.channel_last) {
     constexpr int V = WMAX == 8 || sizeof(T) == 2 ? 8 : 4;
-    constexpr Access kAligned = Access::kAligned, kUnit = Access::kUnit;
-    constexpr bool EXACT = WMAX == 4;
+    constexpr Access kUnit = Access::kUnit;
     auto kernel = backward_channel_first<T, V, WMAX, false, true, Access::kStrided>;
     if (plan.access != Access::kStrided && seq) {
       kernel = backward_channel_first<T, V, WMAX, false, true, kUnit>;
-    } else if (plan.access == kUnit) {
+    } else if (plan.access == Access::kAligned && (exact || WMAX == 8)) {
+      kernel = backward_channel_first<T, V, WMAX, WMAX == 4, false, Access::kAligned>;
+    } else if (plan.access != Access::kStrided) {
       kernel = backward_channel_first<T, V, WMAX, false, false, kUnit>;
-    } else if (plan.access == kAligned) {
-      kernel = exact ? backward_channel_first<T, V, WMAX, EXACT, false, kAligned>
-                     : backward_channel_first<T, V, WMAX, false, false, kAligned>;
     }
     const int64_t warps = plan.whole ? p.dim << plan.part_bits : p.parts * p.dim;
     return launch(kernel, warps * 32, stream, p);

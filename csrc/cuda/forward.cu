@@ -320,9 +320,10 @@ cudaError_t launch_fast(const ForwardParams& params, const ForwardArgs<T>& p, cu
     }
     constexpr Access kAligned = Access::kAligned, kUnit = Access::kUnit;
     if (seq) return launch_channel_first<T, V, WMAX, false, true, kUnit>(p, stream);
-    if (access == kUnit) return launch_channel_first<T, V, WMAX, false, false, kUnit>(p, stream);
-    return exact ? launch_channel_first<T, V, WMAX, WMAX == 4, false, kAligned>(p, stream)
-                 : launch_channel_first<T, V, WMAX, false, false, kAligned>(p, stream);
+    if (access == kAligned && (exact || WMAX == 8)) {
+      return launch_channel_first<T, V, WMAX, WMAX == 4, false, kAligned>(p, stream);
+    }
+    return launch_channel_first<T, V, WMAX, false, false, kUnit>(p, stream);
   }
   // A warp's row of 256 bytes, or less where that needs too many registers.
   constexpr int C = WMAX == 8 ? 2 : 8 / size;
