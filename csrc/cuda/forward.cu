@@ -223,7 +223,7 @@ __global__ void __launch_bounds__(kThreads, WMAX == 4 ? (EXACT ? 8 : 6 - 2 * SEQ
     prologue();
 #pragma unroll
     for (int i = 0; i < N; ++i) {
-      if ((mixed >> i & 1) != 0) continue;
+      if ((mixed >> i & 1) != 0 || (!EXACT && i * TILE >= s.end)) continue;
       if (i == 0) {
         step(std::true_type{}, std::false_type{}, 0, raw[i]);
       } else {
@@ -241,11 +241,10 @@ __global__ void __launch_bounds__(kThreads, WMAX == 4 ? (EXACT ? 8 : 6 - 2 * SEQ
   };
   if constexpr (ACCESS != Access::kStrided) {
     if (x.whole(s.end)) {
-      const bool few = WMAX == 4 && s.end <= kTiles / 2 * TILE;
-      if constexpr (WMAX == 4) {
-        if (few) return burst(std::integral_constant<int, kTiles / 2>{});
+      if constexpr (EXACT) {
+        if (s.end <= kTiles / 2 * TILE) return burst(std::integral_constant<int, kTiles / 2>{});
       }
-      if (!few) return burst(std::integral_constant<int, kTiles>{});
+      return burst(std::integral_constant<int, kTiles>{});
     }
   }
   auto next = x.load(0);
