@@ -51,8 +51,14 @@ def find_nvcc() -> tuple[str, int]:
     return nvcc, int(re.search(r"release (\d+)", text)[1])
 
 
-def set_up(machine: str, nvcc: str, architectures: str) -> None:
+def add_cmake_argument(argument: str) -> None:
+    os.environ["CMAKE_ARGS"] = f"{os.environ.get('CMAKE_ARGS', '')} {argument}"
+
+
+def set_up(machine: str, nvcc: str, architectures: str, small_ptx: bool) -> None:
     """The environment that build_backend.py reads."""
+    if small_ptx:
+        add_cmake_argument("-DCAUSAL_CONV1D_SMALL_PTX=ON")
     os.environ |= {
         "CAUSAL_CONV1D_CUDA": "1",
         "CUDACXX": nvcc,
@@ -65,8 +71,7 @@ def set_up(machine: str, nvcc: str, architectures: str) -> None:
         sys.exit(f"error: there is no toolchain file for {machine}; build on such a machine.")
     if shutil.which("aarch64-linux-gnu-g++") is None:
         sys.exit("error: there is no cross compiler: apt-get install g++-aarch64-linux-gnu.")
-    toolchain = f"-DCMAKE_TOOLCHAIN_FILE={ROOT}/cmake/aarch64-linux-gnu.cmake"
-    os.environ["CMAKE_ARGS"] = f"{os.environ.get('CMAKE_ARGS', '')} {toolchain}"
+    add_cmake_argument(f"-DCMAKE_TOOLCHAIN_FILE={ROOT}/cmake/aarch64-linux-gnu.cmake")
 
 
 def main() -> int:
@@ -86,7 +91,9 @@ def main() -> int:
     architectures = arguments.architectures
     if architectures is None:
         architectures = ARCHITECTURES[major, arguments.machine]
-    set_up(arguments.machine, nvcc, architectures)
+    # On JetPack 6 every GPU is sm_87 and the PTX is not used.
+    small_ptx = (major, arguments.machine) == (12, "aarch64") and not architectures
+    set_up(arguments.machine, nvcc, architectures, small_ptx)
     arguments.out.mkdir(parents=True, exist_ok=True)
     log = arguments.out / f"build-cu{major}-{arguments.machine}.log"
     print(f"{arguments.machine}, {nvcc} of CUDA {major}; log: {log}", flush=True)

@@ -37,9 +37,8 @@ LIBSTDCXX = {
     (2, 34): ((3, 4, 29), (1, 3, 13)),
     (2, 35): ((3, 4, 30), (1, 3, 13)),
 }
-# Bytes: with sm_87 and PTX alone, and with more. Before CUDA 13 device code is embedded in a form
-# that every driver can unpack, and takes more room.
-SMALL, SMALL_CUDA_12, LARGE = 3_000_000, 5_000_000, 15_000_000
+# Bytes: with sm_87 and PTX alone, and with more.
+SMALL, LARGE = 3_000_000, 15_000_000
 
 
 def output_of(*command) -> str:
@@ -166,7 +165,7 @@ def main(arguments) -> int:
     wanted = {"libcausal_conv1d_cpu.so"}
     if options.cuda:
         wanted.add("libcausal_conv1d_cuda.so")
-    limit = SMALL_CUDA_12 if ".cu12" in wheel.name else SMALL
+    limit = SMALL
     with tempfile.TemporaryDirectory() as folder:
         with zipfile.ZipFile(wheel) as archive:
             names = [name for name in archive.namelist() if ".so" in Path(name).suffixes]

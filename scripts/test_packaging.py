@@ -155,6 +155,14 @@ FAILURES = {
         {"TORCH_CUDA_ARCH_LIST": "new", "CUDACXX": "/bin/false"},
         "give for example TORCH_CUDA_ARCH_LIST='8.7 9.0+PTX' or 'native'.",
     ),
+    "small PTX for other GPUs": (
+        {
+            "CMAKE_ARGS": "-DCAUSAL_CONV1D_SMALL_PTX=ON",
+            "TORCH_CUDA_ARCH_LIST": "9.0",
+            "CUDACXX": "/bin/false",
+        },
+        "set TORCH_CUDA_ARCH_LIST=8.7.",
+    ),
 }
 
 

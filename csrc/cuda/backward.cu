@@ -119,6 +119,7 @@ constexpr int kBackwardLines = 4;  // channel_last: chunks a block, one a warp
 template <typename T, int C, int WMAX, bool EXACT, bool SEQ>
 __global__ void __launch_bounds__(kThreads, (C == 4 || WMAX == 8 ? 4 : 5) - SEQ)
     backward_channel_last(const BackwardArgs<T> p) {
+  if (kSmallPtx && C > 1) return;
   constexpr int H = WMAX - 1, kGroups = WMAX == 8 ? 2 : 3;
   using Reader = Rows<T, C, WMAX, kGroups>;
   __shared__ typename Reader::Shared rings[2];
@@ -290,6 +291,7 @@ __global__ void __launch_bounds__(kThreads, (C == 4 || WMAX == 8 ? 4 : 5) - SEQ)
 template <typename T, int V, int WMAX, bool EXACT, bool SEQ, Access ACCESS>
 __global__ void __launch_bounds__(kThreads, (WMAX == 4 ? 4 : 3) - SEQ)
     backward_channel_first(const BackwardArgs<T> p) {
+  if (kSmallPtx && ACCESS != Access::kStrided) return;
   constexpr int H = WMAX - 1, TILE = 32 * V;
   const int lane = threadIdx.x % 32;
   // Warps are numbered by (part, d), or by (d, part) if a block is to have all parts of a channel.
@@ -740,7 +742,12 @@ struct Plan {
 };
 
 template <typename T, int WMAX>
-cudaError_t launch_fast(BackwardArgs<T>& p, const Plan& plan, cudaStream_t stream) {
+cudaError_t launch_fast(BackwardArgs<T>& p, Plan plan, cudaStream_t stream) {
+  if (!has_every_kernel()) {
+    plan.vector = 1;
+    plan.access = Access::kStrided;
+    p.columns = Columns(p.dim, p.chunks, p.columns.bits);
+  }
   const bool seq = p.seq_idx.data != nullptr, exact = p.width == 4;
   if (!plan.channel_last) {
     constexpr int V = WMAX == 8 || sizeof(T) == 2 ? 8 : 4;

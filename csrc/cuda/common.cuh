@@ -419,6 +419,27 @@ __device__ __forceinline__ int64_t split(int64_t n, int64_t count, int64_t* i) {
   return n / count;
 }
 
+// With CAUSAL_CONV1D_SMALL_PTX, kernels that do not suit all strides are empty in the PTX, which
+// serves the GPUs that the build has no machine code for; there the host does not choose them.
+#if defined(CAUSAL_CONV1D_SMALL_PTX) && defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 800
+constexpr bool kSmallPtx = true;
+#else
+constexpr bool kSmallPtx = false;
+#endif
+
+// Whether every kernel is there on the current device.
+inline bool has_every_kernel() {
+#ifdef CAUSAL_CONV1D_SMALL_PTX
+  int device = 0, major = 0, minor = 0;
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+  return major == 8 && minor == 7;
+#else
+  return true;
+#endif
+}
+
 // Makes device current for its lifetime.
 class DeviceGuard {
  public:

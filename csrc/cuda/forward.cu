@@ -48,6 +48,7 @@ constexpr int kTiles = 4;  // channel_first: tiles a warp
 template <typename T, int C, int WMAX, bool EXACT, bool SEQ>
 __global__ void __launch_bounds__(kThreads, WMAX == 8 ? 4 : (sizeof(T) == 4 ? 6 : 5))
     forward_channel_last(const ForwardArgs<T> p) {
+  if (kSmallPtx && (C > 1 || WMAX > 4)) return;
   constexpr int H = WMAX - 1;
   const ColumnChunk at(p.columns);
   [[maybe_unused]] const int lanes = __popc(__ballot_sync(0xffffffff, at.inside));
@@ -138,6 +139,7 @@ __global__ void __launch_bounds__(kThreads, WMAX == 8 ? 4 : (sizeof(T) == 4 ? 6 
 template <typename T, int V, int WMAX, bool EXACT, bool SEQ, Access ACCESS>
 __global__ void __launch_bounds__(kThreads, WMAX == 4 ? (EXACT ? 8 : 6 - 2 * SEQ) : 4 - SEQ)
     forward_channel_first(const ForwardArgs<T> p) {
+  if (kSmallPtx && (ACCESS != Access::kStrided || WMAX > 4)) return;
   constexpr int H = WMAX - 1, TILE = 32 * V;
   const int lane = threadIdx.x % 32;
   uint32_t index, d;
@@ -310,11 +312,11 @@ cudaError_t launch_channel_first(ForwardArgs<T> p, cudaStream_t stream) {
 template <typename T, int WMAX>
 cudaError_t launch_fast(const ForwardParams& params, const ForwardArgs<T>& p, cudaStream_t stream) {
   constexpr int size = sizeof(T);
-  const bool seq = p.seq_idx.data != nullptr, exact = p.width == 4;
+  const bool seq = p.seq_idx.data != nullptr, exact = p.width == 4, every = has_every_kernel();
   if (!is_channel_last(params.x)) {
     constexpr int V = WMAX == 8 ? 8 : 16 / size;
     const Access access = common_access({&params.x, &params.out}, size);
-    if (access == Access::kStrided) {
+    if (access == Access::kStrided || !every) {
       return launch_channel_first<T, V, WMAX, false, true, Access::kStrided>(p, stream);
     }
     constexpr Access kAligned = Access::kAligned, kUnit = Access::kUnit;
@@ -326,7 +328,7 @@ cudaError_t launch_fast(const ForwardParams& params, const ForwardArgs<T>& p, cu
   }
   // A warp's row of 256 bytes, or less where that needs too many registers.
   constexpr int C = WMAX == 8 ? 2 : 8 / size;
-  if (common_channels(C, size, p.dim, {&params.x, &params.out}) < C) {
+  if (!every || common_channels(C, size, p.dim, {&params.x, &params.out}) < C) {
     return launch_channel_last<T, 1, WMAX, false, true>(p, stream);
   }
   if (seq) return launch_channel_last<T, C, WMAX, false, true>(p, stream);
@@ -360,7 +362,7 @@ cudaError_t run(const ForwardParams& params, cudaStream_t stream) {
   if constexpr (sizeof(T) <= 4) {
     const bool few = p.batch * p.dim * ceil_div(p.seqlen, 256) <= kMostParts;
     if (few && p.width <= 4) return launch_fast<T, 4>(params, p, stream);
-    if (few && p.width <= 8) return launch_fast<T, 8>(params, p, stream);
+    if (few && p.width <= 8 && has_every_kernel()) return launch_fast<T, 8>(params, p, stream);
   }
   return launch(forward_any_width<T>, p.batch * p.dim * p.seqlen, stream, p,
                 is_channel_last(params.x));

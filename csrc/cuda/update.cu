@@ -54,6 +54,7 @@ constexpr int kEntries = 2;
 
 template <typename T, int C, int S, bool DIM_FASTEST>
 __global__ void __launch_bounds__(kThreads, C == 4 ? 6 : 8) update_token(const UpdateArgs<T> p) {
+  if (kSmallPtx) return;
   constexpr int WMAX = 4;
   int64_t column;
   const int64_t b0 =
@@ -203,7 +204,7 @@ bool token_fits(const UpdateParams& params) {
 template <typename T, int C, int S, bool DIM_FASTEST>
 bool launch_token(const UpdateParams& params, UpdateArgs<T>& p, cudaStream_t stream,
                   cudaError_t* e) {
-  if (!token_fits<T, C, S, DIM_FASTEST>(params)) return false;
+  if (!has_every_kernel() || !token_fits<T, C, S, DIM_FASTEST>(params)) return false;
   // Several entries a thread share its weights, where there are enough for every thread.
   const int64_t threads = p.batch * (p.dim / C);
   p.entries = threads >= (1 << 18) ? kEntries : 1;
