@@ -155,7 +155,7 @@ __global__ void __launch_bounds__(kThreads, WMAX == 4 ? (EXACT ? 8 : 6 - 2 * SEQ
   const bool states = p.initial_states.given() && s.lo >= 0;
 
   using Reader = RowReader<T, V, WMAX, ACCESS>;
-  const Reader x(x_row + s.origin * time(p.x), p.x.time, p.x_end, s.lo, s.hi, lane);
+  const Reader x(x_row + s.origin * time(p.x), p.x.time, p.x_end, s.lo, s.end, lane);
   const RowWriter<T, V, ACCESS> out(out_row + s.origin * time(p.out), p.out.time, max(s.lo, 0),
                                     s.end, lane);
   const SeqIdx ids = p.seq_idx.from(b, s.origin);
