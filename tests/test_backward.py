@@ -134,6 +134,42 @@ def test_lengths_around_the_tile_sizes(layout, seqlen, device):
     )
 
 
+# Rows that one warp of the CUDA kernel takes in parts, that two or four share, that are alone, and
+# more of them than a block takes.
+@pytest.mark.parametrize(
+    "shape",
+    (
+        (1, 5, 4096),
+        (3, 3, 2500),
+        (1, 2, 20011),
+        (5, 1030, 600),
+        (3, 1100, 1003),
+        (40, 1025, 129),
+        (2, 1026, 4099),
+    ),
+)
+@pytest.mark.parametrize("seq_idx", (None, "packed"))
+def test_how_many_parts_a_channel_has(seq_idx, shape, device):
+    states = seq_idx is None
+    assert_backward(
+        make_case(shape, 4, torch.float32, states=states, seq_idx=seq_idx, device=device)
+    )
+
+
+@pytest.mark.parametrize("seqlen", (77, 80, 512))
+@pytest.mark.parametrize("layout", ("channel_first", "channel_last", "strided"))
+def test_infinity_reaches_only_what_depends_on_it(layout, seqlen, device):
+    """Without activation the last x of a row meets the last weight alone."""
+    case = make_case((2, 9, seqlen), activation=None, layout=layout, device=device)
+    expected = run_backward(case)
+    case.x[0, :, -1] = math.inf
+    found = run_backward(case)
+    for name in ("dx", "dbias"):
+        assert torch.equal(found[name], expected[name])
+    assert torch.equal(found["dweight"][:, :-1], expected["dweight"][:, :-1])
+    assert not torch.isfinite(found["dweight"][:, -1]).any()
+
+
 @pytest.mark.parametrize("dtype", FLOATS, ids=dtype_id)
 @pytest.mark.parametrize("layout", ("channel_first", "channel_last"))
 def test_long_sums_for_dweight_and_dbias_stay_accurate(layout, dtype, device):

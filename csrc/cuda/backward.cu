@@ -8,14 +8,16 @@
 // One pass: x and dout are read once and z is recomputed. dx[s] needs dz up to s+W-1, so it is
 // written W-1 steps late, and a chunk of time also computes the W-1 dz after its end.
 // dweight and dbias: every chunk writes its partial sums to the workspace, whose size depends on
-// shapes alone, and a second kernel adds them up in a fixed order. No atomics.
+// shapes alone, and a second kernel adds them up in a fixed order; or, channel_first, a block has
+// all of a channel and adds up its warps' sums itself. No atomics.
 //
-// channel_last: a thread owns C adjacent channels and walks up a chunk of time, with the last W-1
+// Both walk along memory that comes by cp.async some steps ahead (tiles.cuh).
+// channel_last: a thread owns C adjacent channels and walks up a chunk of time, with the last W
 //   inputs and dz in registers; a block's chunks follow each other, and their sums are added up in
 //   the block.
-// channel_first: a warp walks down its part of a row, tile by tile, or down several short rows of
-//   one channel, one after the other; the dz after a lane's own come from the next lane, and for
-//   lane 31 from the tile before.
+// channel_first: a warp walks down its part of a row, tile by tile, or down several rows of one
+//   channel, one after the other; the dz after a lane's own come from the next lane, and for lane
+//   31 from the tile before.
 // WMAX, EXACT, SEQ, C and ACCESS are as in forward.cu.
 #include <cub/block/block_reduce.cuh>
 
@@ -313,17 +315,17 @@ __global__ void __launch_bounds__(kThreads, (WMAX == 4 ? 4 : 3) - SEQ)
   RingX x(&rings_x[threadIdx.x / 32], lane);
   RingG dout(&rings_g[threadIdx.x / 32], lane);
   auto top = [&](const Segment& s) { return (s.end - 1) / TILE * TILE; };
-  const Segment whole(index, p.chunk, 0, p.seqlen);
+  const Segment aligned(index, p.chunk, 0, p.seqlen);
 
   // The tile that is started next, and how many rows are left with its own.
   int next_base = 0, first_whole = 0, last_whole = 0;
   int rows_left = static_cast<int>(b1 - b0);
   uint32_t slot = 0;
-  const T* next_x = p.x.at(b0, d, whole.origin);
-  const T* next_g = p.dout.at(b0, d, whole.origin);
+  const T* next_x = p.x.at(b0, d, aligned.origin);
+  const T* next_g = p.dout.at(b0, d, aligned.origin);
   auto next_row = [&] {
     const int offset = p.template offset<ACCESS>(b1 - rows_left, d);
-    const Segment s = whole.with(offset);
+    const Segment s = aligned.with(offset);
     x.row(next_x - offset * p.x.time, p.x.time, p.x_end, s.lo, s.hi);
     dout.row(next_g - offset * p.dout.time, p.dout.time, p.dout_end, s.lo, s.hi);
     next_x += p.x.batch;
@@ -356,13 +358,13 @@ __global__ void __launch_bounds__(kThreads, (WMAX == 4 ? 4 : 3) - SEQ)
   }
   int next_lane = (lane + 1) % 32;
   keep(next_lane);
-  T* dx_row = p.dx.at(b0, d, whole.origin);
+  T* dx_row = p.dx.at(b0, d, aligned.origin);
   // x's and dout's rows, as misalignment() takes them.
-  uint32_t place_x = misalignment(p.x.at(b0, d, whole.origin));
-  uint32_t place_g = misalignment(p.dout.at(b0, d, whole.origin));
+  uint32_t place_x = misalignment(p.x.at(b0, d, aligned.origin));
+  uint32_t place_g = misalignment(p.dout.at(b0, d, aligned.origin));
   for (int64_t b = b0; b < b1; ++b) {
     const int offset = p.template offset<ACCESS>(b, d);
-    Segment s = whole.with(offset);
+    Segment s = aligned.with(offset);
     keep(s.lo);
     keep(s.hi);
     const int shift_x = ACCESS == Access::kUnit ? (place_x - offset) % kGranule<T> : 0;
