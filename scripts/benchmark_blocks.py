@@ -5,15 +5,12 @@
 "fused" is the block as it is, on this library; "slow path" has mamba_ssm's fused forward and
 backward switched off; "nn.Conv1d" is what mamba_ssm does where causal_conv1d is not installed;
 "nn.Conv1d, ref. scan" has its selective_scan_ref as well, so no kernel but PyTorch's (on the
-smallest shape only). Then, where transformers is installed, its Mamba and Mamba2 blocks with this
-library and mamba_ssm's kernels, and with its own plain PyTorch. Then the selective scan alone.
-Medians of CUDA events around one call each.
+smallest shape only). Then the selective scan alone. Medians of CUDA events around one call each.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import statistics
 import sys
@@ -101,45 +98,6 @@ def blocks(dtype, shapes, repeats):
                 }
 
 
-def import_without(path, packages):
-    """Imports a module anew while some packages cannot be imported."""
-    with mock.patch.dict(sys.modules, dict.fromkeys(packages)):
-        sys.modules.pop(path, None)
-        module = importlib.import_module(path)
-    sys.modules.pop(path, None)
-    return module
-
-
-def transformers_blocks(dtype, shapes, repeats):
-    if importlib.util.find_spec("transformers") is None:
-        return
-    import transformers
-
-    others = ("fla", "mambapy")
-    variants = {"this library": others, "plain PyTorch": (*others, "causal_conv1d", "mamba_ssm")}
-    batch, seqlen, width = shapes[0]
-    options = {"Mamba": {}, "Mamba2": {"num_heads": width // 32, "head_dim": 64, "n_groups": 1}}
-    for kind, more in options.items():
-        path = f"transformers.models.{kind.lower()}.modeling_{kind.lower()}"
-        config = getattr(transformers, f"{kind}Config")(hidden_size=width, **more)
-        first_time = None
-        for name, hidden in variants.items():
-            module = import_without(path, hidden)
-            torch.manual_seed(0)
-            layer = getattr(module, f"{kind}Mixer")(config, layer_idx=0).to("cuda", dtype).train()
-            u = torch.randn(batch, seqlen, width, device="cuda", dtype=dtype, requires_grad=True)
-            inputs = [u, *layer.parameters()]
-            forward, both = forward_backward(partial(layer, u), inputs, min(repeats, 3))
-            first_time = first_time or both
-            yield {
-                "what": f"transformers {kind}, {name}",
-                "shape": f"{batch} x {seqlen} x {width}",
-                "forward_ms": forward,
-                "forward_backward_ms": both,
-                "relative": both / first_time,
-            }
-
-
 def scans(dtype, shapes, repeats):
     from causal_conv1d import selective_scan
 
@@ -192,12 +150,12 @@ def main() -> int:
         parser.error("no CUDA device")
     dtype, rows = DTYPES[arguments.dtype], []
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {arguments.dtype}")
-    print(f"{'':36}{'shape':>18}{'forward, ms':>14}{'with backward':>15}{'times':>8}")
-    for measure in (blocks, transformers_blocks, scans):
+    print(f"{'':32}{'shape':>18}{'forward, ms':>14}{'with backward':>15}{'times':>8}")
+    for measure in (blocks, scans):
         for row in measure(dtype, SHAPES, arguments.repeats):
             rows.append(row)
             print(
-                f"{row['what']:36}{row['shape']:>18}{row['forward_ms']:14.2f}"
+                f"{row['what']:32}{row['shape']:>18}{row['forward_ms']:14.2f}"
                 f"{row['forward_backward_ms']:15.2f}{row['relative']:8.2f}",
                 flush=True,
             )
