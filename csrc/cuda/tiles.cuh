@@ -235,7 +235,7 @@ template <typename T, int V, int HP, Access ACCESS>
 class RowReader {
   static constexpr int kWords = Pack<T, HP + V>::kWords, kHalo = kWords - Pack<T, V>::kWords;
   static constexpr int kRaw = kWords + (ACCESS == Access::kUnit ? 4 : 0);
-  static constexpr int G = kGranule<T>, TILE = 32 * V;
+  static constexpr int G = kGranule<T>;
 
  public:
   struct Raw {
