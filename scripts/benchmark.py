@@ -3,18 +3,22 @@
     python scripts/benchmark.py                     # an NVIDIA GPU: all operators, host time
     python scripts/benchmark.py --sms 16            # the same confined to 16 of its multiprocessors
     python scripts/benchmark.py --device cpu        # the CPU
+    python scripts/benchmark.py --upstream FILE     # and upstream's causal_conv1d_cuda*.so
 
 GPU times are medians of CUDA graph replays over buffers that are rotated so that none is served
 from L2. "of copy" is the time of a copy of x divided by the forward's time, and 1.5 times that copy
 divided by the backward's, since it reads x and dout and writes dx. Other implementations are timed
-in the same way: F.conv1d + F.silu; torch.compile of shifted products; upstream and FLA where they
-are installed. The CPU's rows are those of scripts/benchmark_cpu.py.
+in the same way: F.conv1d + F.silu; torch.compile of shifted products; FLA where it is installed;
+upstream's raw functions, whose dweight and dbias are fp32 and not zeroed here. The CPU's rows are
+those of scripts/benchmark_cpu.py.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
+import importlib.machinery
+import importlib.util
 import json
 import platform
 import statistics
@@ -137,7 +141,15 @@ def others():
     return found
 
 
-def measure(shape, layout, name, time, device, width=4, options=()):
+def load_upstream(path):
+    """Upstream's extension, which has a name that this library takes too."""
+    loader = importlib.machinery.ExtensionFileLoader("causal_conv1d_cuda", path)
+    module = importlib.util.module_from_spec(importlib.util.spec_from_loader(loader.name, loader))
+    loader.exec_module(module)
+    return module
+
+
+def measure(shape, layout, name, time, device, width=4, options=(), upstream=None):
     """One row: times of a copy, the forward and the backward."""
     dtype = DTYPES[name]
     batch, dim, seqlen = shape
@@ -180,6 +192,24 @@ def measure(shape, layout, name, time, device, width=4, options=()):
             for x, o, d in zip(xs, outs, dxs, strict=True)
         ]
     )
+    if upstream is not None:
+        row["upstream_forward_us"] = time(
+            [
+                lambda o=o, x=x: upstream.causal_conv1d_fwd(
+                    x, weight, bias, ids, before, o, after, silu
+                )
+                for x, o in zip(xs, outs, strict=True)
+            ]
+        )
+        dweight, dbias = dweight.float(), None if dbias is None else dbias.float()
+        row["upstream_backward_us"] = time(
+            [
+                lambda o=o, x=x, d=d: upstream.causal_conv1d_bwd(
+                    x, weight, bias, o, ids, before, after, d, dweight, dbias, dbefore, silu
+                )
+                for x, o, d in zip(xs, outs, dxs, strict=True)
+            ]
+        )
     row["forward_of_copy"] = row["copy_us"] / row["forward_us"]
     row["backward_of_copy"] = 1.5 * row["copy_us"] / row["backward_us"]
     return row
@@ -201,7 +231,8 @@ def measure_others(shape, layout, name, time, device):
     return times
 
 
-def measure_update(shape, name, time, device, state_layout="contiguous", options=()):
+def measure_update(shape, name, time, device, state_layout="contiguous", options=(), upstream=None):
+    """One row: times of an update, and of a copy of the bytes that it reads."""
     dtype = DTYPES[name]
     batch, dim = shape
     n = copies(batch * dim * dtype.itemsize * 10)
@@ -220,12 +251,25 @@ def measure_update(shape, name, time, device, state_layout="contiguous", options
         indices = torch.randperm(batch, device=device).int()
     row = {"batch": batch, "dim": dim, "dtype": name, "state": state_layout}
     row["options"] = list(options)
-    row["update_us"] = time(
-        [
-            lambda x=x, s=s, o=o: _update(x, s, weight, bias, o, True, seqlens, indices)
-            for x, s, o in zip(xs, states, outs, strict=True)
-        ]
-    )
+    ys = [torch.randn(batch, dim, 5, device=device).to(dtype) for _ in range(n)]
+    zs = [torch.empty_like(y) for y in ys]
+    row["copy_us"] = time([lambda y=y, z=z: z.copy_(y) for y, z in zip(ys, zs, strict=True)])
+
+    def time_update(update):
+        return time(
+            [
+                lambda x=x, s=s, o=o: update(x, s, weight, bias, o, True, seqlens, indices)
+                for x, s, o in zip(xs, states, outs, strict=True)
+            ]
+        )
+
+    row["update_us"] = time_update(_update)
+    if upstream is not None:  # it takes three dimensions alone
+        row["upstream_us"] = time_update(
+            lambda x, s, w, b, o, *rest: upstream.causal_conv1d_update(
+                x.unsqueeze(-1), s, w, b, o.unsqueeze(-1), *rest
+            )
+        )
     return row
 
 
@@ -270,6 +314,9 @@ def print_row(row, plain=None):
     if plain is not None:
         ratios = (row[k] / plain[k] for k in ("forward_us", "backward_us"))
         of_plain = "  plain row x {:.2f} / {:.2f}".format(*ratios)
+    if "upstream_forward_us" in row:
+        ratios = (row[f"upstream_{k}"] / row[k] for k in ("forward_us", "backward_us"))
+        of_plain += "  upstream / ours {:.2f} / {:.2f}".format(*ratios)
     print(
         f"{row['batch']:5d} {row['dim']:6d} {row['seqlen']:6d} {row['dtype']} {row['layout']:6s}"
         f" {row['copy_us']:8.1f} {row['forward_us']:8.1f} {row['forward_of_copy']:8.3f}"
@@ -285,7 +332,7 @@ def measure_gpu(args, time):
     for name in names:
         for shape in SHAPES:
             for layout in LAYOUTS:
-                row = measure(shape, layout, name, time, args.device)
+                row = measure(shape, layout, name, time, args.device, upstream=args.upstream)
                 if args.others and name == names[0]:
                     row["others_us"] = measure_others(shape, layout, name, time, args.device)
                 report["rows"].append(row)
@@ -310,11 +357,12 @@ def measure_gpu(args, time):
             if state != "contiguous" or options:
                 cases.append((UPDATE_SHAPES[-1], names[0], state, options))
     for shape, name, state, options in cases:
-        row = measure_update(shape, name, time, args.device, state, options)
+        row = measure_update(shape, name, time, args.device, state, options, args.upstream)
         report["update"].append(row)
         print(
             f"update {shape[0]:4d} x {shape[1]:5d} {name} state {state}"
-            f" {' '.join(options)}: {row['update_us']:.2f} us",
+            f" {' '.join(options)}: {row['update_us']:.2f} us, copy {row['copy_us']:.2f}"
+            + (f", upstream {row['upstream_us']:.2f}" if "upstream_us" in row else ""),
             flush=True,
         )
     if not args.sms:
@@ -358,6 +406,9 @@ def main():
         dest="others",
         action="store_false",
         help="leave out other implementations",
+    )
+    parser.add_argument(
+        "--upstream", type=load_upstream, metavar="FILE", help="upstream's causal_conv1d_cuda*.so"
     )
     parser.add_argument("--json", help="file to write the rows to")
     parser.add_argument("--png", help="file to draw a chart into (needs matplotlib)")

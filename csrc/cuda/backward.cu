@@ -39,8 +39,8 @@ struct BackwardArgs {
   int width;
   bool silu;
   Compute<T> scale;  // pre_activation_scale
-  const T *x_end, *dout_end;
-  int64_t chunks, chunk;      // parts of the time axis, and the length of one
+  int64_t x_row, dout_row, dx_row;  // channel_last: bytes from a step to the next
+  int64_t chunks, chunk;            // parts of the time axis, and the length of one
   int64_t parts;              // of partials
   bool sums, whole;           // are dweight or dbias wanted; has a block all parts of a channel,
   int part_bits;              // the power of two of them that it has room for
@@ -56,7 +56,7 @@ struct BackwardArgs {
   }
 
   __device__ __forceinline__ Compute<T> gradient(Compute<T> z, Compute<T> g) const {
-    return silu ? g * silu_grad<T>(z) : g;
+    return silu ? silu_backward<T>(z, g) : g;
   }
 
   // Turns N pre-activations into dz, which is 0 where not inside.
@@ -67,7 +67,7 @@ struct BackwardArgs {
       for (int i = 0; i < N; ++i) z[i] = 0.0f;
     } else if (silu) {
 #pragma unroll
-      for (int i = 0; i < N; ++i) z[i] = g[i] * silu_grad<T>(z[i]);
+      for (int i = 0; i < N; ++i) z[i] = silu_backward<T>(z[i], g[i]);
     } else {
 #pragma unroll
       for (int i = 0; i < N; ++i) z[i] = g[i];
@@ -123,8 +123,8 @@ __global__ void __launch_bounds__(kThreads, (C == 4 || WMAX == 8 ? 4 : 5) - SEQ)
     backward_channel_last(const BackwardArgs<T> p) {
   if (kSmallPtx && C > 1) return;
   constexpr int H = WMAX - 1, kGroups = WMAX == 8 ? 2 : 3;
-  using Reader = Rows<T, C, WMAX, kGroups>;
-  __shared__ typename Reader::Shared rings[2];
+  using Reader = RowPairs<T, C, WMAX, kGroups>;
+  __shared__ typename Reader::Shared ring;
   const ColumnChunk at(p.columns);
   if (at.b >= p.batch) return;
   const int64_t b = at.b, d0 = int64_t(at.column) * C, t0 = at.chunk * p.chunk;
@@ -148,14 +148,12 @@ __global__ void __launch_bounds__(kThreads, (C == 4 || WMAX == 8 ? 4 : 5) - SEQ)
             ? static_cast<int>(min(p.seqlen - (p.width - 1) - t0, int64_t(total)))
             : total;
     const SeqIdx ids = p.seq_idx.from(b, t0);
-    Reader x(&rings[0], p.x.at(b, d0, t0), p.x.time, left);
-    Reader g(&rings[1], p.dout.at(b, d0, t0), p.dout.time, left);
+    Reader reader(&ring, p.x.at(b, d0, t0), p.dout.at(b, d0, t0), left);
     for (int i = 0; i < kGroups; ++i) {
-      x.start();
-      g.start();
+      reader.start(p.x_row, p.dout_row);
       commit_copies();
     }
-    T* dx = p.dx.at(b, d0, t0 - H);
+    char* dx = reinterpret_cast<char*>(p.dx.at(b, d0, t0 - H));
     // All threads of a warp have the same rows.
     const int before = static_cast<int>(min(t0, int64_t(H)));
     const bool mixed = SEQ && !one_id(ids, -before, left, lanes);
@@ -228,23 +226,22 @@ __global__ void __launch_bounds__(kThreads, (C == 4 || WMAX == 8 ? 4 : 5) - SEQ)
         }
         pack<T>(a).store(dx);
       }
-      dx += p.dx.time;
+      dx += p.dx_row;
     };
     auto rows = [&](auto edge, auto mixed, int t) {
       wait_for_copies<kGroups - 1>();
-      Pack<T, C> next_x = x.read(0), next_g = g.read(0);
+      Pack<T, C> next_x = reader.read_x(0), next_g = reader.read_g(0);
 #pragma unroll
       for (int u = 0; u < WMAX; ++u) {
         const Pack<T, C> xs = next_x, gs = next_g;
         if (u + 1 < WMAX) {
-          next_x = x.read(u + 1);
-          next_g = g.read(u + 1);
+          next_x = reader.read_x(u + 1);
+          next_g = reader.read_g(u + 1);
         }
         if (decltype(mixed)::value) id[u] = t + u < left ? ids.at(0, t + u) : -1;
         row(edge, mixed, t, u, xs, gs);
       }
-      x.start();
-      g.start();
+      reader.start(p.x_row, p.dout_row);
       commit_copies();
     };
     const int inner = min(count, dfinal_from);
@@ -321,20 +318,22 @@ __global__ void __launch_bounds__(kThreads, (WMAX == 4 ? 4 : 3) - SEQ)
   int next_base = 0, first_whole = 0, last_whole = 0;
   int rows_left = static_cast<int>(b1 - b0);
   uint32_t slot = 0;
-  const T* next_x = p.x.at(b0, d, aligned.origin);
-  const T* next_g = p.dout.at(b0, d, aligned.origin);
+  const T* next_x = x.lanes_data(p.x.at(b0, d, aligned.origin), lane);
+  const T* next_g = dout.lanes_data(p.dout.at(b0, d, aligned.origin), lane);
   auto next_row = [&] {
     const int offset = p.template offset<ACCESS>(b1 - rows_left, d);
     const Segment s = aligned.with(offset);
-    x.row(next_x - offset * p.x.time, p.x.time, p.x_end, s.lo, s.hi);
-    dout.row(next_g - offset * p.dout.time, p.dout.time, p.dout_end, s.lo, s.hi);
+    x.row(next_x - offset * p.x.time, p.x.time, s.lo, s.hi);
+    dout.row(next_g - offset * p.dout.time, p.dout.time, s.lo, s.hi);
     next_x += p.x.batch;
     next_g += p.dout.batch;
     next_base = top(s);
     first_whole = max(x.first(), dout.first());
     last_whole = min(x.last(), dout.last());
-    keep(first_whole);
-    keep(last_whole);
+    if (ACCESS != Access::kAligned) {  // elsewhere it is the same for all rows
+      keep(first_whole);
+      keep(last_whole);
+    }
   };
   auto start_next = [&](uint32_t slot) {
     if (rows_left > 0) {
@@ -362,15 +361,21 @@ __global__ void __launch_bounds__(kThreads, (WMAX == 4 ? 4 : 3) - SEQ)
   // x's and dout's rows, as misalignment() takes them.
   uint32_t place_x = misalignment(p.x.at(b0, d, aligned.origin));
   uint32_t place_g = misalignment(p.dout.at(b0, d, aligned.origin));
+  Segment s = aligned;
   for (int64_t b = b0; b < b1; ++b) {
     const int offset = p.template offset<ACCESS>(b, d);
-    Segment s = aligned.with(offset);
-    keep(s.lo);
-    keep(s.hi);
-    const int shift_x = ACCESS == Access::kUnit ? (place_x - offset) % kGranule<T> : 0;
-    const int shift_g = ACCESS == Access::kUnit ? (place_g - offset) % kGranule<T> : 0;
-    place_x += static_cast<uint32_t>(p.x.batch);
-    place_g += static_cast<uint32_t>(p.dout.batch);
+    int shift_x = 0, shift_g = 0;
+    if (ACCESS == Access::kUnit) {
+      shift_x = (place_x - offset) % kGranule<T>;
+      shift_g = (place_g - offset) % kGranule<T>;
+      place_x += static_cast<uint32_t>(p.x.batch);
+      place_g += static_cast<uint32_t>(p.dout.batch);
+    }
+    if (ACCESS != Access::kAligned) {
+      s = aligned.with(offset);
+      keep(s.lo);
+      keep(s.hi);
+    }
     RowWriter<T, V, ACCESS> dx(dx_row - offset * p.dx.time, p.dx.time, max(s.lo, 0), s.end, lane);
     dx.keep_address();
     dx_row += p.dx.batch;
@@ -378,12 +383,8 @@ __global__ void __launch_bounds__(kThreads, (WMAX == 4 ? 4 : 3) - SEQ)
     const bool states = p.initial_states.given() && s.lo >= 0;
     const bool dfinal = p.dfinal_states.given() && s.end > s.hi - (p.width - 1);
     // Tiles at first_plain <= base <= last_plain are inside and take no states.
-    int first_plain = s.lo + (states || shift_x != 0);
-    int last_plain = s.hi - (dfinal ? p.width - 1 : 0) - TILE;
-    if (ACCESS == Access::kAligned) {  // elsewhere registers are scarce
-      keep(first_plain);
-      keep(last_plain);
-    }
+    const int first_plain = s.lo + states;
+    const int last_plain = s.hi - (dfinal ? p.width - 1 : 0) - TILE;
     float above[H] = {};  // dz[0..H) of lane 0 of the tile above
     if (s.end < s.hi) {
       const int64_t end = s.origin + s.end;
@@ -421,6 +422,11 @@ __global__ void __launch_bounds__(kThreads, (WMAX == 4 ? 4 : 3) - SEQ)
       wait_for_copies<RingX::kStages - 2>();
       __syncwarp();  // the tile has come, and the one before is read
       start_next((slot + RingX::kStages - 1) % RingX::kStages);
+      if (ACCESS == Access::kUnit && base == 0 && s.lo >= 0) {
+        x.clear_before(slot, s.lo + shift_x);
+        dout.clear_before(slot, s.lo + shift_g);
+        __syncwarp();
+      }
       const auto xs = x.read(slot, shift_x);
       const auto gs = dout.read(slot, shift_g);
       slot = (slot + 1) % RingX::kStages;
@@ -429,19 +435,13 @@ __global__ void __launch_bounds__(kThreads, (WMAX == 4 ? 4 : 3) - SEQ)
       for (int j = 0; j < H + V; ++j) h[j] = xs.get(WMAX - H + j);
 #pragma unroll
       for (int j = 0; j < V; ++j) g[j] = gs.get(j);
-      if (!plain) {
+      if (states && base <= s.lo) {
+        const float mine = lane < H ? p.input(b, d, lane - H) : 0.0f;
 #pragma unroll
         for (int j = 0; j < H + V; ++j) {
-          if (t - H + j < s.lo || t - H + j >= s.hi) h[j] = 0.0f;
-        }
-        if (states && base <= s.lo) {
-          const float mine = lane < H ? p.input(b, d, lane - H) : 0.0f;
-#pragma unroll
-          for (int j = 0; j < H + V; ++j) {
-            const int from = t + j - s.lo;  // lane j has x~ at lo - H + j
-            const float before = from_lane(mine, from);
-            if (from < H) h[j] = before;
-          }
+          const int from = t + j - s.lo;  // lane j has x~ at lo - H + j
+          const float before = from_lane(mine, from);
+          if (from < H) h[j] = before;
         }
       }
       float a[V];
@@ -483,27 +483,20 @@ __global__ void __launch_bounds__(kThreads, (WMAX == 4 ? 4 : 3) - SEQ)
             }
           }
         };
-        if (plain && !MIXED) {
+        // Outside the row g and so dz are zero. Such a dz may meet an x~ that is not finite; with
+        // SiLU the sums are NaN then all the same, and so is the dx that a dz of NaN there reaches.
+        if (!MIXED && (plain || p.silu)) {
           sums();
         } else {
 #pragma unroll
           for (int i = 0; i < V; ++i) {
-            const bool inside = t + i >= s.lo && t + i < s.hi && (padding >> i & 1) == 0;
-            dz[i] = inside ? dz[i] : 0.0f;
-          }
-          // A dz of zero may still meet an x~ that is not finite, the row's last; with SiLU the
-          // sums are NaN then all the same.
-          if (p.silu && !MIXED) {
-            sums();
-          } else {
+            if (MIXED) dz[i] = (padding >> i & 1) == 0 ? dz[i] : 0.0f;
+            db += dz[i];
 #pragma unroll
-            for (int i = 0; i < V; ++i) {
-              db += dz[i];
-#pragma unroll
-              for (int k = 0; k < WMAX; ++k) {
-                const bool takes = t + i < s.hi && (!MIXED || same.at(i, k));
-                if (k >= first) dw[k] = fmaf(dz[i], takes ? h[i + k] : 0.0f, dw[k]);
-              }
+            for (int k = 0; k < WMAX; ++k) {
+              const bool inside = t + i >= s.lo && t + i < s.hi;
+              const bool takes = inside && (!MIXED || same.at(i, k));
+              if (k >= first) dw[k] = fmaf(dz[i], takes ? h[i + k] : 0.0f, dw[k]);
             }
           }
         }
@@ -796,8 +789,9 @@ cudaError_t run(const BackwardParams& params, const Plan& plan, void* workspace,
   p.width = static_cast<int>(params.weight.sizes[1]);
   p.silu = params.silu != 0;
   p.scale = pre_activation_scale<T>(p.silu);
-  p.x_end = p.x.data + extent(params.x);
-  p.dout_end = p.dout.data + extent(params.dout);
+  p.x_row = p.x.time * static_cast<int64_t>(sizeof(T));
+  p.dout_row = p.dout.time * static_cast<int64_t>(sizeof(T));
+  p.dx_row = p.dx.time * static_cast<int64_t>(sizeof(T));
   p.chunk = plan.chunk;
   p.chunks = plan.chunks;
   p.rows = plan.rows;

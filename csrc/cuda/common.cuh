@@ -397,15 +397,20 @@ __device__ __forceinline__ Compute<T> silu(Compute<T> h) {
   return h * sigmoid(h);
 }
 
-// silu'(z) / scale, of scale * z.
+// g * silu'(z) / scale, of scale * z. Factors are joined as fused multiply-adds round least.
 template <typename T>
-__device__ __forceinline__ Compute<T> silu_grad(Compute<T> h) {
+__device__ __forceinline__ Compute<T> silu_backward(Compute<T> h, Compute<T> g) {
+  Compute<T> a, b;  // the derivative is (1 + b) * a / g
   if constexpr (sizeof(T) == 2) {
-    const float t = tanh_approx(h), u = 1.0f + t;
-    return fmaf(u, fmaf(h, -t, h), u);
+    const float t = tanh_approx(h);
+    a = fmaf(g, t, g);
+    b = fmaf(h, -t, h);
+  } else {
+    const Compute<T> s = sigmoid(h);
+    a = g * s;
+    b = fma(h, -s, h);
   }
-  const Compute<T> s = sigmoid(h);
-  return s * fma(h, Compute<T>(1) - s, Compute<T>(1));
+  return fma(a, b, a);
 }
 
 // Splits n = outer * count + i into its parts; 32-bit where it can.

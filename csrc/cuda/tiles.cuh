@@ -45,14 +45,20 @@ __device__ __forceinline__ void copy_async(uint32_t to, const void* from) {
   }
 }
 
-// If condition, copies, or zeros unless inside.
-__device__ __forceinline__ void copy_async_if(bool condition, bool inside, uint32_t to,
-                                              const void* from) {
+// 16 bytes if condition.
+__device__ __forceinline__ void copy_async_if(bool condition, uint32_t to, const void* from) {
   asm volatile(
-      "{ .reg .pred p, q; setp.ne.b32 p, %2, 0; setp.eq.b32 q, %3, 0;"
-      " @p cp.async.cg.shared.global [%0], [%1], 16, q; }" ::"r"(to),
-      "l"(from), "r"(int(condition)), "r"(int(inside))
+      "{ .reg .pred p; setp.ne.b32 p, %2, 0; @p cp.async.cg.shared.global [%0], [%1], 16; }" ::"r"(
+          to),
+      "l"(from), "r"(int(condition))
       : "memory");
+}
+
+// 16 bytes, of which the first `bytes` are copied and the others zero; what lies there is not
+// accessed.
+__device__ __forceinline__ void copy_async_begin(int bytes, uint32_t to, const void* from) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes)
+               : "memory");
 }
 
 // Zeros unless inside; from is not accessed then.
@@ -107,81 +113,110 @@ __device__ __forceinline__ Pack<T, N> load_shared(uint32_t from) {
   return p;
 }
 
-// Rows of C adjacent channels from data on, one every stride elements, in groups of U; those from
-// count on read as zero. They come by cp.async through a ring of GROUPS groups in shared memory:
-// one is read while the others are on their way. A thread reads back only what it copied itself, so
-// there is no barrier. With C == 1 there is no such copy for 2 bytes, so they are loaded as they
-// are used.
+template <int BYTES>
+__device__ __forceinline__ void store_shared_zero(uint32_t to) {
+  if constexpr (BYTES == 4) {
+    asm volatile("st.shared.b32 [%0], %1;" ::"r"(to), "r"(0) : "memory");
+  } else {
+    asm volatile("st.shared.b16 [%0], %1;" ::"r"(to), "h"(short(0)) : "memory");
+  }
+}
+
+// Rows of C adjacent channels of two tensors, from their pointers on, one every so many bytes, in
+// groups of U; those from count on read as zero. They come by cp.async through a ring of GROUPS
+// groups in shared memory: one is read while the others are on their way. A thread reads back only
+// what it copied itself, so there is no barrier. With C == 1 there is no such copy for 2 bytes, so
+// they are loaded as they are used.
 template <typename T, int C, int U, int GROUPS>
-class Rows {
+class RowPairs {
   static constexpr int kBytes = Pack<T, C>::kBytes, kPitch = kThreads * kBytes;
+  static constexpr int kGroup = 2 * U * kPitch;
 
  public:
   struct alignas(kBytes) Shared {
-    char bytes[GROUPS * U * kPitch];
+    char bytes[GROUPS * kGroup];
   };
 
-  __device__ __forceinline__ Rows(Shared* shared, const T* data, int64_t stride, int count)
+  __device__ __forceinline__ RowPairs(Shared* shared, const T* x, const T* g, int count)
       : ring_(shared_address(shared) + threadIdx.x * kBytes),
-        next_(data),
-        stride_(stride),
+        next_x_(reinterpret_cast<const char*>(x)),
+        next_g_(reinterpret_cast<const char*>(g)),
         left_(count) {}
 
   // Starts to copy the next group; to be called GROUPS times before the first read, and once after
-  // each group's last. It takes effect with commit_copies().
-  __device__ __forceinline__ void start() {
+  // each group's last. It takes effect with commit_copies(). x_row and g_row are parameters of the
+  // kernel, which cost no registers.
+  __device__ __forceinline__ void start(const int64_t& x_row, const int64_t& g_row) {
     const uint32_t to = ring_ + slot_;
     if (left_ >= U) {
 #pragma unroll
       for (int u = 0; u < U; ++u) {
-        copy_async<kBytes>(to + u * kPitch, next_);
-        next_ += stride_;
+        copy_async<kBytes>(to + 2 * u * kPitch, next_x_);
+        copy_async<kBytes>(to + (2 * u + 1) * kPitch, next_g_);
+        next_x_ += x_row;
+        next_g_ += g_row;
       }
     } else {
 #pragma unroll
       for (int u = 0; u < U; ++u) {
-        copy_async_or_zero<kBytes>(u < left_, to + u * kPitch, next_);
-        if (u + 1 < left_) next_ += stride_;
+        copy_async_or_zero<kBytes>(u < left_, to + 2 * u * kPitch, next_x_);
+        copy_async_or_zero<kBytes>(u < left_, to + (2 * u + 1) * kPitch, next_g_);
+        if (u + 1 < left_) {
+          next_x_ += x_row;
+          next_g_ += g_row;
+        }
       }
     }
     left_ -= U;
-    slot_ = slot_ + U * kPitch == GROUPS * U * kPitch ? 0 : slot_ + U * kPitch;
+    slot_ = slot_ + kGroup == GROUPS * kGroup ? 0 : slot_ + kGroup;
   }
 
   // Row u of the group in hand.
-  __device__ __forceinline__ Pack<T, C> read(int u) const {
-    return load_shared<T, C>(ring_ + slot_ + u * kPitch);
+  __device__ __forceinline__ Pack<T, C> read_x(int u) const {
+    return load_shared<T, C>(ring_ + slot_ + 2 * u * kPitch);
+  }
+  __device__ __forceinline__ Pack<T, C> read_g(int u) const {
+    return load_shared<T, C>(ring_ + slot_ + (2 * u + 1) * kPitch);
   }
 
  private:
   uint32_t ring_;
-  const T* next_;
-  int64_t stride_;
+  const char *next_x_, *next_g_;
   int left_;
   int slot_ = 0;
 };
 
 template <typename T, int U, int GROUPS>
-class Rows<T, 1, U, GROUPS> {
+class RowPairs<T, 1, U, GROUPS> {
  public:
   struct Shared {};
 
-  __device__ __forceinline__ Rows(Shared*, const T* data, int64_t stride, int count)
-      : next_(data - GROUPS * U * stride), stride_(stride), left_(count + GROUPS * U) {}
+  __device__ __forceinline__ RowPairs(Shared*, const T* x, const T* g, int count)
+      : next_x_(reinterpret_cast<const char*>(x)),
+        next_g_(reinterpret_cast<const char*>(g)),
+        left_(count) {}
 
-  __device__ __forceinline__ void start() {
-    next_ += U * stride_;
-    left_ -= U;
+  __device__ __forceinline__ void start(const int64_t& x_row, const int64_t& g_row) {
+    if (++groups_ > GROUPS) {
+      next_x_ += U * x_row;
+      next_g_ += U * g_row;
+      left_ -= U;
+    }
+    x_row_ = x_row;
+    g_row_ = g_row;
   }
 
-  __device__ __forceinline__ Pack<T, 1> read(int u) const {
-    return left_ > u ? Pack<T, 1>::load(next_ + u * stride_) : Pack<T, 1>{};
+  __device__ __forceinline__ Pack<T, 1> read_x(int u) const {
+    return left_ > u ? Pack<T, 1>::load(next_x_ + u * x_row_) : Pack<T, 1>{};
+  }
+  __device__ __forceinline__ Pack<T, 1> read_g(int u) const {
+    return left_ > u ? Pack<T, 1>::load(next_g_ + u * g_row_) : Pack<T, 1>{};
   }
 
  private:
-  const T* next_;
-  int64_t stride_;
-  int left_;
+  const char *next_x_, *next_g_;
+  int64_t x_row_ = 0, g_row_ = 0;
+  int left_, groups_ = 0;
 };
 
 // Keeps the compiler from computing v anew wherever it is used: it cannot see through a shuffle, be
@@ -321,7 +356,7 @@ class RowReader {
 
 // Reads rows in the same tiles through a ring in shared memory that each warp has for itself: one
 // tile is used while kStages - 1 are on their way by cp.async. A tile comes with the granules
-// before and after it that its lanes need.
+// before and after it that its lanes need. Steps outside the row read as zero.
 template <typename T, int V, int HP, Access ACCESS>
 class TileRing {
   static constexpr int kWords = Pack<T, HP + V>::kWords, kHalo = kWords - Pack<T, V>::kWords;
@@ -341,58 +376,60 @@ class TileRing {
     keep(own_);
   }
 
-  // What start() reads from now on: steps [lo, hi) at data, which end lies after.
-  __device__ __forceinline__ void row(const T* data, int64_t stride, const T* end, int lo, int hi) {
-    if (ACCESS == Access::kUnit) shift_ = misalignment(data);
-    data_ = data;
-    stride_ = stride;
-    lo_ = lo;
-    hi_ = hi;
-    whole_ = static_cast<int>(min(end - data - G, int64_t(1) << 30));
-    mine_ = data + (lane_ * V - shift_);
-    keep(mine_);
+  // Where in a row that begins at row a lane's data are, for start().
+  static __device__ __forceinline__ const T* lanes_data(const T* row, int lane) {
+    return ACCESS == Access::kStrided ? row : row + lane * V;
   }
 
-  // The tiles at base, first() <= base <= last(), can be read by whole granules.
-  __device__ __forceinline__ int first() const { return lo_ + shift_ - (G - 1); }
+  // What start() reads from now on: steps [lo, hi) of a row, of which data is lanes_data().
+  __device__ __forceinline__ void row(const T* data, int64_t stride, int lo, int hi) {
+    if (ACCESS == Access::kUnit) shift_ = misalignment(data);
+    stride_ = stride;
+    lo_ = lo + shift_;
+    hi_ = hi + shift_;
+    mine_ = data - shift_;
+    if (ACCESS == Access::kUnit) keep(mine_);
+  }
+
+  // The tiles at base, first() <= base <= last(), are whole granules of the row.
+  __device__ __forceinline__ int first() const { return lo_ - (G - 1); }
   __device__ __forceinline__ int last() const {
     if (ACCESS == Access::kStrided) return first() - 1;
-    return whole_ + G + shift_ - TILE - kAfter * G;
+    return hi_ - TILE - (shift_ == 0 ? 0 : G);
   }
 
   // Starts to read the tile at base, one of those. It takes effect with commit_copies().
   __device__ __forceinline__ void start_whole(uint32_t slot, int base) const {
     const uint32_t to = own_ + slot * kTileBytes;
     const T* from = mine_ + base;
-    const int left =
-        hi_ + shift_ - lane_ * V - base;  // steps from the lane's first to the row's end
 #pragma unroll
-    for (int i = 0; i < V; i += G) copy_async_or_zero<16>(left > i, to + i * kSize, from + i);
-    if (kBefore > 0) {
+    for (int i = 0; i < V; i += G) copy_async<16>(to + i * kSize, from + i);
+    if (kBefore > 0 && lane_ < kBefore) {
       const int t = lane_ * (G - V) - kBefore * G;
-      copy_async_if(lane_<kBefore, base + t + G> lo_ + shift_ - lane_ * V, to + t * kSize,
-                    from + t);
+      copy_async_or_zero<16>(base - kBefore * G + lane_ * G + G > lo_, to + t * kSize, from + t);
     }
-    if (kAfter > 0) {
-      copy_async_if(shift_ != 0 && lane_ == 31, left > V, to + V * kSize, from + V);
-    }
+    if (kAfter > 0) copy_async_if(shift_ != 0 && lane_ == 31, to + V * kSize, from + V);
   }
 
   // The same for any tile.
   __device__ __forceinline__ void start(uint32_t slot, int base) const {
     const uint32_t to = own_ + slot * kTileBytes;
-    const int t = base - shift_;
 #pragma unroll
-    for (int i = 0; i < V; i += G) granule(to + i * kSize, t + lane_ * V + i);
-    if (lane_ < kBefore) {
-      granule(to + (lane_ * (G - V) - kBefore * G) * kSize, t + lane_ * G - kBefore * G);
-    }
-    if (kAfter > 0 && shift_ != 0 && lane_ == 31) granule(to + V * kSize, t + TILE);
+    for (int i = 0; i < V; i += G) granule(to, base, lane_ * V + i);
+    if (lane_ < kBefore) granule(to, base, lane_ * G - kBefore * G);
+    if (kAfter > 0 && shift_ != 0 && lane_ == 31) granule(to, base, TILE);
+  }
+
+  // Makes zeros of what shares the granule of the row's first step, in a tile at 0 that has come;
+  // with kUnit, elsewhere there is nothing. The row begins `place` elements after the tile.
+  __device__ __forceinline__ void clear_before(uint32_t slot, int place) const {
+    if (lane_ >= place % G) return;
+    const uint32_t to = own_ - lane_ * V * kSize + slot * kTileBytes;
+    store_shared_zero<kSize>(to + (place / G * G + lane_) * kSize);
   }
 
   // Steps t - HP .. t + V - 1 of the tile in slot, t being the lane's first, where the row is
-  // misaligned by shift. In granules that have steps of [lo, hi), others are anything; in the rest
-  // they are zero. All lanes must have waited for the tile.
+  // misaligned by shift. All lanes must have waited for the tile.
   __device__ __forceinline__ Pack<T, HP + V> read(uint32_t slot, int shift) const {
     uint32_t w[kRaw];
     const uint32_t own = own_ + slot * kTileBytes;
@@ -409,27 +446,24 @@ class TileRing {
   }
 
  private:
-  // The granule from step t on, zero where that is outside the row's granules or the tensor.
-  __device__ __forceinline__ void granule(uint32_t to, int t) const {
-    const bool touches = t + G > lo_ && t < hi_;
-    const bool whole = ACCESS != Access::kStrided && t <= whole_;
-    if (whole || !touches) {
-      copy_async_or_zero<16>(touches, to, data_ + t);
+  // The granule at place i of the tile at base; to is the lane's own.
+  __device__ __forceinline__ void granule(uint32_t to, int base, int i) const {
+    const int t = base + i, relative = i - lane_ * V;
+    if constexpr (ACCESS != Access::kStrided) {
+      const int count = t + G > lo_ ? min(max(hi_ - t, 0), G) : 0;
+      copy_async_begin(count * kSize, to + relative * kSize, mine_ + base + relative);
       return;
     }
     uint32_t w[4] = {};
-    constexpr int kUnroll = ACCESS == Access::kStrided ? G : 1;
-#pragma unroll kUnroll
-    for (int i = 0; i < G; ++i) {
-      if (t + i < lo_ || t + i >= hi_) continue;
-      uint32_t bits = 0;
-      memcpy(&bits, &data_[(t + i) * (ACCESS == Access::kStrided ? stride_ : 1)], sizeof(T));
-      bits <<= i * kSize % 4 * 8;
 #pragma unroll
-      for (int j = 0; j < 4; ++j) w[j] |= i * kSize / 4 == j ? bits : 0;
+    for (int j = 0; j < G; ++j) {
+      if (t + j < lo_ || t + j >= hi_) continue;
+      uint32_t bits = 0;
+      memcpy(&bits, &mine_[(t + j) * stride_], sizeof(T));
+      w[j * kSize / 4] |= bits << (j * kSize % 4 * 8);
     }
-    asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(w[0]), "r"(w[1]),
-                 "r"(w[2]), "r"(w[3])
+    asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to + relative * kSize), "r"(w[0]),
+                 "r"(w[1]), "r"(w[2]), "r"(w[3])
                  : "memory");
   }
 
@@ -443,9 +477,9 @@ class TileRing {
   }
 
   uint32_t own_;
-  const T *data_, *mine_;
+  const T* mine_;
   int64_t stride_;
-  int lo_, hi_, lane_, whole_, shift_ = 0;
+  int lo_, hi_, lane_, shift_ = 0;  // the row in places of granules, shift_ before its steps
 };
 
 // Writes steps [lo, hi) of a row.
