@@ -159,15 +159,16 @@ if cuda.problem is None:
     if _self_test.is_wanted():
         self_test = _self_test.CheckedKernels(
             _kernels,
+            _ctypes_ops.cpu_kernels(cpu.library, _packers),
             _torch_ops.kernels(_ctypes_ops.checks(cpu.library, _packers)),
-            lambda device: cuda.library.causal_conv1d_cuda_trust(device.index, 1),
+            lambda device, bits: cuda.library.causal_conv1d_cuda_trust(device.index, bits),
         )
     if cuda.registration == CTYPES:
         _register_ctypes_cuda(_kernels)
     elif self_test is not None:
         _register_self_test(cuda.library)
     else:
-        cuda.library.causal_conv1d_cuda_trust(-1, 1)
+        cuda.library.causal_conv1d_cuda_trust(-1, -1)
 
 
 def _fake(operator: str):

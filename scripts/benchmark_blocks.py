@@ -1,11 +1,19 @@
-"""Times Mamba and Mamba2 blocks of mamba_ssm, forward and backward, with this library and without.
+"""Times Mamba and Mamba2 blocks of mamba_ssm and of transformers, forward and backward, with this
+library and without.
 
-    python scripts/benchmark_blocks.py [--dtype bf16] [--json FILE]      # needs CUDA and mamba_ssm
+    python scripts/benchmark_blocks.py [mamba_ssm] [transformers] [scan] [--dtype bf16]
 
-"fused" is the block as it is, on this library; "slow path" has mamba_ssm's fused forward and
-backward switched off; "nn.Conv1d" is what mamba_ssm does where causal_conv1d is not installed;
-"nn.Conv1d, ref. scan" has its selective_scan_ref as well, so no kernel but PyTorch's (on the
-smallest shape only). Then the selective scan alone. Medians of CUDA events around one call each.
+It needs CUDA, mamba_ssm and transformers. Of mamba_ssm "fused" is the block as it is, on this
+library; "slow path" has mamba_ssm's fused forward and backward switched off; "nn.Conv1d" is what
+mamba_ssm does where causal_conv1d is not installed; "nn.Conv1d, ref. scan" has its
+selective_scan_ref as well, so no kernel but PyTorch's (on the smallest shape only).
+
+Of transformers "library and mamba_ssm" is the block with both installed, "plain PyTorch" with
+neither, and with one of them the other's part is in plain PyTorch. In evaluation mode, as in
+training transformers takes mamba_ssm's fused function, which needs both ("fused"). The calls of
+this library's operators are counted, so that no row is about another path than it says.
+
+Then the selective scan alone. Medians of CUDA events around one call each.
 """
 
 from __future__ import annotations
@@ -20,6 +28,8 @@ from pathlib import Path
 from unittest import mock
 
 import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "ecosystem"))
 
 # (batch, seqlen, d_model); the inner width is twice d_model.
 SHAPES = ((1, 2048, 768), (8, 2048, 1024), (1, 16384, 1024))
@@ -98,6 +108,59 @@ def blocks(dtype, shapes, repeats):
                 }
 
 
+def transformers_blocks(dtype, shapes, repeats):
+    import transformers
+    from operator_calls import OperatorCalls
+    from test_transformers import import_model
+
+    library, kernels = "causal_conv1d", "mamba_ssm"
+    # Variant: what is hidden, in training mode or not, calls of the library in a forward.
+    variants = {
+        "fused": ((), True, 1),
+        "library and mamba_ssm": ((), False, 1),
+        "mamba_ssm alone": ((library,), False, 0),
+        "library alone": ((kernels,), False, 1),
+        "plain PyTorch": ((library, kernels), False, 0),
+    }
+    for batch, seqlen, width in shapes:
+        configs = {
+            "Mamba": transformers.MambaConfig(hidden_size=width, num_hidden_layers=1),
+            "Mamba2": transformers.Mamba2Config(
+                hidden_size=width,
+                num_hidden_layers=1,
+                num_heads=2 * width // 64,
+                head_dim=64,
+                n_groups=1,
+            ),
+        }
+        for kind, config in configs.items():
+            fused_time = None
+            for name, (hidden, training, calls) in variants.items():
+                if kind == "Mamba" and kernels in hidden and batch * seqlen > 2048:
+                    continue  # a Python loop over seqlen
+                module = import_model(kind.lower(), ("fla", "mambapy", *hidden))
+                torch.manual_seed(0)
+                layer = getattr(module, f"{kind}Mixer")(config, layer_idx=0)
+                layer = layer.to("cuda", dtype).train(training)
+                u = torch.randn(batch, seqlen, width, device="cuda", dtype=dtype)
+                u.requires_grad_()
+                with OperatorCalls() as counted:
+                    torch.autograd.grad(layer(u).sum(), u)
+                backward = 1 if calls else 0
+                assert counted.forward >= calls and counted.backward == backward, (kind, name)
+                assert calls or counted.total == 0, (kind, name)
+                inputs = [u, *(p for p in layer.parameters())]
+                forward, both = forward_backward(partial(layer, u), inputs, repeats)
+                fused_time = fused_time or both
+                yield {
+                    "what": f"transformers {kind}, {name}",
+                    "shape": f"{batch} x {seqlen} x {width}",
+                    "forward_ms": forward,
+                    "forward_backward_ms": both,
+                    "relative": both / fused_time,
+                }
+
+
 def scans(dtype, shapes, repeats):
     from causal_conv1d import selective_scan
 
@@ -145,17 +208,19 @@ def main() -> int:
     parser.add_argument("--dtype", choices=DTYPES, default="bf16")
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("parts", nargs="*", help="of mamba_ssm, transformers, scan; default: all")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         parser.error("no CUDA device")
     dtype, rows = DTYPES[arguments.dtype], []
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {arguments.dtype}")
-    print(f"{'':32}{'shape':>18}{'forward, ms':>14}{'with backward':>15}{'times':>8}")
-    for measure in (blocks, scans):
-        for row in measure(dtype, SHAPES, arguments.repeats):
+    print(f"{'':42}{'shape':>18}{'forward, ms':>14}{'with backward':>15}{'times':>8}")
+    parts = {"mamba_ssm": blocks, "transformers": transformers_blocks, "scan": scans}
+    for part in arguments.parts or parts:
+        for row in parts[part](dtype, SHAPES, arguments.repeats):
             rows.append(row)
             print(
-                f"{row['what']:32}{row['shape']:>18}{row['forward_ms']:14.2f}"
+                f"{row['what']:42}{row['shape']:>18}{row['forward_ms']:14.2f}"
                 f"{row['forward_backward_ms']:15.2f}{row['relative']:8.2f}",
                 flush=True,
             )

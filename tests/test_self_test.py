@@ -24,13 +24,9 @@ from causal_conv1d import (
 from causal_conv1d.reference import causal_conv1d_ref, causal_conv1d_update_ref
 
 NO_IMAGE = "causal_conv1d_fn: no kernel image is available for execution on the device"
-WRITTEN = {
-    "forward": {5: "out", 6: "final_states"},
-    "backward": {7: "dx", 8: "dweight", 9: "dbias", 10: "dinitial_states"},
-    "update": {1: "conv_state", 4: "update's out"},
-    "varlen_states": {2: "varlen_states"},
-}
+WRITTEN = _self_test.WRITTEN
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+ALL_DTYPES = (*DTYPES, torch.float64)
 
 
 def right_kernels():
@@ -41,53 +37,67 @@ def refuse(*args):
     raise RuntimeError(NO_IMAGE)
 
 
-def fallback():
+def packers():
     schemas = _ctypes_ops.schemas(_library.cpu.library)
-    packers = {name: _ctypes_ops.Packer(name, schema) for name, schema in schemas.items()}
-    return _torch_ops.kernels(_ctypes_ops.checks(_library.cpu.library, packers))
+    return {name: _ctypes_ops.Packer(name, schema) for name, schema in schemas.items()}
+
+
+def expected_kernels():
+    return _ctypes_ops.cpu_kernels(_library.cpu.library, packers())
+
+
+def fallback():
+    return _torch_ops.kernels(_ctypes_ops.checks(_library.cpu.library, packers()))
+
+
+def find_problem(kernel, name, dtype, device):
+    expected = expected_kernels()[name]
+    return _self_test.find_problem(kernel, expected, name, dtype, torch.device(device, 0))
 
 
 # --------------------------------------------------------------------------------- what is found
 
 
-def test_right_kernels_have_no_problem(device):
-    assert _self_test.find_problem(right_kernels(), torch.device(device, 0)) is None
+@pytest.mark.parametrize("dtype", ALL_DTYPES, ids=dtype_id)
+@pytest.mark.parametrize("name", WRITTEN)
+def test_right_kernels_have_no_problem(name, dtype, device):
+    assert find_problem(right_kernels()[name], name, dtype, device) is None
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
-@pytest.mark.parametrize("layout", ("channel-first", "channel-last"))
+@pytest.mark.parametrize("dtype", ALL_DTYPES, ids=dtype_id)
+@pytest.mark.parametrize("layout", _self_test.LAYOUTS)
 @pytest.mark.parametrize(
     ("name", "position"), [(name, i) for name in WRITTEN for i in WRITTEN[name]]
 )
 def test_one_wrong_element_is_found(name, position, layout, dtype, device):
-    kernels = right_kernels()
-
     calls = []
 
     def wrong(*args):
         right_kernels()[name](*args)
-        if args[0].dtype == dtype:
-            calls.append("channel-last" if calls else "channel-first")
-            if calls[-1] == layout:
-                args[position][(0,) * args[position].dim()].add_(1)
+        calls.append(_self_test.LAYOUTS[len(calls)])
+        if calls[-1] == layout:
+            args[position][(0,) * args[position].dim()].add_(1)
 
-    kernels[name] = wrong
-    problem = _self_test.find_problem(kernels, torch.device(device, 0))
+    problem = find_problem(wrong, name, dtype, device)
     assert problem is not None and problem.startswith(WRITTEN[name][position])
     assert dtype_id(dtype) in problem and layout in problem
 
 
 @pytest.mark.parametrize("name", WRITTEN)
 def test_a_kernel_that_does_nothing_is_found(name, device):
-    kernels = right_kernels() | {name: lambda *args: None}
-    problem = _self_test.find_problem(kernels, torch.device(device, 0))
-    assert "wrong" in problem
+    assert "wrong" in find_problem(lambda *args: None, name, torch.float32, device)
 
 
 @pytest.mark.parametrize("name", WRITTEN)
 def test_the_error_of_a_missing_kernel_is_told(name, device):
-    kernels = right_kernels() | {name: refuse}
-    assert _self_test.find_problem(kernels, torch.device(device, 0)) == NO_IMAGE
+    assert find_problem(refuse, name, torch.float32, device) == NO_IMAGE
+
+
+def test_bits_are_those_of_the_c_interface():
+    """4 * operator + dtype, in the order of the schemas and of causal_conv1d_dtype."""
+    names = list(_ctypes_ops.schemas(_library.cpu.library))
+    for (name, dtype), bit in _self_test.BITS.items():
+        assert bit == 1 << (4 * names.index(name) + _ctypes_ops._DTYPES[dtype])
 
 
 @pytest.mark.parametrize("value", ("0", "false", "No", "off"))
@@ -104,17 +114,30 @@ class CheckedOnCPU(_self_test.CheckedKernels):
 
 def test_right_kernels_are_trusted_at_the_first_call():
     case, trusted = make_case((2, 6, 9), 4), []
-    checked = CheckedOnCPU(right_kernels(), dict.fromkeys(WRITTEN, refuse), trusted.append)
+    checked = CheckedOnCPU(
+        right_kernels(),
+        expected_kernels(),
+        dict.fromkeys(WRITTEN, refuse),
+        lambda device, bits: trusted.append((device, bits)),
+    )
     out = torch.empty_like(case.x)
     for _ in range(2):
         checked.operator("forward")(case.x, case.weight, None, None, None, out, None, True)
     assert torch.equal(out, causal_conv1d_fn(case.x, case.weight, activation="silu"))
-    assert trusted == [case.x.device] and checked.problems == {case.x.device: None}
+    cpu = case.x.device
+    assert trusted == [(cpu, 1)]
+    assert checked.problems == {cpu: {("forward", torch.float32): None}}
+    half = case.x.half()
+    checked.operator("forward")(half, case.weight, None, None, None, half.clone(), None, True)
+    assert trusted == [(cpu, 1), (cpu, 0b11)] and checked.problem(cpu) is None
 
 
 def test_torch_takes_the_place_of_broken_kernels_with_one_warning():
     case, trusted = make_case((2, 6, 9), 4), []
-    checked = CheckedOnCPU(dict.fromkeys(WRITTEN, refuse), fallback(), trusted.append)
+    kernels = dict.fromkeys(WRITTEN, refuse) | {"update": ops.update}
+    checked = CheckedOnCPU(
+        kernels, expected_kernels(), fallback(), lambda device, bits: trusted.append(bits)
+    )
     out = torch.empty_like(case.x)
     arguments = (case.x, case.weight, case.bias, None, None, out, None, True)
     with pytest.warns(RuntimeWarning, match=f"self-test.*{NO_IMAGE}") as caught:
@@ -123,10 +146,17 @@ def test_torch_takes_the_place_of_broken_kernels_with_one_warning():
     expected = causal_conv1d_ref(case.x, case.weight, case.bias, activation="silu")
     assert torch.equal(out, expected)
     out.fill_(torch.nan)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings():  # of the same call, another dtype and another operator: none
         warnings.simplefilter("error")
         checked.operator("forward")(*arguments)
-    assert torch.equal(out, expected)
+        assert torch.equal(out, expected)
+        half = torch.empty_like(out, dtype=torch.half)
+        checked.operator("forward")(case.x.half(), *arguments[1:5], half, None, True)
+        state, token = torch.zeros(2, 6, 4), case.x[:, :, 0].contiguous()
+        checked.operator("update")(token, state, case.weight, None, token.clone(), True, None, None)
+    assert torch.allclose(half.float(), expected, atol=1e-2)
+    assert trusted == [_self_test.BITS["update", torch.float32]]  # which is not broken
+    assert checked.problem(case.x.device) == NO_IMAGE
 
 
 # -------------------------------------------------------------------- torch's operations are right
@@ -232,20 +262,22 @@ def test_torchs_operations_refuse_what_the_kernels_refuse(by_torch, device):
 # ---------------------------------------------------------------------------- the whole, on a GPU
 
 
+FORWARD = ("forward", torch.float32)
+
+
 @pytest.fixture
 def untested(cuda):
     """cuda:0 as it is before the first call, and afterwards as it was."""
     if _library.self_test is None:
         pytest.skip("CAUSAL_CONV1D_SELF_TEST switches the self-test off")
     gpu = torch.device("cuda", 0)
-    causal_conv1d_varlen_states(torch.ones(2, 2, device=gpu), index([0, 2], gpu), 1)
-    problems, trust = _library.self_test.problems, _library.cuda.library.causal_conv1d_cuda_trust
-    assert problems[gpu] is None
-    del problems[gpu]
-    trust(0, 0)
+    problems, trust = _library.self_test.problems, _library.self_test.trust
+    before = problems.pop(gpu, {})
+    assert all(problem is None for problem in before.values())
+    trust(gpu, 0)
     yield gpu
-    problems[gpu] = None
-    trust(0, 1)
+    problems[gpu] = before
+    trust(gpu, sum(_self_test.BITS[key] for key in before))
 
 
 @pytest.fixture
@@ -268,9 +300,13 @@ def test_the_first_call_tests_the_kernels(untested):
     case = make_case((2, 6, 9), 4, device=untested)
     with pytest.raises(RuntimeError, match=r"^causal_conv1d_fn: weight must be"):
         causal_conv1d_fn(case.x, case.weight[:3])
-    assert problems == {**problems, untested: None}
+    assert problems[untested] == {FORWARD: None}
     out = causal_conv1d_fn(case.x, case.weight, case.bias, activation="silu")
     assert_is_reference(out, case)
+    causal_conv1d_fn(case.x.half(), case.weight)
+    causal_conv1d_update(case.x[:, :, 0], torch.zeros(2, 6, 4, device=untested), case.weight)
+    tested = (FORWARD, ("forward", torch.half), ("update", torch.float32))
+    assert problems[untested] == dict.fromkeys(tested)
 
 
 def assert_is_reference(out, case):
@@ -288,7 +324,7 @@ def test_a_call_within_a_graph_capture_leaves_the_test_to_a_later_one(untested):
     graph.replay()
     assert_is_reference(out, case)
     causal_conv1d_fn(case.x, case.weight)
-    assert problems[untested] is None
+    assert problems[untested] == {FORWARD: None}
 
 
 def test_the_test_may_synchronise_where_calls_may_not(untested):
@@ -298,7 +334,7 @@ def test_the_test_may_synchronise_where_calls_may_not(untested):
         assert torch.cuda.get_sync_debug_mode() == 2
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert _library.self_test.problems[untested] is None
+    assert _library.self_test.problems[untested] == {FORWARD: None}
 
 
 @pytest.mark.parametrize("is_compiled", (False, True), ids=("", "compiled"))

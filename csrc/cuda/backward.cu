@@ -18,7 +18,7 @@
 // channel_first: a warp walks down its part of a row, tile by tile, or down several rows of one
 //   channel, one after the other; the dz after a lane's own come from the next lane, and for lane
 //   31 from the tile before.
-// WMAX, EXACT, SEQ, C and ACCESS are as in forward.cu.
+// WMAX, SEQ, C and ACCESS are as in forward.cu.
 #include <cub/block/block_reduce.cuh>
 
 #include "common.cuh"
@@ -34,14 +34,16 @@ struct BackwardArgs {
   View<T> x, dout, dx;
   AnyView<Compute<T>> weight, bias, initial_states, dfinal_states, dweight, dbias, dinitial_states;
   SeqIdx seq_idx;
+  const uint8_t* matches;  // channel_first: rows of them for Matches, or nullptr if no seq_idx
+  int64_t matches_pitch;
   Compute<T>* partials;  // (parts, W + 1, dim): for each part dweight[k], then dbias, by scale
   int64_t batch, dim, seqlen;
   int width;
   bool silu;
-  Compute<T> scale;  // pre_activation_scale
+  Compute<T> scale;                 // pre_activation_scale
   int64_t x_row, dout_row, dx_row;  // channel_last: bytes from a step to the next
   int64_t chunks, chunk;            // parts of the time axis, and the length of one
-  int64_t parts;              // of partials
+  int64_t parts;                    // of partials
   bool sums, whole;           // are dweight or dbias wanted; has a block all parts of a channel,
   int part_bits;              // the power of two of them that it has room for
   int64_t rows;               // channel_first: batch entries a warp
@@ -288,7 +290,8 @@ __global__ void __launch_bounds__(kThreads, (C == 4 || WMAX == 8 ? 4 : 5) - SEQ)
 }
 
 template <typename T, int V, int WMAX, bool EXACT, bool SEQ, Access ACCESS>
-__global__ void __launch_bounds__(kThreads, (WMAX == 4 ? 4 : 3) - SEQ)
+__global__ void __launch_bounds__(kThreads,
+                                  (WMAX == 4 ? 4 : 3) - (SEQ && ACCESS != Access::kAligned))
     backward_channel_first(const BackwardArgs<T> p) {
   if (kSmallPtx && ACCESS != Access::kStrided) return;
   constexpr int H = WMAX - 1, TILE = 32 * V;
@@ -313,6 +316,11 @@ __global__ void __launch_bounds__(kThreads, (WMAX == 4 ? 4 : 3) - SEQ)
   RingG dout(&rings_g[threadIdx.x / 32], lane);
   auto top = [&](const Segment& s) { return (s.end - 1) / TILE * TILE; };
   const Segment aligned(index, p.chunk, 0, p.seqlen);
+  auto segment = [&](int64_t b) { return aligned.with(p.template offset<ACCESS>(b, d)); };
+  auto matches_row = [&](int64_t b, const Segment& s) {  // at step 0
+    return p.matches + b * p.matches_pitch + Matches<V, H>::kBefore + s.origin;
+  };
+  Matches<V, H> next_same;
 
   // The tile that is started next, and how many rows are left with its own.
   int next_base = 0, first_whole = 0, last_whole = 0;
@@ -354,6 +362,10 @@ __global__ void __launch_bounds__(kThreads, (WMAX == 4 ? 4 : 3) - SEQ)
 #pragma unroll 1
     for (uint32_t i = 0; i < RingX::kStages - 1; ++i) start_next(i);
     load_warp_parameters<WMAX, EXACT>(p, d, lane, w, bias);
+    if (SEQ && p.matches != nullptr) {
+      const Segment s = segment(b0);
+      next_same.load(matches_row(b0, s) + top(s) + lane * V);
+    }
   }
   int next_lane = (lane + 1) % 32;
   keep(next_lane);
@@ -406,19 +418,10 @@ __global__ void __launch_bounds__(kThreads, (WMAX == 4 ? 4 : 3) - SEQ)
       for (int j = 0; j < H; ++j) above[j] = __shfl_sync(0xffffffff, dz[0], j);
     }
 
-    bool mixed = false;
-    if (SEQ) {
-      IdWindow<TILE + 2 * H> window;
-      window.load(ids, top(s) - H, s.lo, s.hi, lane);
-      mixed = !window.one();
-    }
-
 #pragma unroll 1
     for (int base = top(s); base >= 0; base -= TILE) {
       const int t = base + lane * V;
       const bool plain = base >= first_plain && base <= last_plain;
-      IdWindow<SEQ ? TILE + 2 * H : 1> window;  // of the next tile
-      if (SEQ) window.load(ids, base - TILE - H, s.lo, s.hi, lane);
       wait_for_copies<RingX::kStages - 2>();
       __syncwarp();  // the tile has come, and the one before is read
       start_next((slot + RingX::kStages - 1) % RingX::kStages);
@@ -430,6 +433,19 @@ __global__ void __launch_bounds__(kThreads, (WMAX == 4 ? 4 : 3) - SEQ)
       const auto xs = x.read(slot, shift_x);
       const auto gs = dout.read(slot, shift_g);
       slot = (slot + 1) % RingX::kStages;
+      Matches<V, H> same;
+      bool mixed = false;
+      if (SEQ && p.matches != nullptr) {
+        same = next_same;
+        same.align();
+        mixed = !__all_sync(0xffffffff, same.all());
+        if (base >= TILE) {
+          next_same.load(matches_row(b, s) + t - TILE);
+        } else if (b + 1 < b1) {
+          const Segment next = segment(b + 1);
+          next_same.load(matches_row(b + 1, next) + top(next) + lane * V);
+        }
+      }
       float h[H + V], g[V], dz[V];
 #pragma unroll
       for (int j = 0; j < H + V; ++j) h[j] = xs.get(WMAX - H + j);
@@ -448,18 +464,10 @@ __global__ void __launch_bounds__(kThreads, (WMAX == 4 ? 4 : 3) - SEQ)
       // From x~ and g to dx. MIXED: not all ids in reach are one.
       auto compute = [&](auto mixed) {
         constexpr bool MIXED = decltype(mixed)::value;
-        Matches<V + H, H> same;
-        uint32_t padding = 0;  // a bit for each step
         if (MIXED) {
-          int id[H + V + H];
-          load_ids(ids, t - H, s.lo, s.hi, id);
-          same.set(id);
 #pragma unroll
           for (int i = 0; i < V; ++i) {
-            if (id[H + i] < 0) {
-              padding |= 1u << i;
-              h[H + i] = 0.0f;  // only its own tap would still meet it
-            }
+            if (same.is_padding(i)) h[H + i] = 0.0f;  // only its own tap would still meet it
           }
         }
 #pragma unroll
@@ -490,7 +498,7 @@ __global__ void __launch_bounds__(kThreads, (WMAX == 4 ? 4 : 3) - SEQ)
         } else {
 #pragma unroll
           for (int i = 0; i < V; ++i) {
-            if (MIXED) dz[i] = (padding >> i & 1) == 0 ? dz[i] : 0.0f;
+            if (MIXED) dz[i] = same.is_padding(i) ? 0.0f : dz[i];
             db += dz[i];
 #pragma unroll
             for (int k = 0; k < WMAX; ++k) {
@@ -521,11 +529,9 @@ __global__ void __launch_bounds__(kThreads, (WMAX == 4 ? 4 : 3) - SEQ)
         }
       };
       if (SEQ && mixed) {
-        mixed = !window.one();
         compute(std::bool_constant<SEQ>{});
       } else {
         compute(std::false_type{});
-        mixed = SEQ && !window.one();
       }
       if (!plain && dfinal) {
         const int last = p.width - 1;
@@ -601,6 +607,28 @@ __global__ void __launch_bounds__(kThreads) backward_initial_states(const Backwa
   if (b < p.batch) p.dinitial_states.store(dx_at(p, b, d, j - (p.width - 1)), b, d, j);
 }
 
+// The bytes that Matches reads, one a thread, for inputs up to H steps back. Outside the row all
+// inputs count.
+template <int V, int H>
+__global__ void __launch_bounds__(kThreads)
+    find_matches(const SeqIdx seq_idx, int64_t batch, int64_t seqlen, int64_t pitch,
+                 uint8_t* matches) {
+  using Row = Matches<V, H>;
+  int64_t i;
+  const int64_t n = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  const int64_t b = split(n, pitch, &i), t = i - Row::kBefore;
+  if (b >= batch) return;
+  uint32_t match = Row::kAll;
+  if (t >= 0 && t < seqlen) {
+    const int id = seq_idx.at(b, t);
+    for (int k = 0; k < H; ++k) {
+      if (seq_idx.at(b, max(t - H + k, int64_t(0))) != id) match &= ~(1u << k);
+    }
+    if (id < 0) match = Row::kPadding;
+  }
+  matches[n] = static_cast<uint8_t>(match);
+}
+
 // One block a (part, d): the sums of one chunk of one row.
 template <typename T>
 __global__ void __launch_bounds__(kThreads, 1)
@@ -662,17 +690,16 @@ __global__ void __launch_bounds__(kThreads) reduce_partials(const BackwardArgs<T
 // How the backward divides a problem. It depends on sizes and types alone, so that the sums' order
 // does; the workspace follows from it.
 struct Plan {
-  static constexpr int64_t kWarps = 4096;
-
   bool any_width, channel_last;
   int vector;  // channels or time steps a thread; 1: any strides (channel_last)
   Access access = Access::kStrided;  // channel_first
   int64_t chunk, chunks, rows = 1;
   Columns columns;
   int64_t parts;
-  bool whole = false;  // channel_first: a block has all parts of a channel, and adds them up
-  int part_bits = 0;   // of the number of warps that are for them
-  int64_t workspace;   // bytes
+  bool whole = false;         // channel_first: a block has all parts of a channel, and adds them up
+  int part_bits = 0;          // of the number of warps that are for them
+  int64_t matches_pitch = 0;  // channel_first with seq_idx: bytes a row of matches
+  int64_t partials, workspace;  // bytes of the partial sums, and of all
 
   explicit Plan(const BackwardParams& params) {
     const Tensor& x = params.x;
@@ -692,17 +719,21 @@ struct Plan {
       vector =
           common_channels(widest, size, dim, {&x, &params.dout, &params.dx}) == widest ? widest : 1;
       // Chunks of even length, a block's worth of them at a time, of a multiple of U plus 1 steps.
-      // 1 << 20 elements in all for each step of one: measured best on 132 SMs.
-      const int64_t fair = ceil_div(batch * dim * seqlen, 1 << 19);
-      const int64_t most = fair < 16 ? 16 : (fair > 64 ? 64 : fair);
       const int64_t U = width > 4 ? 8 : 4;
-      chunk = seqlen == 0
-                  ? 1
-                  : ceil_div(seqlen, ceil_div(seqlen, most * kBackwardLines) * kBackwardLines);
-      chunk = ceil_div(chunk - 1, U) * U + 1;
-      chunks = ceil_div(seqlen, chunk);
-      columns = Columns(dim / vector, chunks, 5);  // whatever vector is, kBackwardLines high
-      parts = batch * ceil_div(chunks, kBackwardLines);
+      auto divide = [&](int64_t most) {
+        const int64_t lines = ceil_div(seqlen, most * kBackwardLines) * kBackwardLines;
+        chunk = seqlen == 0 ? 1 : ceil_div(ceil_div(seqlen, lines) - 1, U) * U + 1;
+        chunks = ceil_div(seqlen, chunk);
+        columns = Columns(dim / vector, chunks, 5);  // whatever vector is, kBackwardLines high
+        parts = batch * ceil_div(chunks, kBackwardLines);
+      };
+      // Long chunks repeat less work at their ends, short ones make more blocks. 128 steps if these
+      // blocks are nearly a multiple of 512, about what 132 SMs run at a time, else 64, and fewer
+      // for less than 64 << 19 elements: measured best there.
+      const int64_t fair = ceil_div(batch * dim * seqlen, 1 << 19);
+      divide(fair >= 64 ? 128 : (fair < 16 ? 16 : fair));
+      const int64_t blocks = columns.threads(batch) / kThreads;
+      if (fair >= 64 && (512 - blocks % 512) % 512 * 10 > blocks) divide(64);
     } else {
       vector = width > 4 || size == 2 ? 8 : 4;
       access = common_access({&x, &params.dout, &params.dx}, size);
@@ -718,10 +749,11 @@ struct Plan {
         parts = rows > 0 ? ceil_div(batch, rows) * chunks : 0;
       };
       // A block takes all parts of a channel if these are few enough: one, two or four warps a
-      // channel, as many as there need be for kWarps of them, if each has 8 tiles or more.
+      // channel, as many as there need be for so many of them, if each has 8 tiles or more.
+      const int64_t warps = size == 2 ? 4096 : 8192;
       for (int bits = 0; bits <= 2 && !whole && all > 0; ++bits) {
         const int64_t most = ceil_div(all, 1 << bits);
-        const bool more = bits < 2 && dim << bits < kWarps && most >= 16;
+        const bool more = bits < 2 && dim << bits < warps && most >= 16;
         if (more || most > (dim >= 1024 ? 64 : 8)) continue;
         divide(most);
         whole = parts <= 1 << bits;
@@ -730,9 +762,12 @@ struct Plan {
       // Else warps take what makes 16k of them.
       const int64_t fair = ceil_div(dim * all, 16384);
       if (!whole) divide(fair < 8 ? 8 : (fair > 16 ? 16 : fair));
+      using Row = Matches<8, 7>;  // which needs most
+      if (given(params.seq_idx)) matches_pitch = Row::kBefore + tiles * tile + Row::kAfter + 1;
     }
     const bool sums = given(params.dweight) || given(params.dbias);
-    workspace = sums && !whole ? parts * (width + 1) * dim * (size == 8 ? 8 : 4) : 0;
+    partials = sums && !whole ? parts * (width + 1) * dim * (size == 8 ? 8 : 4) : 0;
+    workspace = partials + batch * matches_pitch;
   }
 };
 
@@ -748,12 +783,20 @@ cudaError_t launch_fast(BackwardArgs<T>& p, Plan plan, cudaStream_t stream) {
     constexpr int V = WMAX == 8 || sizeof(T) == 2 ? 8 : 4;
     constexpr Access kUnit = Access::kUnit;
     auto kernel = backward_channel_first<T, V, WMAX, false, true, Access::kStrided>;
-    if (plan.access != Access::kStrided && seq) {
+    if (plan.access == Access::kAligned && seq && WMAX == 4) {
+      kernel = backward_channel_first<T, V, WMAX, false, WMAX == 4, Access::kAligned>;
+    } else if (plan.access != Access::kStrided && seq) {
       kernel = backward_channel_first<T, V, WMAX, false, true, kUnit>;
     } else if (plan.access == Access::kAligned && (exact || WMAX == 8)) {
       kernel = backward_channel_first<T, V, WMAX, WMAX == 4, false, Access::kAligned>;
     } else if (plan.access != Access::kStrided) {
       kernel = backward_channel_first<T, V, WMAX, false, false, kUnit>;
+    }
+    if (p.matches != nullptr) {
+      const cudaError_t e =
+          launch(find_matches<V, WMAX - 1>, p.batch * p.matches_pitch, stream, p.seq_idx, p.batch,
+                 p.seqlen, p.matches_pitch, const_cast<uint8_t*>(p.matches));
+      if (e != cudaSuccess) return e;
     }
     const int64_t warps = plan.whole ? p.dim << plan.part_bits : p.parts * p.dim;
     return launch(kernel, warps * 32, stream, p);
@@ -802,7 +845,9 @@ cudaError_t run(const BackwardParams& params, const Plan& plan, void* workspace,
   p.sums = given(params.dweight) || given(params.dbias);
   p.whole = plan.whole;
   p.part_bits = plan.part_bits;
-  p.partials = plan.workspace > 0 ? static_cast<Compute<T>*>(workspace) : nullptr;
+  p.partials = plan.partials > 0 ? static_cast<Compute<T>*>(workspace) : nullptr;
+  if (plan.matches_pitch > 0) p.matches = static_cast<uint8_t*>(workspace) + plan.partials;
+  p.matches_pitch = plan.matches_pitch;
 
   cudaError_t e = cudaSuccess;
   if (p.dinitial_states.given()) {

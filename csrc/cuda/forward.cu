@@ -1,7 +1,7 @@
 // Forward: out[b,d,t] = act(bias[d] + sum over k of weight[d,k] * x~[b,d,t-(W-1)+k]).
 //
-// channel_last: a thread owns C adjacent channels over a chunk of kRows steps; it loads them all at
-//   once and keeps the last W-1 inputs in registers.
+// channel_last: a thread owns C adjacent channels over a chunk of kRows steps; it loads kBurst of
+//   them at once and keeps the last W-1 inputs in registers.
 // channel_first: a warp owns a few tiles of one row, each lane V adjacent steps of a tile; a lane
 //   loads the W-1 inputs before its own too, which its neighbour has just brought to L1.
 // any_width: one thread an output, for W > 8 and fp64.
@@ -44,8 +44,10 @@ struct ForwardArgs {
   }
 };
 
-constexpr int kRows = 16;  // channel_last: steps a thread
-constexpr int kTiles = 4;  // channel_first: tiles a warp
+constexpr int kBurst = 16;  // channel_last: steps that a thread loads at once,
+template <int WMAX>
+constexpr int kRows = WMAX == 8 ? 2 * kBurst : kBurst;  // and in all
+constexpr int kTiles = 4;                               // channel_first: tiles a warp
 
 template <typename T, int C, int WMAX, bool EXACT, bool SEQ>
 __global__ void __launch_bounds__(kThreads, WMAX == 8 ? 4 : (sizeof(T) == 4 ? 6 : 5))
@@ -56,8 +58,9 @@ __global__ void __launch_bounds__(kThreads, WMAX == 8 ? 4 : (sizeof(T) == 4 ? 6 
   [[maybe_unused]] const int lanes = __popc(__ballot_sync(0xffffffff, at.inside));
   if (!at.inside || at.b >= p.batch) return;
   const int64_t b = at.b, d0 = int64_t(at.column) * C;
+  constexpr int kChunk = kRows<WMAX>;
   // The last chunk may overlap the one before it: both write the same there.
-  const int64_t t0 = max(min(int64_t(at.chunk) * kRows, p.seqlen - kRows), int64_t(0));
+  const int64_t t0 = max(min(int64_t(at.chunk) * kChunk, p.seqlen - kChunk), int64_t(0));
   const int first = EXACT ? 0 : WMAX - p.width;
   const T* x = p.x.at(b, d0, t0);
   T* out = p.out.at(b, d0, t0);
@@ -120,15 +123,20 @@ __global__ void __launch_bounds__(kThreads, WMAX == 8 ? 4 : (sizeof(T) == 4 ? 6 
     history.get(p, b, d0, t0, h);
     parameters.get(p.scale, w, bias);
   };
-  const int count = static_cast<int>(min(p.seqlen, int64_t(kRows)));
-  bool plain = count == kRows && !SEQ;
+  const int count = static_cast<int>(min(p.seqlen, int64_t(kChunk)));
+  bool plain = count == kChunk && !SEQ;
   // Where a warp has one chunk, it is quick to tell whether that has one id.
-  if (SEQ && count == kRows && p.columns.bits == 5) {
+  if (SEQ && count == kChunk && p.columns.bits == 5) {
     const int before = static_cast<int>(min(t0, int64_t(H)));
-    plain = one_id(p.seq_idx.from(b, t0), -before, kRows, lanes);
+    plain = one_id(p.seq_idx.from(b, t0), -before, kChunk, lanes);
   }
   if (plain) {
-    step(std::false_type{}, std::integral_constant<int, kRows>{}, 0, kRows, prologue);
+    constexpr std::integral_constant<int, kBurst> burst;
+    step(std::false_type{}, burst, 0, kBurst, prologue);
+#pragma unroll 1
+    for (int t = kBurst; t < kChunk; t += kBurst) {
+      step(std::false_type{}, burst, t, kBurst, [] {});
+    }
     return;
   }
   prologue();
@@ -138,15 +146,93 @@ __global__ void __launch_bounds__(kThreads, WMAX == 8 ? 4 : (sizeof(T) == 4 ? 6 
   }
 }
 
+// What a block of forward_channel_first knows of seq_idx in its chunk, which begins at step 0 here.
+// A row's tiles begin up to kEarly steps before the chunk's.
+template <int TILE, int V, int H, int kEarly>
+class ChunkIds {
+  static constexpr int kPadding = 0x80, kSteps = kTiles * TILE + kEarly;
+
+ public:
+  struct alignas(8) Shared {
+    uint8_t matches[(kSteps + 3) / 4 * 4 + 4];  // load() reads a word more
+    bool mixed[kTiles];
+  };
+
+  __device__ __forceinline__ explicit ChunkIds(Shared* shared) : shared_(shared) {}
+
+  // Returns which tiles have several ids, a bit each. To be called by all threads of the block,
+  // maybe from different places. ids.data is at step 0, and [lo, hi) the row.
+  __device__ __forceinline__ uint32_t find_mixed(const SeqIdx& ids, int lo, int hi) const {
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    constexpr int kBefore = kEarly + H;
+    IdWindow<TILE + kBefore> window;  // a tile a warp
+    window.load(ids, warp * TILE - kBefore, lo, hi, lane);
+    const bool several = !window.one();
+    if (lane == 0) shared_->mixed[warp] = several;
+    barrier();
+    uint32_t mixed = 0;
+#pragma unroll
+    for (int i = 0; i < kTiles; ++i) mixed |= shared_->mixed[i] ? 1u << i : 0;
+    if (mixed == 0) return 0;
+#pragma unroll 1
+    for (int i = 0; i < kTiles; ++i) {
+      if ((mixed >> i & 1) == 0) continue;
+      for (int n = threadIdx.x; n < TILE + kEarly; n += kThreads) {
+        const int t = i * TILE - kEarly + n;
+        int id[H + 1], match = 0;
+        load_ids(ids, t - H, lo, hi, id);
+#pragma unroll
+        for (int k = 0; k < H; ++k) match |= id[k] == id[H] ? 1 << k : 0;
+        shared_->matches[t + kEarly] = static_cast<uint8_t>(id[H] < 0 ? kPadding : match);
+      }
+    }
+    barrier();
+    return mixed;
+  }
+
+  // Starts to answer what else is asked about the V steps from t on, which are in a mixed tile.
+  __device__ __forceinline__ void load(int t) {
+    const int at = t + kEarly;
+    const uint32_t* words = reinterpret_cast<const uint32_t*>(shared_->matches) + at / 4;
+#pragma unroll
+    for (int i = 0; i < V / 4; ++i) {
+      const uint32_t next = kEarly == 0 ? 0 : words[i + 1];
+      of_[i] = kEarly == 0 ? words[i] : __funnelshift_r(words[i], next, at % 4 * 8);
+    }
+  }
+  // Whether the input of tap k, 0 <= k <= H, counts for step j.
+  __device__ __forceinline__ bool takes(int j, int k) const {
+    return k == H || (of_[j / 4] & 1u << (j % 4 * 8 + k)) != 0;
+  }
+  __device__ __forceinline__ bool is_padding(int j) const {
+    return (of_[j / 4] & uint32_t(kPadding) << j % 4 * 8) != 0;
+  }
+
+ private:
+  // Not __syncthreads(), which all warps would have to come to in one place.
+  static __device__ __forceinline__ void barrier() { asm volatile("bar.sync 0;" ::: "memory"); }
+
+  Shared* shared_;
+  uint32_t of_[V / 4];  // a byte a step
+};
+
+constexpr int kWarps = kThreads / 32;
+
 template <typename T, int V, int WMAX, bool EXACT, bool SEQ, Access ACCESS>
-__global__ void __launch_bounds__(kThreads, WMAX == 4 ? (EXACT ? 8 : 6 - 2 * SEQ) : 4 - SEQ)
+__global__ void __launch_bounds__(kThreads, WMAX == 4 ? (EXACT ? 8 : 6 - SEQ) : 4 - SEQ)
     forward_channel_first(const ForwardArgs<T> p) {
   if (kSmallPtx && (ACCESS != Access::kStrided || WMAX > 4)) return;
   constexpr int H = WMAX - 1, TILE = 32 * V;
   const int lane = threadIdx.x % 32;
-  uint32_t index, d;
-  const uint32_t warp = blockIdx.x * (kThreads / 32) + threadIdx.x / 32;
-  const uint32_t b = p.by_dim.split(p.by_chunks.split(warp, &index), &d);
+  uint32_t index, d, b;
+  if constexpr (SEQ) {  // a block's warps have the same steps of kWarps channels, or of the last
+    static_assert(kWarps == kTiles, "each warp looks at the ids of one tile");
+    b = p.by_dim.split(p.by_chunks.split(blockIdx.x, &index), &d);
+    d = min(d * kWarps + threadIdx.x / 32, static_cast<uint32_t>(p.dim) - 1);
+  } else {
+    const uint32_t warp = blockIdx.x * kWarps + threadIdx.x / 32;
+    b = p.by_dim.split(p.by_chunks.split(warp, &index), &d);
+  }
   if (b >= p.batch) return;
   // Tiles are where out is aligned.
   auto time = [](const View<T>& v) { return ACCESS == Access::kStrided ? v.time : 1; };
@@ -160,7 +246,16 @@ __global__ void __launch_bounds__(kThreads, WMAX == 4 ? (EXACT ? 8 : 6 - 2 * SEQ
   const Reader x(x_row + s.origin * time(p.x), p.x.time, p.x_end, s.lo, s.end, lane);
   const RowWriter<T, V, ACCESS> out(out_row + s.origin * time(p.out), p.out.time, max(s.lo, 0),
                                     s.end, lane);
-  const SeqIdx ids = p.seq_idx.from(b, s.origin);
+  using Ids = ChunkIds<TILE, V, H, ACCESS == Access::kUnit ? kGranule<T> - 1 : 0>;
+  __shared__ std::conditional_t<SEQ, typename Ids::Shared, char> shared;
+  auto find_mixed = [&]() -> uint32_t {  // tiles with several ids, a bit each
+    if constexpr (SEQ) {
+      const Segment chunk = s.with(-offset);
+      const SeqIdx ids = p.seq_idx.from(b, chunk.origin);
+      return Ids(&shared).find_mixed(ids, chunk.lo, chunk.hi);
+    }
+    return 0;
+  };
   const int first = EXACT ? 0 : WMAX - p.width;
   float w[WMAX], bias;
   auto prologue = [&] { load_warp_parameters<WMAX, EXACT>(p, d, lane, w, bias); };
@@ -171,7 +266,6 @@ __global__ void __launch_bounds__(kThreads, WMAX == 4 ? (EXACT ? 8 : 6 - 2 * SEQ
     const int t = base + lane * V;
     const auto xs = x.own(raw);
     float h[H + V], z[V];
-    int id[H + V];
 #pragma unroll
     for (int j = 0; j < H + V; ++j) h[j] = xs.get(WMAX - H + j);
     if (EDGE && base <= s.lo && (ACCESS == Access::kUnit || states)) {
@@ -184,14 +278,18 @@ __global__ void __launch_bounds__(kThreads, WMAX == 4 ? (EXACT ? 8 : 6 - 2 * SEQ
         }
       }
     }
-    if (MIXED) load_ids(ids, t - H, s.lo, s.hi, id);
+    [[maybe_unused]] Ids ids(nullptr);
+    if constexpr (MIXED) {
+      ids = Ids(&shared);
+      ids.load(t - offset);
+    }
 #pragma unroll
     for (int j = 0; j < V; ++j) {
       z[j] = bias;
 #pragma unroll
       for (int k = 0; k < WMAX; ++k) {
         float xk = h[j + k];
-        if (MIXED) xk = id[j + k] == id[H + j] ? xk : 0.0f;
+        if (MIXED) xk = ids.takes(j, k) ? xk : 0.0f;
         if (k >= first) z[j] = fmaf(w[k], xk, z[j]);
       }
     }
@@ -201,30 +299,44 @@ __global__ void __launch_bounds__(kThreads, WMAX == 4 ? (EXACT ? 8 : 6 - 2 * SEQ
     }
     if (MIXED) {
 #pragma unroll
-      for (int j = 0; j < V; ++j) z[j] = id[H + j] < 0 ? 0.0f : z[j];
+      for (int j = 0; j < V; ++j) z[j] = ids.is_padding(j) ? 0.0f : z[j];
     }
     if (ACCESS == Access::kAligned) {
       out.write_granules(base, pack<T>(z));
     } else {
-      out.write(t, pack<T>(z));
+      out.write(false, base, pack<T>(z));
     }
   };
 
+  if constexpr (ACCESS == Access::kStrided) {
+    auto next = x.load(0);
+    const uint32_t mixed = find_mixed();
+    prologue();
+#pragma unroll 1
+    for (int base = 0; base < s.end; base += TILE) {
+      const auto raw = next;
+      if (base + TILE < s.end) next = x.load(base + TILE);
+      if ((mixed >> base / TILE & 1) != 0) {
+        step(std::true_type{}, std::true_type{}, base, raw);
+      } else {
+        step(std::true_type{}, std::false_type{}, base, raw);
+      }
+    }
+    return;
+  }
+
   // N tiles, all loaded before the first is used.
-  [[maybe_unused]] auto burst = [&](auto n) {
+  auto burst = [&](auto n) {
     constexpr int N = decltype(n)::value;
     typename Reader::Raw raw[N];
 #pragma unroll
     for (int i = 0; i < N; ++i) raw[i] = x.granules(i * TILE);
-    uint32_t mixed = 0;  // tiles with several ids, a bit each
-    if constexpr (SEQ) {
-      IdWindow<TILE + H> windows[N];
-#pragma unroll
-      for (int i = 0; i < N; ++i) windows[i].load(ids, i * TILE - H, s.lo, s.hi, lane);
-#pragma unroll
-      for (int i = 0; i < N; ++i) mixed |= windows[i].one() ? 0 : 1u << i;
-    }
+    const uint32_t mixed = find_mixed();
     prologue();
+    if (!x.is_complete(s.end)) {
+#pragma unroll
+      for (int i = 0; i < N; ++i) x.complete(i * TILE, raw[i]);
+    }
 #pragma unroll
     for (int i = 0; i < N; ++i) {
       if ((mixed >> i & 1) != 0 || (!EXACT && i * TILE >= s.end)) continue;
@@ -238,27 +350,15 @@ __global__ void __launch_bounds__(kThreads, WMAX == 4 ? (EXACT ? 8 : 6 - 2 * SEQ
 #pragma unroll 1
       for (int i = 0; i < N; ++i) {
         if ((mixed >> i & 1) != 0) {
-          step(std::true_type{}, std::true_type{}, i * TILE, x.granules(i * TILE));
+          step(std::true_type{}, std::true_type{}, i * TILE, x.load(i * TILE));
         }
       }
     }
   };
-  if constexpr (ACCESS != Access::kStrided) {
-    if (x.whole(s.end)) {
-      if constexpr (EXACT) {
-        if (s.end <= kTiles / 2 * TILE) return burst(std::integral_constant<int, kTiles / 2>{});
-      }
-      return burst(std::integral_constant<int, kTiles>{});
-    }
+  if constexpr (EXACT) {
+    if (s.end <= kTiles / 2 * TILE) return burst(std::integral_constant<int, kTiles / 2>{});
   }
-  auto next = x.load(0);
-  prologue();
-#pragma unroll 1
-  for (int base = 0; base < s.end; base += TILE) {
-    const auto raw = next;
-    if (base + TILE < s.end) next = x.load(base + TILE);
-    step(std::true_type{}, std::bool_constant<SEQ>{}, base, raw);
-  }
+  burst(std::integral_constant<int, kTiles>{});
 }
 
 template <typename T>
@@ -294,7 +394,7 @@ __global__ void __launch_bounds__(kThreads) write_final_states(const ForwardArgs
 
 template <typename T, int C, int WMAX, bool EXACT, bool SEQ>
 cudaError_t launch_channel_last(ForwardArgs<T> p, cudaStream_t stream) {
-  p.columns = Columns(p.dim / C, ceil_div(p.seqlen, kRows), -1);
+  p.columns = Columns(p.dim / C, ceil_div(p.seqlen, kRows<WMAX>), -1);
   return launch(forward_channel_last<T, C, WMAX, EXACT, SEQ>, p.columns.threads(p.batch), stream,
                 p);
 }
@@ -305,10 +405,11 @@ cudaError_t launch_channel_first(ForwardArgs<T> p, cudaStream_t stream) {
   const int64_t tiles = ceil_div(p.seqlen + (ACCESS == Access::kUnit ? kGranule<T> - 1 : 0), TILE);
   const int64_t chunks = ceil_div(tiles, kTiles);
   p.chunk = ceil_div(tiles, chunks) * TILE;
-  p.by_dim = Divisor(p.dim);
+  const int64_t channels = SEQ ? ceil_div(p.dim, kWarps) : p.dim;
+  p.by_dim = Divisor(channels);
   p.by_chunks = Divisor(chunks);
   return launch(forward_channel_first<T, V, WMAX, EXACT, SEQ, ACCESS>,
-                p.batch * p.dim * chunks * 32, stream, p);
+                p.batch * channels * chunks * (SEQ ? kThreads : 32), stream, p);
 }
 
 template <typename T, int WMAX>
@@ -322,6 +423,9 @@ cudaError_t launch_fast(const ForwardParams& params, const ForwardArgs<T>& p, cu
       return launch_channel_first<T, V, WMAX, false, true, Access::kStrided>(p, stream);
     }
     constexpr Access kAligned = Access::kAligned, kUnit = Access::kUnit;
+    if (seq && access == kAligned && WMAX == 4) {
+      return launch_channel_first<T, V, WMAX, false, WMAX == 4, kAligned>(p, stream);
+    }
     if (seq) return launch_channel_first<T, V, WMAX, false, true, kUnit>(p, stream);
     if (access == kAligned && (exact || WMAX == 8)) {
       return launch_channel_first<T, V, WMAX, WMAX == 4, false, kAligned>(p, stream);

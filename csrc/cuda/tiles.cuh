@@ -271,6 +271,8 @@ class RowReader {
   static constexpr int kWords = Pack<T, HP + V>::kWords, kHalo = kWords - Pack<T, V>::kWords;
   static constexpr int kRaw = kWords + (ACCESS == Access::kUnit ? 4 : 0);
   static constexpr int G = kGranule<T>;
+  // Rows then end with their granules, as does the tensor.
+  static constexpr bool kAllWhole = ACCESS == Access::kAligned && V == G;
 
  public:
   struct Raw {
@@ -282,22 +284,18 @@ class RowReader {
       : data_(data), stride_(stride), lo_(lo), hi_(hi), lane_(lane) {
     if (ACCESS == Access::kUnit) shift_ = misalignment(data);
     const int64_t room = (end - data) + shift_ - V - (shift_ == 0 ? 0 : G);
-    whole_ = static_cast<int>(min(room, int64_t(1) << 30));
+    whole_ = kAllWhole ? hi : static_cast<int>(min(room + 1, int64_t(hi)));
     own_ = data + (lane * V - shift_);
     asm volatile("" : "+l"(own_));
   }
 
-  // Whether granules() may read the tiles up to end.
-  __device__ __forceinline__ bool whole(int end) const {
-    return ACCESS != Access::kStrided && (end - 1) / V * V <= whole_;
-  }
-
   // Starts to load what own() makes steps t - HP .. t + V - 1 of, t being the lane's first in the
-  // tile at base, by granules.
+  // tile at base, by granules; a lane that may not, because of the tensor's end, gets zeros.
   __device__ __forceinline__ Raw granules(int base) const {
     Raw r;
+    if (ACCESS == Access::kStrided) return r;
     const int t = base + lane_ * V, begin = t - shift_;
-    const bool inside = t < hi_;
+    const bool inside = t < whole_;
     const T* p = own_ + base;
 #pragma unroll
     for (int i = 0; i < V; i += G) {
@@ -316,12 +314,16 @@ class RowReader {
     return r;
   }
 
-  // The same for any tile.
-  __device__ __forceinline__ Raw load(int base) const {
-    if (whole(base + lane_ * V + V)) return granules(base);
-    Raw r;
-    const int begin = base + lane_ * V - shift_ - HP;
-    // Not unrolled: with unit stride only the end of a tensor comes here.
+  // Whether granules() gives all that there is of tiles up to end.
+  __device__ __forceinline__ bool is_complete(int end) const {
+    return kAllWhole || (ACCESS != Access::kStrided && (end - 1) / V * V < whole_);
+  }
+
+  // Loads for the lanes that got zeros of the tile at base.
+  __device__ __forceinline__ void complete(int base, Raw& r) const {
+    const int t = base + lane_ * V, begin = t - shift_ - HP;
+    if (ACCESS != Access::kStrided && t < whole_) return;
+      // Not unrolled: with unit stride only the end of a tensor comes here.
 #pragma unroll 1
     for (int i = 0; i < kRaw * 4 / static_cast<int>(sizeof(T)); ++i) {
       if (begin + i < lo_ || begin + i >= hi_) continue;
@@ -336,6 +338,12 @@ class RowReader {
 #pragma unroll
       for (int j = 0; j < kRaw; ++j) r.w[j] |= j == word ? bits : 0;
     }
+  }
+
+  // Both.
+  __device__ __forceinline__ Raw load(int base) const {
+    Raw r = granules(base);
+    if (!is_complete(base + lane_ * V + V)) complete(base, r);
     return r;
   }
 
@@ -351,7 +359,8 @@ class RowReader {
   const T* data_;
   int64_t stride_;
   const T* own_;
-  int lo_, hi_, lane_, whole_, shift_ = 0;
+  int lo_, hi_, lane_, shift_ = 0;
+  int whole_;  // lanes whose first step lies before read by granules
 };
 
 // Reads rows in the same tiles through a ring in shared memory that each warp has for itself: one
@@ -385,17 +394,17 @@ class TileRing {
   __device__ __forceinline__ void row(const T* data, int64_t stride, int lo, int hi) {
     if (ACCESS == Access::kUnit) shift_ = misalignment(data);
     stride_ = stride;
-    lo_ = lo + shift_;
-    hi_ = hi + shift_;
+    lo_ = lo;
+    hi_ = hi;
     mine_ = data - shift_;
     if (ACCESS == Access::kUnit) keep(mine_);
   }
 
   // The tiles at base, first() <= base <= last(), are whole granules of the row.
-  __device__ __forceinline__ int first() const { return lo_ - (G - 1); }
+  __device__ __forceinline__ int first() const { return lo_ + shift_ - (G - 1); }
   __device__ __forceinline__ int last() const {
     if (ACCESS == Access::kStrided) return first() - 1;
-    return hi_ - TILE - (shift_ == 0 ? 0 : G);
+    return hi_ + shift_ - TILE - (shift_ == 0 ? 0 : G);
   }
 
   // Starts to read the tile at base, one of those. It takes effect with commit_copies().
@@ -406,7 +415,8 @@ class TileRing {
     for (int i = 0; i < V; i += G) copy_async<16>(to + i * kSize, from + i);
     if (kBefore > 0 && lane_ < kBefore) {
       const int t = lane_ * (G - V) - kBefore * G;
-      copy_async_or_zero<16>(base - kBefore * G + lane_ * G + G > lo_, to + t * kSize, from + t);
+      const bool touches = base - kBefore * G + lane_ * G + G > lo_ + shift_;
+      copy_async_or_zero<16>(touches, to + t * kSize, from + t);
     }
     if (kAfter > 0) copy_async_if(shift_ != 0 && lane_ == 31, to + V * kSize, from + V);
   }
@@ -450,7 +460,7 @@ class TileRing {
   __device__ __forceinline__ void granule(uint32_t to, int base, int i) const {
     const int t = base + i, relative = i - lane_ * V;
     if constexpr (ACCESS != Access::kStrided) {
-      const int count = t + G > lo_ ? min(max(hi_ - t, 0), G) : 0;
+      const int count = t + G > lo_ + shift_ ? min(max(hi_ + shift_ - t, 0), G) : 0;
       copy_async_begin(count * kSize, to + relative * kSize, mine_ + base + relative);
       return;
     }
@@ -479,7 +489,7 @@ class TileRing {
   uint32_t own_;
   const T* mine_;
   int64_t stride_;
-  int lo_, hi_, lane_, shift_ = 0;  // the row in places of granules, shift_ before its steps
+  int lo_, hi_, lane_, shift_ = 0;  // the row's steps t are shift_ places after granules'
 };
 
 // Writes steps [lo, hi) of a row.
@@ -489,18 +499,16 @@ class RowWriter {
 
  public:
   __device__ __forceinline__ RowWriter(T* data, int64_t stride, int lo, int hi, int lane)
-      : data_(data), own_(data + lane * V), stride_(stride), lo_(lo), hi_(hi), lane_(lane) {
+      : own_(ACCESS == Access::kStrided ? data : data + lane * V),
+        stride_(stride),
+        lo_(lo),
+        hi_(hi),
+        lane_(lane) {
     if (ACCESS == Access::kUnit) shift_ = misalignment(data);
     asm volatile("" : "+l"(own_));
   }
 
   __device__ __forceinline__ void keep_address() { keep(own_); }
-
-  // The lane's V steps of a tile at base that is inside and aligned.
-  __device__ __forceinline__ void write_inside(int base, const Pack<T, V>& v) const {
-    if (ACCESS == Access::kStrided) return write(base + lane_ * V, v);
-    v.store(own_ + base);
-  }
 
   // The lane's steps of a tile at base, where the row begins and ends with the granules.
   __device__ __forceinline__ void write_granules(int base, const Pack<T, V>& v) const {
@@ -510,16 +518,21 @@ class RowWriter {
     }
   }
 
-  // V steps from t on; data + t is aligned, but for kStrided.
-  __device__ __forceinline__ void write(int t, const Pack<T, V>& v) const {
-    if (ACCESS != Access::kStrided && t >= lo_ && t + V <= hi_) {
-      v.store(data_ + t);
+  // The lane's V steps of a tile at base, of which all lanes' are inside or not. Their place is
+  // aligned, but for kStrided.
+  __device__ __forceinline__ void write(bool inside, int base, const Pack<T, V>& v) const {
+    const int t = base + lane_ * V;
+    if (ACCESS != Access::kStrided && (inside || (t >= lo_ && t + V <= hi_))) {
+      v.store(own_ + base);
       return;
     }
 #pragma unroll
     for (int i = 0; i < V; ++i) {
-      if (t + i >= lo_ && t + i < hi_) {
-        data_[(t + i) * (ACCESS == Access::kStrided ? stride_ : 1)] = v.element(i);
+      if (t + i < lo_ || t + i >= hi_) continue;
+      if constexpr (ACCESS == Access::kStrided) {
+        own_[(t + i) * stride_] = v.element(i);
+      } else {
+        own_[base + i] = v.element(i);
       }
     }
   }
@@ -528,13 +541,8 @@ class RowWriter {
   // aligned as the tiles are, a lane's vector takes its beginning from the next lane, lane 31's
   // from lane 0 of the tile before.
   __device__ __forceinline__ void store(bool inside, int base, const Pack<T, V>& tile) {
-    const int t = base + lane_ * V;
     if (ACCESS != Access::kUnit || shift_ == 0) {
-      if (inside) {
-        write_inside(base, tile);
-      } else {
-        write(t, tile);
-      }
+      write(inside, base, tile);
     } else {
       uint32_t c[kWords + 4];
 #pragma unroll
@@ -548,7 +556,7 @@ class RowWriter {
       Pack<T, V> v;
 #pragma unroll
       for (int i = 0; i < kWords; ++i) v.w[i] = c[i];
-      write(t + G - shift_, v);
+      write(false, base + G - shift_, v);
     }
   }
 
@@ -560,12 +568,12 @@ class RowWriter {
     for (int i = 0; i < 4; ++i) head.w[i] = head_[i];
 #pragma unroll
     for (int i = 0; i < G - 1; ++i) {
-      if (i < G - shift_ && i >= lo_ && i < hi_) data_[i] = head.element(i);
+      if (i < G - shift_ && i >= lo_ && i < hi_) own_[i] = head.element(i);
     }
   }
 
  private:
-  T *data_, *own_;
+  T* own_;  // the lane's, or with kStrided the row's
   int64_t stride_;
   int lo_, hi_, lane_, shift_ = 0;
   uint32_t head_[4] = {};
@@ -604,6 +612,12 @@ struct Segment {
 // of its first; those after it have -1.
 template <int N>
 __device__ __forceinline__ void load_ids(const SeqIdx& ids, int t, int lo, int hi, int (&id)[N]) {
+  if (t >= lo && t + N <= hi && ids.time == 1) {
+    const int32_t* p = ids.data + t;
+#pragma unroll
+    for (int i = 0; i < N; ++i) id[i] = p[i];
+    return;
+  }
 #pragma unroll
   for (int i = 0; i < N; ++i) id[i] = t + i < hi ? ids.at(0, max(t + i, lo)) : -1;
 }
@@ -653,27 +667,52 @@ class IdWindow {
   int id_[kEach] = {};
 };
 
-// Which of the H inputs before each of N steps have its id, a bit each: fewer registers than ids.
-template <int N, int H>
-struct Matches {
-  uint32_t bits[(N * H + 31) / 32] = {};
+// What mixed tiles ask of seq_idx, for V + H steps: a byte each, whose bit k < H tells whether the
+// input H - k steps back has the step's id; kPadding if that is negative. Rows of such bytes are
+// prepared for all channels by a kernel of their own, find_matches.
+template <int V, int H>
+class Matches {
+  static constexpr int kSteps = V + H, kWords = (kSteps + 3) / 4;
 
-  // id: of the H steps before, then of the N.
-  __device__ __forceinline__ void set(const int* id) {
+ public:
+  static constexpr uint32_t kPadding = 0x80, kAll = (1u << H) - 1;
+  // In a row, before its first step; and the most that is read after its last.
+  static constexpr int kBefore = 8, kAfter = H + 8;
+
+  // Starts to load those of the steps from the one at row on, which has any alignment.
+  __device__ __forceinline__ void load(const uint8_t* row) {
+    const int offset = static_cast<int>(reinterpret_cast<uintptr_t>(row) % 4);
+    const uint32_t* words = reinterpret_cast<const uint32_t*>(row - offset);
 #pragma unroll
-    for (int i = 0; i < N; ++i) {
+    for (int i = 0; i <= kWords; ++i) of_[i] = words[i];
+    shift_ = 8 * offset;
+  }
+  // They are ready to be asked after this.
+  __device__ __forceinline__ void align() {
 #pragma unroll
-      for (int k = 0; k < H; ++k) {
-        if (id[i + k] == id[i + H] && id[i + H] >= 0)
-          bits[(i * H + k) / 32] |= 1u << (i * H + k) % 32;
-      }
+    for (int i = 0; i < kWords; ++i) of_[i] = __funnelshift_r(of_[i], of_[i + 1], shift_);
+  }
+  // Whether all inputs of all these steps count.
+  __device__ __forceinline__ bool all() const {
+    uint32_t missing = 0;
+#pragma unroll
+    for (int i = 0; i < kWords; ++i) {
+      const uint32_t used = kSteps - 4 * i >= 4 ? 0xffffffffu : (1u << 8 * (kSteps - 4 * i)) - 1;
+      missing |= (of_[i] ^ kAll * 0x01010101u) & used;
     }
+    return missing == 0;
   }
-  // Whether step i and the one H - k before it have one id, not of padding; k = H is the step
-  // itself.
+  // Whether the input of tap k, 0 <= k <= H, counts for step i.
   __device__ __forceinline__ bool at(int i, int k) const {
-    return k == H || (bits[(i * H + k) / 32] >> (i * H + k) % 32 & 1) != 0;
+    return k == H || (of_[i / 4] & 1u << (i % 4 * 8 + k)) != 0;
   }
+  __device__ __forceinline__ bool is_padding(int i) const {
+    return (of_[i / 4] & kPadding << i % 4 * 8) != 0;
+  }
+
+ private:
+  uint32_t of_[kWords + 1] = {};
+  int shift_ = 0;
 };
 
 // The same for N steps of a whole row, from t on.

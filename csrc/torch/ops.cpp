@@ -22,16 +22,6 @@ void require(Error error, const char* what) {
   if (error != 0) throw std::runtime_error(std::string("causal_conv1d: torch failed to ") + what);
 }
 
-int32_t core_dtype(const Functions& f, int32_t dtype) {
-  if (dtype == f.float32) return CAUSAL_CONV1D_FLOAT32;
-  if (dtype == f.float16) return CAUSAL_CONV1D_FLOAT16;
-  if (dtype == f.bfloat16) return CAUSAL_CONV1D_BFLOAT16;
-  if (dtype == f.float64) return CAUSAL_CONV1D_FLOAT64;
-  if (dtype == f.int32) return CAUSAL_CONV1D_INT32;
-  if (dtype == f.int64) return CAUSAL_CONV1D_INT64;
-  return CAUSAL_CONV1D_UNSUPPORTED_DTYPE;
-}
-
 std::string device_name(const Functions& f, int32_t type, int32_t index) {
   if (type == f.cpu) return "cpu";
   if (type == f.cuda) return "cuda:" + std::to_string(index);
@@ -39,6 +29,17 @@ std::string device_name(const Functions& f, int32_t type, int32_t index) {
 }
 
 }  // namespace
+
+int32_t core_dtype(int32_t torch_dtype) {
+  const Functions& f = functions();
+  if (torch_dtype == f.float32) return CAUSAL_CONV1D_FLOAT32;
+  if (torch_dtype == f.float16) return CAUSAL_CONV1D_FLOAT16;
+  if (torch_dtype == f.bfloat16) return CAUSAL_CONV1D_BFLOAT16;
+  if (torch_dtype == f.float64) return CAUSAL_CONV1D_FLOAT64;
+  if (torch_dtype == f.int32) return CAUSAL_CONV1D_INT32;
+  if (torch_dtype == f.int64) return CAUSAL_CONV1D_INT64;
+  return CAUSAL_CONV1D_UNSUPPORTED_DTYPE;
+}
 
 Arguments::Arguments(const Signature& signature, StableIValue* stack) {
   // Everything is taken off the stack first: what is not owned when an error is thrown would leak.
@@ -92,7 +93,7 @@ void Arguments::describe(const char* caller, const char* name, int i) {
                              " must have one to three dimensions, got " + std::to_string(ndim));
   }
   t.ndim = static_cast<int32_t>(ndim);
-  t.dtype = core_dtype(f, dtype);
+  t.dtype = core_dtype(dtype);
   for (int64_t k = 0; k < ndim; ++k) {
     t.sizes[k] = sizes[k];
     t.strides[k] = strides[k];

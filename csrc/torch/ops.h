@@ -31,6 +31,9 @@ inline constexpr Signature kUpdate = {
 inline constexpr Signature kVarlenStates = {
     "causal_conv1d_varlen_states", "TTT", {"x", "cu_seqlens", "states"}};
 
+// The causal_conv1d_dtype of one of torch's codes.
+int32_t core_dtype(int32_t torch_dtype);
+
 // The arguments of one call. Owns the handles and cells that torch put on the stack.
 class Arguments {
  public:

@@ -43,25 +43,30 @@ class Workspace {
 };
 
 constexpr int32_t kMaxDevices = 64;
-std::atomic<bool> trusted[kMaxDevices];
+std::atomic<int> trusted[kMaxDevices];  // the bits of causal_conv1d_cuda_trust
 thread_local std::string python_error;
 
-// Whether the call was passed on to the Python operator of that name, which then owns the stack.
-bool pass_on(const char* python_operator, StableIValue* stack) {
-  int32_t device = 0;
+// Whether the call was passed on to the Python operator of that name, the index-th in the schemas,
+// which then owns the stack.
+bool pass_on(const char* python_operator, int index, StableIValue* stack) {
+  const Functions& f = functions();
   const auto x = reinterpret_cast<TensorHandle>(stack[0]);
-  if (functions().aoti_torch_get_device_index(x, &device) != 0) return false;
-  if (device < 0 || device >= kMaxDevices) return false;
-  if (trusted[device].load(std::memory_order_relaxed)) return false;
+  int32_t device = 0, torch_dtype = 0;
+  if (f.aoti_torch_get_device_index(x, &device) != 0) return false;
+  if (f.aoti_torch_get_dtype(x, &torch_dtype) != 0) return false;
+  const int32_t dtype = core_dtype(torch_dtype);
+  if (device < 0 || device >= kMaxDevices || dtype > CAUSAL_CONV1D_FLOAT64) return false;
+  const int bits = trusted[device].load(std::memory_order_relaxed);
+  if ((bits >> (4 * index + dtype) & 1) != 0) return false;
   python_error.clear();
-  const Error failed = functions().aoti_torch_call_dispatcher(python_operator, "", stack);
+  const Error failed = f.aoti_torch_call_dispatcher(python_operator, "", stack);
   if (!python_error.empty()) throw std::runtime_error(python_error);
   if (failed != 0) throw std::runtime_error(std::string(python_operator) + " failed");
   return true;
 }
 
 void forward(StableIValue* stack, uint64_t, uint64_t) {
-  if (pass_on("causal_conv1d::python_forward", stack)) return;
+  if (pass_on("causal_conv1d::python_forward", 0, stack)) return;
   const Arguments a(kForward, stack);
   const ForwardParams p = a.forward_params();
   const int32_t device = a.device_index();
@@ -69,7 +74,7 @@ void forward(StableIValue* stack, uint64_t, uint64_t) {
 }
 
 void backward(StableIValue* stack, uint64_t, uint64_t) {
-  if (pass_on("causal_conv1d::python_backward", stack)) return;
+  if (pass_on("causal_conv1d::python_backward", 1, stack)) return;
   const Arguments a(kBackward, stack);
   const BackwardParams p = a.backward_params();
   const int32_t device = a.device_index();
@@ -80,7 +85,7 @@ void backward(StableIValue* stack, uint64_t, uint64_t) {
 }
 
 void update(StableIValue* stack, uint64_t, uint64_t) {
-  if (pass_on("causal_conv1d::python_update", stack)) return;
+  if (pass_on("causal_conv1d::python_update", 2, stack)) return;
   const Arguments a(kUpdate, stack);
   const UpdateParams p = a.update_params();
   const int32_t device = a.device_index();
@@ -88,7 +93,7 @@ void update(StableIValue* stack, uint64_t, uint64_t) {
 }
 
 void varlen_states(StableIValue* stack, uint64_t, uint64_t) {
-  if (pass_on("causal_conv1d::python_varlen_states", stack)) return;
+  if (pass_on("causal_conv1d::python_varlen_states", 3, stack)) return;
   const Arguments a(kVarlenStates, stack);
   const VarlenStatesParams p = a.varlen_states_params();
   const int32_t device = a.device_index();
@@ -112,10 +117,10 @@ causal_conv1d_status causal_conv1d_register_cuda(void) {
   }
 }
 
-void causal_conv1d_cuda_trust(int device, int trusted) {
+void causal_conv1d_cuda_trust(int device, int bits) {
   using namespace causal_conv1d;
   for (int i = 0; i < torch_abi::kMaxDevices; ++i) {
-    if (device < 0 || device == i) torch_abi::trusted[i] = trusted != 0;
+    if (device < 0 || device == i) torch_abi::trusted[i] = bits;
   }
 }
 
