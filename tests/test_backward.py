@@ -189,9 +189,12 @@ def test_short_sequences_pass_gradients_on_to_the_initial_state(seqlen, width, d
 
 
 @pytest.mark.parametrize("layout", ("channel_first", "channel_last"))
-def test_no_gradient_comes_from_padding(layout, device):
-    """Whatever dout is there, NaN included, and whatever x is there."""
-    case = make_case((2, 8, 40), seq_idx="padded", layout=layout, device=device)
+@pytest.mark.parametrize("width", (3, 4, 7))
+@pytest.mark.parametrize("seqlen", (40, 77, 256, 261))
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=dtype_id)
+def test_no_gradient_comes_from_padding(dtype, seqlen, width, layout, device):
+    """Whatever dout is there, NaN included, and whatever x is there; a row may end with it."""
+    case = make_case((2, 8, seqlen), width, dtype, seq_idx="padded", layout=layout, device=device)
     is_padding = (case.seq_idx < 0)[:, None, :].expand(case.x.shape)
     assert is_padding.any() and not is_padding.all()
     expected = assert_backward(case)

@@ -607,8 +607,9 @@ __global__ void __launch_bounds__(kThreads) backward_initial_states(const Backwa
   if (b < p.batch) p.dinitial_states.store(dx_at(p, b, d, j - (p.width - 1)), b, d, j);
 }
 
-// The bytes that Matches reads, one a thread, for inputs up to H steps back. Outside the row all
-// inputs count.
+// The bytes that Matches reads, one a thread, for inputs up to H steps back. Steps outside the row
+// have the id of the nearest inside: no tile is mixed for their sake, and a step after the row,
+// whose dz is zero if x~ is finite, meets no x~ that nothing else there meets.
 template <int V, int H>
 __global__ void __launch_bounds__(kThreads)
     find_matches(const SeqIdx seq_idx, int64_t batch, int64_t seqlen, int64_t pitch,
@@ -618,13 +619,11 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t n = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   const int64_t b = split(n, pitch, &i), t = i - Row::kBefore;
   if (b >= batch) return;
-  uint32_t match = Row::kAll;
-  if (t >= 0 && t < seqlen) {
-    const int id = seq_idx.at(b, t);
-    for (int k = 0; k < H; ++k) {
-      if (seq_idx.at(b, max(t - H + k, int64_t(0))) != id) match &= ~(1u << k);
-    }
-    if (id < 0) match = Row::kPadding;
+  auto id_of = [&](int64_t s) { return seq_idx.at(b, max(min(s, seqlen - 1), int64_t(0))); };
+  const int id = id_of(t);
+  uint32_t match = id < 0 ? Row::kPadding : Row::kAll;
+  for (int k = 0; k < H; ++k) {
+    if (id_of(t - H + k) != id) match &= ~(1u << k);
   }
   matches[n] = static_cast<uint8_t>(match);
 }

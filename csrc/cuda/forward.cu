@@ -150,29 +150,33 @@ __global__ void __launch_bounds__(kThreads, WMAX == 8 ? 4 : (sizeof(T) == 4 ? 6 
 // A row's tiles begin up to kEarly steps before the chunk's.
 template <int TILE, int V, int H, int kEarly>
 class ChunkIds {
-  static constexpr int kPadding = 0x80, kSteps = kTiles * TILE + kEarly;
+  static constexpr int kPadding = 0x80, kAll = 2, kSteps = kTiles * TILE + kEarly;
 
  public:
   struct alignas(8) Shared {
     uint8_t matches[(kSteps + 3) / 4 * 4 + 4];  // load() reads a word more
-    bool mixed[kTiles];
+    uint8_t mixed[kTiles];                      // whether a tile has several ids; kAll for all
   };
 
   __device__ __forceinline__ explicit ChunkIds(Shared* shared) : shared_(shared) {}
 
-  // Returns which tiles have several ids, a bit each. To be called by all threads of the block,
-  // maybe from different places. ids.data is at step 0, and [lo, hi) the row.
-  __device__ __forceinline__ uint32_t find_mixed(const SeqIdx& ids, int lo, int hi) const {
+  // Returns which tiles have several ids, a bit each, or all if one warp wants that. To be called
+  // by all threads of the block, maybe from different places. ids.data is at step 0, [lo, hi) the
+  // row.
+  __device__ __forceinline__ uint32_t find_mixed(const SeqIdx& ids, int lo, int hi,
+                                                 bool all) const {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     constexpr int kBefore = kEarly + H;
     IdWindow<TILE + kBefore> window;  // a tile a warp
     window.load(ids, warp * TILE - kBefore, lo, hi, lane);
     const bool several = !window.one();
-    if (lane == 0) shared_->mixed[warp] = several;
+    if (lane == 0) shared_->mixed[warp] = static_cast<uint8_t>(all ? kAll : several);
     barrier();
     uint32_t mixed = 0;
 #pragma unroll
-    for (int i = 0; i < kTiles; ++i) mixed |= shared_->mixed[i] ? 1u << i : 0;
+    for (int i = 0; i < kTiles; ++i) {
+      mixed |= shared_->mixed[i] == kAll ? (1u << kTiles) - 1 : uint32_t(shared_->mixed[i]) << i;
+    }
     if (mixed == 0) return 0;
 #pragma unroll 1
     for (int i = 0; i < kTiles; ++i) {
@@ -248,11 +252,13 @@ __global__ void __launch_bounds__(kThreads, WMAX == 4 ? (EXACT ? 8 : 6 - SEQ) : 
                                     s.end, lane);
   using Ids = ChunkIds<TILE, V, H, ACCESS == Access::kUnit ? kGranule<T> - 1 : 0>;
   __shared__ std::conditional_t<SEQ, typename Ids::Shared, char> shared;
+  // At the end of a tensor, where it is rare, code for tiles with one id is spared.
+  constexpr bool kOnlyMixed = SEQ && ACCESS == Access::kUnit;
   auto find_mixed = [&]() -> uint32_t {  // tiles with several ids, a bit each
     if constexpr (SEQ) {
       const Segment chunk = s.with(-offset);
       const SeqIdx ids = p.seq_idx.from(b, chunk.origin);
-      return Ids(&shared).find_mixed(ids, chunk.lo, chunk.hi);
+      return Ids(&shared).find_mixed(ids, chunk.lo, chunk.hi, kOnlyMixed && !x.whole(s.end));
     }
     return 0;
   };
@@ -308,35 +314,14 @@ __global__ void __launch_bounds__(kThreads, WMAX == 4 ? (EXACT ? 8 : 6 - SEQ) : 
     }
   };
 
-  if constexpr (ACCESS == Access::kStrided) {
-    auto next = x.load(0);
-    const uint32_t mixed = find_mixed();
-    prologue();
-#pragma unroll 1
-    for (int base = 0; base < s.end; base += TILE) {
-      const auto raw = next;
-      if (base + TILE < s.end) next = x.load(base + TILE);
-      if ((mixed >> base / TILE & 1) != 0) {
-        step(std::true_type{}, std::true_type{}, base, raw);
-      } else {
-        step(std::true_type{}, std::false_type{}, base, raw);
-      }
-    }
-    return;
-  }
-
   // N tiles, all loaded before the first is used.
-  auto burst = [&](auto n) {
+  [[maybe_unused]] auto burst = [&](auto n) {
     constexpr int N = decltype(n)::value;
     typename Reader::Raw raw[N];
 #pragma unroll
     for (int i = 0; i < N; ++i) raw[i] = x.granules(i * TILE);
     const uint32_t mixed = find_mixed();
     prologue();
-    if (!x.is_complete(s.end)) {
-#pragma unroll
-      for (int i = 0; i < N; ++i) x.complete(i * TILE, raw[i]);
-    }
 #pragma unroll
     for (int i = 0; i < N; ++i) {
       if ((mixed >> i & 1) != 0 || (!EXACT && i * TILE >= s.end)) continue;
@@ -350,15 +335,32 @@ __global__ void __launch_bounds__(kThreads, WMAX == 4 ? (EXACT ? 8 : 6 - SEQ) : 
 #pragma unroll 1
       for (int i = 0; i < N; ++i) {
         if ((mixed >> i & 1) != 0) {
-          step(std::true_type{}, std::true_type{}, i * TILE, x.load(i * TILE));
+          step(std::true_type{}, std::true_type{}, i * TILE, x.granules(i * TILE));
         }
       }
     }
   };
-  if constexpr (EXACT) {
-    if (s.end <= kTiles / 2 * TILE) return burst(std::integral_constant<int, kTiles / 2>{});
+  if constexpr (ACCESS != Access::kStrided) {
+    if (x.whole(s.end)) {
+      if constexpr (EXACT) {
+        if (s.end <= kTiles / 2 * TILE) return burst(std::integral_constant<int, kTiles / 2>{});
+      }
+      return burst(std::integral_constant<int, kTiles>{});
+    }
   }
-  burst(std::integral_constant<int, kTiles>{});
+  auto next = x.load(0);
+  const uint32_t mixed = find_mixed();
+  prologue();
+#pragma unroll 1
+  for (int base = 0; base < s.end; base += TILE) {
+    const auto raw = next;
+    if (base + TILE < s.end) next = x.load(base + TILE);
+    if (kOnlyMixed || (mixed >> base / TILE & 1) != 0) {
+      step(std::true_type{}, std::bool_constant<SEQ>{}, base, raw);
+    } else {
+      step(std::true_type{}, std::false_type{}, base, raw);
+    }
+  }
 }
 
 template <typename T>

@@ -271,8 +271,6 @@ class RowReader {
   static constexpr int kWords = Pack<T, HP + V>::kWords, kHalo = kWords - Pack<T, V>::kWords;
   static constexpr int kRaw = kWords + (ACCESS == Access::kUnit ? 4 : 0);
   static constexpr int G = kGranule<T>;
-  // Rows then end with their granules, as does the tensor.
-  static constexpr bool kAllWhole = ACCESS == Access::kAligned && V == G;
 
  public:
   struct Raw {
@@ -284,18 +282,24 @@ class RowReader {
       : data_(data), stride_(stride), lo_(lo), hi_(hi), lane_(lane) {
     if (ACCESS == Access::kUnit) shift_ = misalignment(data);
     const int64_t room = (end - data) + shift_ - V - (shift_ == 0 ? 0 : G);
-    whole_ = kAllWhole ? hi : static_cast<int>(min(room + 1, int64_t(hi)));
+    whole_ = static_cast<int>(min(room, int64_t(1) << 30));
     own_ = data + (lane * V - shift_);
     asm volatile("" : "+l"(own_));
   }
 
+  // Whether granules() may read the tiles up to end.
+  __device__ __forceinline__ bool whole(int end) const {
+    // Aligned rows end with their granules, as does the tensor.
+    if (ACCESS == Access::kAligned && V == G) return true;
+    return ACCESS != Access::kStrided && (end - 1) / V * V <= whole_;
+  }
+
   // Starts to load what own() makes steps t - HP .. t + V - 1 of, t being the lane's first in the
-  // tile at base, by granules; a lane that may not, because of the tensor's end, gets zeros.
+  // tile at base, by granules.
   __device__ __forceinline__ Raw granules(int base) const {
     Raw r;
-    if (ACCESS == Access::kStrided) return r;
     const int t = base + lane_ * V, begin = t - shift_;
-    const bool inside = t < whole_;
+    const bool inside = t < hi_;
     const T* p = own_ + base;
 #pragma unroll
     for (int i = 0; i < V; i += G) {
@@ -314,16 +318,12 @@ class RowReader {
     return r;
   }
 
-  // Whether granules() gives all that there is of tiles up to end.
-  __device__ __forceinline__ bool is_complete(int end) const {
-    return kAllWhole || (ACCESS != Access::kStrided && (end - 1) / V * V < whole_);
-  }
-
-  // Loads for the lanes that got zeros of the tile at base.
-  __device__ __forceinline__ void complete(int base, Raw& r) const {
-    const int t = base + lane_ * V, begin = t - shift_ - HP;
-    if (ACCESS != Access::kStrided && t < whole_) return;
-      // Not unrolled: with unit stride only the end of a tensor comes here.
+  // The same for any tile.
+  __device__ __forceinline__ Raw load(int base) const {
+    if (whole(base + lane_ * V + V)) return granules(base);
+    Raw r;
+    const int begin = base + lane_ * V - shift_ - HP;
+    // Not unrolled: with unit stride only the end of a tensor comes here.
 #pragma unroll 1
     for (int i = 0; i < kRaw * 4 / static_cast<int>(sizeof(T)); ++i) {
       if (begin + i < lo_ || begin + i >= hi_) continue;
@@ -338,12 +338,6 @@ class RowReader {
 #pragma unroll
       for (int j = 0; j < kRaw; ++j) r.w[j] |= j == word ? bits : 0;
     }
-  }
-
-  // Both.
-  __device__ __forceinline__ Raw load(int base) const {
-    Raw r = granules(base);
-    if (!is_complete(base + lane_ * V + V)) complete(base, r);
     return r;
   }
 
@@ -359,8 +353,7 @@ class RowReader {
   const T* data_;
   int64_t stride_;
   const T* own_;
-  int lo_, hi_, lane_, shift_ = 0;
-  int whole_;  // lanes whose first step lies before read by granules
+  int lo_, hi_, lane_, whole_, shift_ = 0;
 };
 
 // Reads rows in the same tiles through a ring in shared memory that each warp has for itself: one
