@@ -41,6 +41,7 @@ struct BackwardArgs {
   int width;
   bool silu;
   Compute<T> scale;                 // pre_activation_scale
+  const T *x_end, *dout_end;        // one past the last elements
   int64_t x_row, dout_row, dx_row;  // channel_last: bytes from a step to the next
   int64_t chunks, chunk;            // parts of the time axis, and the length of one
   int64_t parts;                    // of partials
@@ -349,8 +350,8 @@ __global__ void __launch_bounds__(kThreads,
         x.start_whole(slot, next_base);
         dout.start_whole(slot, next_base);
       } else {
-        x.start(slot, next_base);
-        dout.start(slot, next_base);
+        x.start(slot, next_base, p.x_end);
+        dout.start(slot, next_base, p.dout_end);
       }
       next_base -= TILE;
       if (next_base < 0 && --rows_left > 0) next_row();
@@ -831,6 +832,8 @@ cudaError_t run(const BackwardParams& params, const Plan& plan, void* workspace,
   p.width = static_cast<int>(params.weight.sizes[1]);
   p.silu = params.silu != 0;
   p.scale = pre_activation_scale<T>(p.silu);
+  p.x_end = p.x.data + extent(params.x);
+  p.dout_end = p.dout.data + extent(params.dout);
   p.x_row = p.x.time * static_cast<int64_t>(sizeof(T));
   p.dout_row = p.dout.time * static_cast<int64_t>(sizeof(T));
   p.dx_row = p.dx.time * static_cast<int64_t>(sizeof(T));

@@ -229,10 +229,13 @@ __global__ void __launch_bounds__(kThreads, WMAX == 4 ? (EXACT ? 8 : 6 - SEQ) : 
   constexpr int H = WMAX - 1, TILE = 32 * V;
   const int lane = threadIdx.x % 32;
   uint32_t index, d, b;
-  if constexpr (SEQ) {  // a block's warps have the same steps of kWarps channels, or of the last
+  bool spare = false;   // a warp without a channel, which only looks at ids
+  if constexpr (SEQ) {  // a block's warps have the same steps of kWarps channels
     static_assert(kWarps == kTiles, "each warp looks at the ids of one tile");
     b = p.by_dim.split(p.by_chunks.split(blockIdx.x, &index), &d);
-    d = min(d * kWarps + threadIdx.x / 32, static_cast<uint32_t>(p.dim) - 1);
+    d = d * kWarps + threadIdx.x / 32;
+    spare = d >= p.dim;
+    if (spare) d = 0;
   } else {
     const uint32_t warp = blockIdx.x * kWarps + threadIdx.x / 32;
     b = p.by_dim.split(p.by_chunks.split(warp, &index), &d);
@@ -321,6 +324,7 @@ __global__ void __launch_bounds__(kThreads, WMAX == 4 ? (EXACT ? 8 : 6 - SEQ) : 
 #pragma unroll
     for (int i = 0; i < N; ++i) raw[i] = x.granules(i * TILE);
     const uint32_t mixed = find_mixed();
+    if (spare) return;
     prologue();
 #pragma unroll
     for (int i = 0; i < N; ++i) {
@@ -350,6 +354,7 @@ __global__ void __launch_bounds__(kThreads, WMAX == 4 ? (EXACT ? 8 : 6 - SEQ) : 
   }
   auto next = x.load(0);
   const uint32_t mixed = find_mixed();
+  if (spare) return;
   prologue();
 #pragma unroll 1
   for (int base = 0; base < s.end; base += TILE) {

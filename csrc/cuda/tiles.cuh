@@ -414,13 +414,13 @@ class TileRing {
     if (kAfter > 0) copy_async_if(shift_ != 0 && lane_ == 31, to + V * kSize, from + V);
   }
 
-  // The same for any tile.
-  __device__ __forceinline__ void start(uint32_t slot, int base) const {
+  // The same for any tile. end: the tensor's.
+  __device__ __forceinline__ void start(uint32_t slot, int base, const T* end) const {
     const uint32_t to = own_ + slot * kTileBytes;
 #pragma unroll
-    for (int i = 0; i < V; i += G) granule(to, base, lane_ * V + i);
-    if (lane_ < kBefore) granule(to, base, lane_ * G - kBefore * G);
-    if (kAfter > 0 && shift_ != 0 && lane_ == 31) granule(to, base, TILE);
+    for (int i = 0; i < V; i += G) granule(to, base, lane_ * V + i, end);
+    if (lane_ < kBefore) granule(to, base, lane_ * G - kBefore * G, end);
+    if (kAfter > 0 && shift_ != 0 && lane_ == 31) granule(to, base, TILE, end);
   }
 
   // Makes zeros of what shares the granule of the row's first step, in a tile at 0 that has come;
@@ -450,23 +450,37 @@ class TileRing {
 
  private:
   // The granule at place i of the tile at base; to is the lane's own.
-  __device__ __forceinline__ void granule(uint32_t to, int base, int i) const {
+  __device__ __forceinline__ void granule(uint32_t to, int base, int i, const T* end) const {
     const int t = base + i, relative = i - lane_ * V;
-    if constexpr (ACCESS != Access::kStrided) {
-      const int count = t + G > lo_ + shift_ ? min(max(hi_ + shift_ - t, 0), G) : 0;
-      copy_async_begin(count * kSize, to + relative * kSize, mine_ + base + relative);
+    to += relative * kSize;
+    const int count = t + G > lo_ + shift_ ? min(max(hi_ + shift_ - t, 0), G) : 0;
+    if constexpr (ACCESS == Access::kAligned) {  // the row ends with its granules
+      copy_async_or_zero<16>(count > 0, to, mine_ + base + relative);
       return;
     }
-    uint32_t w[4] = {};
-#pragma unroll
-    for (int j = 0; j < G; ++j) {
-      if (t + j < lo_ || t + j >= hi_) continue;
-      uint32_t bits = 0;
-      memcpy(&bits, &mine_[(t + j) * stride_], sizeof(T));
-      w[j * kSize / 4] |= bits << (j * kSize % 4 * 8);
+    if constexpr (ACCESS == Access::kUnit) {
+      const T* from = mine_ + base + relative;
+      if (count == 0 || from + G <= end) {
+        copy_async_begin(count * kSize, to, from);
+        return;
+      }
     }
-    asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to + relative * kSize), "r"(w[0]),
-                 "r"(w[1]), "r"(w[2]), "r"(w[3])
+    // A granule of which the tensor has but a part, or with strides.
+    uint32_t w[4] = {};
+    constexpr int kUnroll = ACCESS == Access::kStrided ? G : 1;
+#pragma unroll kUnroll
+    for (int j = 0; j < G; ++j) {
+      if (t + j < lo_ + shift_ || t + j >= hi_ + shift_) continue;
+      const T* from =
+          ACCESS == Access::kStrided ? &mine_[(t + j) * stride_] : &mine_[base + relative + j];
+      uint32_t bits = 0;
+      memcpy(&bits, from, sizeof(T));
+      bits <<= j * kSize % 4 * 8;
+#pragma unroll
+      for (int n = 0; n < 4; ++n) w[n] |= n == j * kSize / 4 ? bits : 0;
+    }
+    asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(w[0]), "r"(w[1]),
+                 "r"(w[2]), "r"(w[3])
                  : "memory");
   }
 
