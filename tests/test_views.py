@@ -14,6 +14,7 @@ from helpers import (
     assert_untouched_outside,
     dtype_id,
     lay_out,
+    layout,
     make_case,
     ops,
     randn,
@@ -87,6 +88,20 @@ def test_memory_around_outputs_stays(layout, seqlen, dtype, device):
     for view in (out, final, grads["dx"], grads["dinitial_states"]):
         assert_untouched_outside(view)
     for view in (out, final, grads["dx"], grads["dweight"], grads["dbias"]):
+        assert torch.isfinite(view).all()
+
+
+@pytest.mark.parametrize("dtype", ALL_FLOATS, ids=dtype_id)
+@pytest.mark.parametrize("seq_idx", (None, "padded"))
+@pytest.mark.parametrize("width", (3, 4, 6))
+@pytest.mark.parametrize("shape", ((1, 1, 3), (1, 1, 227), (B, 3, 37), (B, 3, 1021)))
+def test_rows_that_begin_aligned_and_end_in_a_vector(shape, width, seq_idx, dtype, device):
+    """What follows a row within 16 bytes of memory is not written."""
+    rows = layout((0, 1, 2), tails=(0, 0, -shape[2] % 16))
+    case = make_case(shape, width, dtype, seq_idx=seq_idx, layout=rows, device=device)
+    assert_forward(case, rows, allow_zero=True)
+    for view in (run_forward(case, rows)[0], run_backward(case, rows)["dx"]):
+        assert_untouched_outside(view)
         assert torch.isfinite(view).all()
 
 

@@ -425,15 +425,20 @@ cudaError_t launch_fast(const ForwardParams& params, const ForwardArgs<T>& p, cu
   const bool seq = p.seq_idx.data != nullptr, exact = p.width == 4, every = has_every_kernel();
   if (!is_channel_last(params.x)) {
     constexpr int V = WMAX == 8 ? 8 : 16 / size;
-    const Access access = common_access({&params.x, &params.out}, size);
-    if (access == Access::kStrided || !every) {
+    constexpr Access kAligned = Access::kAligned, kUnit = Access::kUnit;
+    Access access = common_access({&params.x, &params.out}, size);
+    // What follows the last granule's steps in memory may be another's.
+    if (access == kAligned && p.seqlen % (16 / size) != 0) access = kUnit;
+    // Several sequences and W > 4 are rare enough to do without faster kernels.
+    if (access == Access::kStrided || !every || (seq && WMAX == 8)) {
       return launch_channel_first<T, V, WMAX, false, true, Access::kStrided>(p, stream);
     }
-    constexpr Access kAligned = Access::kAligned, kUnit = Access::kUnit;
-    if (seq && access == kAligned && WMAX == 4) {
-      return launch_channel_first<T, V, WMAX, false, WMAX == 4, kAligned>(p, stream);
+    if constexpr (WMAX == 4) {
+      if (seq && access == kAligned) {
+        return launch_channel_first<T, V, WMAX, false, true, kAligned>(p, stream);
+      }
+      if (seq) return launch_channel_first<T, V, WMAX, false, true, kUnit>(p, stream);
     }
-    if (seq) return launch_channel_first<T, V, WMAX, false, true, kUnit>(p, stream);
     if (access == kAligned && (exact || WMAX == 8)) {
       return launch_channel_first<T, V, WMAX, WMAX == 4, false, kAligned>(p, stream);
     }
