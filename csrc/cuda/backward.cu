@@ -18,7 +18,7 @@
 // channel_first: a warp walks down its part of a row, tile by tile, or down several rows of one
 //   channel, one after the other; the dz after a lane's own come from the next lane, and for lane
 //   31 from the tile before.
-// WMAX, SEQ, C and ACCESS are as in forward.cu.
+// WMAX, EXACT, SEQ, C and ACCESS are as in forward.cu.
 #include <cub/block/block_reduce.cuh>
 
 #include "common.cuh"
