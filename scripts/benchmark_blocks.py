@@ -115,8 +115,8 @@ def transformers_blocks(dtype, shapes, repeats):
     from test_transformers import import_model
 
     library, kernels = "causal_conv1d", "mamba_ssm"
-    # Variant: what is hidden, in training mode or not, forward calls of the library with a backward;
-    # the fused one computes the convolution again.
+    # Variant: what is hidden, in training mode or not, and forward calls of the library in a step
+    # of training; the fused one computes the convolution again.
     variants = {
         "fused": ((), True, 2),
         "library and mamba_ssm": ((), False, 1),
