@@ -156,19 +156,21 @@ cuda = _load_cuda()
 self_test = None  # of the CUDA kernels
 if cuda.problem is None:
     _kernels = _ctypes_ops.cuda_kernels(cuda.library, _packers)
+    _trust = cuda.library.causal_conv1d_cuda_trust
+    _trust.argtypes, _trust.restype = [ctypes.c_int, ctypes.c_uint32], None
     if _self_test.is_wanted():
         self_test = _self_test.CheckedKernels(
             _kernels,
             _ctypes_ops.cpu_kernels(cpu.library, _packers),
             _torch_ops.kernels(_ctypes_ops.checks(cpu.library, _packers)),
-            lambda device, bits: cuda.library.causal_conv1d_cuda_trust(device.index, bits),
+            lambda device, bits: _trust(device.index, bits),
         )
     if cuda.registration == CTYPES:
         _register_ctypes_cuda(_kernels)
     elif self_test is not None:
         _register_self_test(cuda.library)
     else:
-        cuda.library.causal_conv1d_cuda_trust(-1, -1)
+        _trust(-1, 0xFFFFFFFF)
 
 
 def _fake(operator: str):

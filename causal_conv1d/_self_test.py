@@ -2,29 +2,22 @@
 
 A kernel that is missing ("no kernel image"), was compiled wrongly or is not meant for the GPU then
 gives one warning, and plain torch operations take its place on that GPU. Each operator is tested
-with each dtype of x when it is first called so, on a few numbers that one copy takes there and one
-copy back; no kernel of torch is started, so what the first call waits for is little more than the
-loading of the kernels that it needs itself. Calls after it pay nothing: the C++ operators look at
-one bit. ``CAUSAL_CONV1D_SELF_TEST=0`` switches it off.
+with each dtype and layout of x when it is first called so, by the kernel that such a call takes, on
+a few numbers that one copy takes there and one copy back; no kernel of torch is started there.
+Calls after it pay nothing: the C++ operators look at one bit. ``CAUSAL_CONV1D_SELF_TEST=0``
+switches it off.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import warnings
 
 import torch
 
-BATCH, DIM, SEQLEN, WIDTH = 2, 24, 40, 4
 LAYOUTS = ("channel-first", "channel-last")
-# What each operator writes, by the position of the argument.
-WRITTEN = {
-    "forward": {5: "out", 6: "final_states"},
-    "backward": {7: "dx", 8: "dweight", 9: "dbias", 10: "dinitial_states"},
-    "update": {1: "conv_state", 4: "update's out"},
-    "varlen_states": {2: "varlen_states"},
-}
 # Errors relative to the largest value expected: far above what rounding gives, far below what a
 # wrong kernel does. In the order of the C interface's dtypes.
 TOLERANCE = {
@@ -33,12 +26,34 @@ TOLERANCE = {
     torch.bfloat16: 5e-2,
     torch.float64: 1e-9,
 }
-# Bits of what is trusted, as csrc/torch/register.h has them.
-BITS = {
-    (operator, dtype): 1 << (4 * i + j)
-    for i, operator in enumerate(WRITTEN)
-    for j, dtype in enumerate(TOLERANCE)
+
+_X, _WEIGHT, _BIAS = (2, 16, 24), (16, 4), (16,)
+_STATES, _CONV_STATE, _TOKEN = (2, 16, 3), (2, 16, 4), (2, 16)
+_BOUNDS = [0, 2, 24]
+# The operators' arguments: shapes of tensors of the dtype tested, a list of int32, others.
+_CALLS = {
+    "forward": (_X, _WEIGHT, _BIAS, None, _STATES, _X, None, True),
+    "backward": (_X, _WEIGHT, _BIAS, _X, None, _STATES, _STATES, _X, _WEIGHT, _BIAS, None, True),
+    "update": (_TOKEN, _CONV_STATE, _WEIGHT, _BIAS, _TOKEN, True, None, None),
+    "varlen_states": ((24, 16), _BOUNDS, _STATES),
 }
+# What they write, by the position of the argument.
+WRITTEN = {
+    "forward": {5: "out"},
+    "backward": {7: "dx", 8: "dweight", 9: "dbias"},
+    "update": {1: "conv_state", 4: "update's out"},
+    "varlen_states": {2: "varlen_states"},
+}
+# All that is tested by itself, and its bit in csrc/torch/register.h. Layouts count where an
+# operator has a kernel for each.
+BITS = {
+    (operator, dtype, layout): 1 << (8 * i + 4 * j + k)
+    for i, operator in enumerate(WRITTEN)
+    for j, layout in enumerate(LAYOUTS)
+    for k, dtype in enumerate(TOLERANCE)
+    if layout == LAYOUTS[0] or operator in ("forward", "backward")
+}
+_NUMBERS = [(i * 37 % 17 - 8) / 8 for i in range(17)]  # which bfloat16 holds exactly
 
 
 def is_wanted() -> bool:
@@ -46,87 +61,76 @@ def is_wanted() -> bool:
     return os.environ.get("CAUSAL_CONV1D_SELF_TEST", "1").lower() not in ("0", "false", "no", "off")
 
 
-def _values(*shape: int) -> torch.Tensor:
-    """Numbers from -1 to 1 that bfloat16 holds exactly; no random generator is touched."""
-    count = 1
-    for size in shape:
-        count *= size
-    index = torch.arange(count, dtype=torch.float32, device="cpu")
-    return ((index * 37 + 11 * len(shape)) % 17 - 8).div(8).reshape(shape)
+def _key(operator: str, x: torch.Tensor) -> tuple[str, torch.dtype, str]:
+    """What of BITS a call with x needs."""
+    is_last = operator in ("forward", "backward") and x.dim() == 3 and x.stride(1) < x.stride(2)
+    return operator, x.dtype, LAYOUTS[is_last]
 
 
-def _arguments(operator: str, dtype: torch.dtype, layout: str) -> list:
-    """Arguments of a call on the CPU; what it writes is NaN, or the state before the call."""
-
-    def values(*shape, flipped=()):
-        value = _values(*shape).to(dtype).flip(flipped)
-        return value.mT.contiguous().mT if layout == LAYOUTS[1] and len(shape) == 3 else value
-
-    def empty(like):
-        return torch.full_like(like, torch.nan)
-
-    x, weight, bias = values(BATCH, DIM, SEQLEN), values(DIM, WIDTH), values(DIM)
-    states = values(BATCH, DIM, WIDTH - 1)
-    if operator == "forward":
-        return [x, weight, bias, None, states, empty(x), empty(states), True]
-    if operator == "backward":
-        dout = values(BATCH, DIM, SEQLEN, flipped=(2,))
-        dfinal_states = values(BATCH, DIM, WIDTH - 1, flipped=(2,))
-        gradients = [empty(t) for t in (x, weight, bias, states)]
-        return [x, weight, bias, dout, None, states, dfinal_states, *gradients, True]
-    if operator == "update":
-        token = values(BATCH, DIM)
-        return [token, values(BATCH, DIM, WIDTH), weight, bias, empty(token), True, None, None]
-    bounds = torch.tensor([0, 2, SEQLEN], dtype=torch.int32, device="cpu")
-    return [values(SEQLEN, DIM), bounds, empty(states)]
+def _strides(shape: tuple[int, ...], layout: str) -> tuple[int, ...]:
+    if layout == LAYOUTS[1] and len(shape) == 3:
+        return shape[1] * shape[2], 1, shape[1]
+    return tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
 
 
-def _views(buffer: torch.Tensor, tensors: list[torch.Tensor]):
-    """Tensors like these, one after the other in a buffer of bytes."""
-    begin = 0
-    for t in tensors:
-        end = begin + t.numel() * t.element_size()
-        yield buffer[begin:end].view(t.dtype).as_strided(t.shape, t.stride())
-        begin = -(-end // 16) * 16
+def _buffer(operator: str, dtype: torch.dtype) -> torch.Tensor:
+    """The numbers of all tensors of a call, one after the other; NaN in what is only written."""
+    numbers = []
+    for position, shape in enumerate(_CALLS[operator]):
+        if isinstance(shape, tuple):
+            size = math.prod(shape)
+            is_output = position in WRITTEN[operator] and shape != _CONV_STATE
+            some = [math.nan] if is_output else _NUMBERS[position:] + _NUMBERS[:position]
+            numbers += (some * (size // len(some) + 1))[: -(-size // 8) * 8]
+    return torch.tensor(numbers, dtype=dtype, device="cpu")
 
 
-def find_problem(kernel, expected, operator: str, dtype: torch.dtype, device: torch.device):
-    """What is wrong with an operator for x of a dtype on a device, in one sentence, or None.
+def _arguments(operator: str, buffer: torch.Tensor, layout: str) -> list:
+    """A call's arguments, whose tensors are parts of the buffer."""
+    arguments, begin = [], 0
+    for shape in _CALLS[operator]:
+        if isinstance(shape, tuple):
+            arguments.append(buffer.as_strided(shape, _strides(shape, layout), begin))
+            begin += -(-math.prod(shape) // 8) * 8
+        elif isinstance(shape, list):
+            arguments.append(torch.tensor(shape, dtype=torch.int32, device="cpu").to(buffer.device))
+        else:
+            arguments.append(shape)
+    return arguments
+
+
+def find_problem(
+    kernel, expected, operator: str, dtype: torch.dtype, layout: str, device: torch.device
+) -> str | None:
+    """What is wrong with an operator on a device, in one sentence, or None.
 
     Args:
         kernel: the operator as :mod:`causal_conv1d._ctypes_ops` gives it.
         expected: the same on the CPU.
         operator: its name.
         dtype: of all tensors but indices.
+        layout: of x and all other tensors of three dimensions, one of LAYOUTS.
         device: where to run the kernel; synchronised with once, at the end.
     """
-    calls = [_arguments(operator, dtype, layout) for layout in LAYOUTS]
-    tensors = [a for call in calls for a in call if isinstance(a, torch.Tensor)]
-    size = sum(t.numel() * t.element_size() + 16 for t in tensors)
-    buffer = torch.zeros(size, dtype=torch.uint8, device="cpu")
-    for view, t in zip(_views(buffer, tensors), tensors, strict=True):
-        view.copy_(t)
-    buffer = buffer.to(device, copy=True)
-    views = _views(buffer, tensors)
+    buffer = _buffer(operator, dtype)
+    on_device = buffer.to(device, copy=True)
     try:
-        for call in calls:
-            kernel(*[next(views) if isinstance(a, torch.Tensor) else a for a in call])
+        kernel(*_arguments(operator, on_device, layout))
     except RuntimeError as error:
         if isinstance(error, torch.cuda.OutOfMemoryError):
             raise
         return str(error)
-    views = _views(buffer.cpu(), tensors)
-    for layout, call in zip(LAYOUTS, calls, strict=True):
-        found = [next(views) if isinstance(a, torch.Tensor) else a for a in call]
-        expected(*call)
-        for position, name in WRITTEN[operator].items():
-            want, got = call[position].double(), found[position].double()
-            error = ((got - want).abs().max() / want.abs().max()).item()
-            if not error <= TOLERANCE[dtype]:
-                return (
-                    f"{name} in {str(dtype).removeprefix('torch.')}, {layout}, is wrong by "
-                    f"{error:.2g} of its largest value"
-                )
+    wanted = _arguments(operator, buffer, layout)
+    expected(*wanted)
+    found = _arguments(operator, on_device.cpu(), layout)
+    for position, name in WRITTEN[operator].items():
+        want, got = wanted[position], found[position]
+        error = ((got - want).abs().max() / want.abs().max()).item()
+        if not error <= TOLERANCE[dtype]:
+            return (
+                f"{name} in {str(dtype).removeprefix('torch.')}, {layout}, is wrong by "
+                f"{error:.2g} of its largest value"
+            )
     return None
 
 
@@ -143,8 +147,8 @@ class CheckedKernels:
     def __init__(self, kernels: dict, expected: dict, fallback: dict, trust):
         self.kernels, self.expected, self.fallback = kernels, expected, fallback
         self.trust = trust
-        # By device, of the (operator, dtype) tested there.
-        self.problems: dict[torch.device, dict[tuple[str, torch.dtype], str | None]] = {}
+        # By device, of those of BITS that have been tested there.
+        self.problems: dict[torch.device, dict[tuple[str, torch.dtype, str], str | None]] = {}
         self.lock = threading.Lock()
 
     def problem(self, device: torch.device) -> str | None:
@@ -153,23 +157,23 @@ class CheckedKernels:
         return found[0] if found else None
 
     def operator(self, name: str):
-        """The operator that tests itself at the first call on a device with a dtype."""
+        """The operator that tests itself at the first call on a device with a dtype and layout."""
         kernel, fallback = self.kernels[name], self.fallback[name]
 
         def run(*args):
-            device, dtype = args[0].device, args[0].dtype
+            device, key = args[0].device, _key(name, args[0])
             problems = self.problems.get(device, {})
-            if (name, dtype) not in problems and dtype in TOLERANCE:
-                self.check(device, name, dtype)
+            if key not in problems and key in BITS:
+                self.check(device, key)
                 problems = self.problems.get(device, {})
-            if problems.get((name, dtype)) is None:
+            if problems.get(key) is None:
                 kernel(*args)
             else:
                 fallback(*args)
 
         return run
 
-    def check(self, device: torch.device, operator: str, dtype: torch.dtype) -> None:
+    def check(self, device: torch.device, key: tuple[str, torch.dtype, str]) -> None:
         """Tests, unless a CUDA graph is being captured; then a later call does."""
         if device.type != "cuda":
             return  # x alone is on the CPU, which the kernel refuses
@@ -180,26 +184,26 @@ class CheckedKernels:
             if sync_mode != 0:  # setting it gives a warning of torch's own
                 torch.cuda.set_sync_debug_mode("default")
             try:
-                self.test(device, operator, dtype)
+                self.test(device, key)
             except torch.cuda.OutOfMemoryError:
                 return  # says nothing about the kernels; the next call tries again
             finally:
                 if sync_mode != 0:
                     torch.cuda.set_sync_debug_mode(sync_mode)
 
-    def test(self, device: torch.device, operator: str, dtype: torch.dtype) -> None:
+    def test(self, device: torch.device, key: tuple[str, torch.dtype, str]) -> None:
         """Tests what has not been tested; warns if it is the first on the device to fail."""
         with self.lock:
             problems = self.problems.setdefault(device, {})
-            if (operator, dtype) in problems:
+            if key in problems:
                 return
-            kernel, expected = self.kernels[operator], self.expected[operator]
+            kernel, expected = self.kernels[key[0]], self.expected[key[0]]
             with torch.inference_mode():
-                problem = find_problem(kernel, expected, operator, dtype, device)
+                problem = find_problem(kernel, expected, *key, device)
             is_first = self.problem(device) is None
-            problems[operator, dtype] = problem
+            problems[key] = problem
             if problem is None:
-                self.trust(device, sum(BITS[key] for key in problems if problems[key] is None))
+                self.trust(device, sum(BITS[right] for right in problems if problems[right] is None))
         if problem is not None and is_first:
             warnings.warn(
                 f"causal_conv1d: the CUDA kernels fail their self-test on {_describe(device)}, so "

@@ -27,6 +27,7 @@ NO_IMAGE = "causal_conv1d_fn: no kernel image is available for execution on the 
 WRITTEN = _self_test.WRITTEN
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 ALL_DTYPES = (*DTYPES, torch.float64)
+FORWARD = ("forward", torch.float32, "channel-first")
 
 
 def right_kernels():
@@ -50,54 +51,64 @@ def fallback():
     return _torch_ops.kernels(_ctypes_ops.checks(_library.cpu.library, packers()))
 
 
-def find_problem(kernel, name, dtype, device):
+def find_problem(kernel, name, dtype, layout, device):
     expected = expected_kernels()[name]
-    return _self_test.find_problem(kernel, expected, name, dtype, torch.device(device, 0))
+    return _self_test.find_problem(kernel, expected, name, dtype, layout, torch.device(device, 0))
 
 
 # --------------------------------------------------------------------------------- what is found
 
 
-@pytest.mark.parametrize("dtype", ALL_DTYPES, ids=dtype_id)
-@pytest.mark.parametrize("name", WRITTEN)
-def test_right_kernels_have_no_problem(name, dtype, device):
-    assert find_problem(right_kernels()[name], name, dtype, device) is None
+by_dtype = pytest.mark.parametrize("dtype", ALL_DTYPES, ids=dtype_id)
+by_layout = pytest.mark.parametrize("layout", _self_test.LAYOUTS)
+by_name = pytest.mark.parametrize("name", WRITTEN)
 
 
-@pytest.mark.parametrize("dtype", ALL_DTYPES, ids=dtype_id)
-@pytest.mark.parametrize("layout", _self_test.LAYOUTS)
+@by_dtype
+@by_layout
+@by_name
+def test_right_kernels_have_no_problem(name, layout, dtype, device):
+    def kernel(*args):
+        assert _self_test._key(name, args[0]) in ((name, dtype, layout), (name, dtype, "channel-first"))
+        right_kernels()[name](*args)
+
+    assert find_problem(kernel, name, dtype, layout, device) is None
+
+
+@by_dtype
+@by_layout
 @pytest.mark.parametrize(
     ("name", "position"), [(name, i) for name in WRITTEN for i in WRITTEN[name]]
 )
-def test_one_wrong_element_is_found(name, position, layout, dtype, device):
-    calls = []
-
+@pytest.mark.parametrize("end", (0, -1), ids=("first", "last"))
+def test_one_wrong_element_is_found(end, name, position, layout, dtype, device):
     def wrong(*args):
         right_kernels()[name](*args)
-        calls.append(_self_test.LAYOUTS[len(calls)])
-        if calls[-1] == layout:
-            args[position][(0,) * args[position].dim()].add_(1)
+        args[position][(end,) * args[position].dim()].add_(1)
 
-    problem = find_problem(wrong, name, dtype, device)
+    problem = find_problem(wrong, name, dtype, layout, device)
     assert problem is not None and problem.startswith(WRITTEN[name][position])
     assert dtype_id(dtype) in problem and layout in problem
 
 
-@pytest.mark.parametrize("name", WRITTEN)
-def test_a_kernel_that_does_nothing_is_found(name, device):
-    assert "wrong" in find_problem(lambda *args: None, name, torch.float32, device)
+@by_layout
+@by_name
+def test_a_kernel_that_does_nothing_is_found(name, layout, device):
+    assert "wrong" in find_problem(lambda *args: None, name, torch.float32, layout, device)
 
 
-@pytest.mark.parametrize("name", WRITTEN)
+@by_name
 def test_the_error_of_a_missing_kernel_is_told(name, device):
-    assert find_problem(refuse, name, torch.float32, device) == NO_IMAGE
+    assert find_problem(refuse, name, torch.float32, "channel-last", device) == NO_IMAGE
 
 
 def test_bits_are_those_of_the_c_interface():
-    """4 * operator + dtype, in the order of the schemas and of causal_conv1d_dtype."""
+    """8 * operator + 4 * is_channel_last + dtype, as csrc/torch/register.h counts them."""
     names = list(_ctypes_ops.schemas(_library.cpu.library))
-    for (name, dtype), bit in _self_test.BITS.items():
-        assert bit == 1 << (4 * names.index(name) + _ctypes_ops._DTYPES[dtype])
+    for (name, dtype, layout), bit in _self_test.BITS.items():
+        place = 8 * names.index(name) + 4 * (layout == "channel-last")
+        assert bit == 1 << (place + _ctypes_ops._DTYPES[dtype])
+    assert len(_self_test.BITS) == (2 + 2 + 1 + 1) * 4
 
 
 @pytest.mark.parametrize("value", ("0", "false", "No", "off"))
@@ -126,10 +137,11 @@ def test_right_kernels_are_trusted_at_the_first_call():
     assert torch.equal(out, causal_conv1d_fn(case.x, case.weight, activation="silu"))
     cpu = case.x.device
     assert trusted == [(cpu, 1)]
-    assert checked.problems == {cpu: {("forward", torch.float32): None}}
-    half = case.x.half()
+    assert checked.problems == {cpu: {FORWARD: None}}
+    half, last = case.x.half(), case.x.mT.contiguous().mT
     checked.operator("forward")(half, case.weight, None, None, None, half.clone(), None, True)
-    assert trusted == [(cpu, 1), (cpu, 0b11)] and checked.problem(cpu) is None
+    checked.operator("forward")(last, case.weight, None, None, None, out, None, True)
+    assert trusted == [(cpu, 1), (cpu, 0b11), (cpu, 0b10011)] and checked.problem(cpu) is None
 
 
 def test_torch_takes_the_place_of_broken_kernels_with_one_warning():
@@ -155,7 +167,7 @@ def test_torch_takes_the_place_of_broken_kernels_with_one_warning():
         state, token = torch.zeros(2, 6, 4), case.x[:, :, 0].contiguous()
         checked.operator("update")(token, state, case.weight, None, token.clone(), True, None, None)
     assert torch.allclose(half.float(), expected, atol=1e-2)
-    assert trusted == [_self_test.BITS["update", torch.float32]]  # which is not broken
+    assert trusted == [1 << 16]  # update in float32, which is not broken
     assert checked.problem(case.x.device) == NO_IMAGE
 
 
@@ -262,9 +274,6 @@ def test_torchs_operations_refuse_what_the_kernels_refuse(by_torch, device):
 # ---------------------------------------------------------------------------- the whole, on a GPU
 
 
-FORWARD = ("forward", torch.float32)
-
-
 @pytest.fixture
 def untested(cuda):
     """cuda:0 as it is before the first call, and afterwards as it was."""
@@ -303,10 +312,22 @@ def test_the_first_call_tests_the_kernels(untested):
     assert problems[untested] == {FORWARD: None}
     out = causal_conv1d_fn(case.x, case.weight, case.bias, activation="silu")
     assert_is_reference(out, case)
-    causal_conv1d_fn(case.x.half(), case.weight)
+    half = case.x.half().mT.contiguous().mT
+    causal_conv1d_fn(half, case.weight)
     causal_conv1d_update(case.x[:, :, 0], torch.zeros(2, 6, 4, device=untested), case.weight)
-    tested = (FORWARD, ("forward", torch.half), ("update", torch.float32))
+    tested = (
+        FORWARD,
+        ("forward", torch.half, "channel-last"),
+        ("update", torch.float32, "channel-first"),
+    )
     assert problems[untested] == dict.fromkeys(tested)
+    with pytest.MonkeyPatch.context() as patch:  # the C++ operators do without Python from now on
+        patch.setattr(_self_test, "_key", refuse)
+        if _library.cuda.registration == _library.STABLE_ABI:
+            assert_is_reference(
+                causal_conv1d_fn(case.x, case.weight, case.bias, activation="silu"), case
+            )
+            causal_conv1d_fn(half, case.weight)
 
 
 def assert_is_reference(out, case):

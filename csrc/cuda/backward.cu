@@ -125,6 +125,7 @@ template <typename T, int C, int WMAX, bool EXACT, bool SEQ>
 __global__ void __launch_bounds__(kThreads, (C == 4 || WMAX == 8 ? 4 : 5) - SEQ)
     backward_channel_last(const BackwardArgs<T> p) {
   if (kSmallPtx && C > 1) return;
+  let_next_kernel_start();
   constexpr int H = WMAX - 1, kGroups = WMAX == 8 ? 2 : 3;
   using Reader = RowPairs<T, C, WMAX, kGroups>;
   __shared__ typename Reader::Shared ring;
@@ -179,12 +180,15 @@ __global__ void __launch_bounds__(kThreads, (C == 4 || WMAX == 8 ? 4 : 5) - SEQ)
       }
     }
 
-    // Row t + u: its dz, and the dx that is complete then, H before. EDGE: not all of that is
-    // inside. MIXED: not all ids of the rows in reach are one. Times are relative to t0.
-    auto row = [&](auto edge, auto mixed, int t, int u, const Pack<T, C>& xs,
+    // Row t + u: its dz, and the dx that is complete then, H before. kWhole: a group of rows
+    // in the chunk. kLast: its first row alone is. kAny: any rows, and dx may take dfinal_states.
+    // MIXED: not all ids of the rows in reach are one. Times are relative to t0.
+    enum Place { kWhole, kLast, kAny };
+    auto row = [&](auto place, auto mixed, int t, int u, const Pack<T, C>& xs,
                    const Pack<T, C>& gs) {
-      constexpr bool EDGE = decltype(edge)::value, MIXED = decltype(mixed)::value;
-      const bool inside = (!EDGE || t + u < left) && (!MIXED || id[u] >= 0);
+      constexpr Place PLACE = decltype(place)::value;
+      constexpr bool MIXED = decltype(mixed)::value;
+      const bool inside = (PLACE == kWhole || t + u < left) && (!MIXED || id[u] >= 0);
       float xk[WMAX][C], g_row[C];
 #pragma unroll
       for (int c = 0; c < C; ++c) {
@@ -200,7 +204,7 @@ __global__ void __launch_bounds__(kThreads, (C == 4 || WMAX == 8 ? 4 : 5) - SEQ)
         dz[u][c] = z;
       }
       p.gradients(g_row, inside, dz[u]);
-      if (inside && (!EDGE || t + u < count)) {
+      if (PLACE == kAny ? inside && t + u < count : PLACE == kWhole || u == 0) {
 #pragma unroll
         for (int c = 0; c < C; ++c) {
           db[c] += dz[u][c];
@@ -211,27 +215,27 @@ __global__ void __launch_bounds__(kThreads, (C == 4 || WMAX == 8 ? 4 : 5) - SEQ)
         }
       }
       const int s = t + u - H;
-      if (!EDGE || (s >= 0 && s < count)) {
-        float a[C];
+      float a[C];
 #pragma unroll
-        for (int c = 0; c < C; ++c) {
-          a[c] = 0.0f;
+      for (int c = 0; c < C; ++c) {
+        a[c] = 0.0f;
 #pragma unroll
-          for (int j = 0; j < WMAX; ++j) {  // dz[s + j] meets weight[W-1-j]
-            const int r = (u + 1 + j) % WMAX;
-            const float v = !MIXED || id[r] == id[(u + 1) % WMAX] ? dz[r][c] : 0.0f;
-            if (WMAX - 1 - j >= first) a[c] = fmaf(w[WMAX - 1 - j][c], v, a[c]);
-          }
+        for (int j = 0; j < WMAX; ++j) {  // dz[s + j] meets weight[W-1-j]
+          const int r = (u + 1 + j) % WMAX;
+          const float v = !MIXED || id[r] == id[(u + 1) % WMAX] ? dz[r][c] : 0.0f;
+          if (WMAX - 1 - j >= first) a[c] = fmaf(w[WMAX - 1 - j][c], v, a[c]);
         }
-        if (EDGE && s >= dfinal_from) {
-#pragma unroll
-          for (int c = 0; c < C; ++c) a[c] += p.dfinal(b, d0 + c, t0 + s);
-        }
-        pack<T>(a).store(dx);
       }
+      // The first group's rows are H steps ahead of the first dx.
+      const bool exists = PLACE == kAny ? s >= 0 && s < count : u == H || t > 0;
+      if (PLACE == kAny && exists && s >= dfinal_from) {
+#pragma unroll
+        for (int c = 0; c < C; ++c) a[c] += p.dfinal(b, d0 + c, t0 + s);
+      }
+      pack<T>(a).store_if(exists, dx);
       dx += p.dx_row;
     };
-    auto rows = [&](auto edge, auto mixed, int t) {
+    auto rows = [&](auto place, auto mixed, int t) {
       wait_for_copies<kGroups - 1>();
       Pack<T, C> next_x = reader.read_x(0), next_g = reader.read_g(0);
 #pragma unroll
@@ -242,23 +246,28 @@ __global__ void __launch_bounds__(kThreads, (C == 4 || WMAX == 8 ? 4 : 5) - SEQ)
           next_g = reader.read_g(u + 1);
         }
         if (decltype(mixed)::value) id[u] = t + u < left ? ids.at(0, t + u) : -1;
-        row(edge, mixed, t, u, xs, gs);
+        row(place, mixed, t, u, xs, gs);
       }
+      if (decltype(place)::value == kLast) return;
       reader.start(p.x_row, p.dout_row);
       commit_copies();
     };
-    const int inner = min(count, dfinal_from);
+    constexpr std::integral_constant<Place, kWhole> whole;
+    constexpr std::integral_constant<Place, kAny> any;
+    int t = 0;
     if (mixed) {
 #pragma unroll 1
-      for (int t = 0; t < total; t += WMAX) rows(std::true_type{}, std::bool_constant<SEQ>{}, t);
+      for (; t < total; t += WMAX) rows(any, std::bool_constant<SEQ>{}, t);
     } else {
-      for (int t = 0; t < total; t += WMAX) {
-        if (t > 0) {
 #pragma unroll 1
-          for (; t + WMAX <= inner; t += WMAX) rows(std::false_type{}, std::false_type{}, t);
-          if (t >= total) break;
-        }
-        rows(std::true_type{}, std::false_type{}, t);
+      for (; t + WMAX <= min(count, dfinal_from); t += WMAX) rows(whole, std::false_type{}, t);
+      const bool last = EXACT && t + 1 == count && dfinal_from == total;
+      if constexpr (EXACT) {
+        if (last) rows(std::integral_constant<Place, kLast>{}, std::false_type{}, t);
+      }
+      if (!last) {
+#pragma unroll 1
+        for (; t < total; t += WMAX) rows(any, std::false_type{}, t);
       }
     }
   }
@@ -295,6 +304,7 @@ __global__ void __launch_bounds__(kThreads,
                                   (WMAX == 4 ? 4 : 3) - (SEQ && ACCESS != Access::kAligned))
     backward_channel_first(const BackwardArgs<T> p) {
   if (kSmallPtx && ACCESS != Access::kStrided) return;
+  let_next_kernel_start();
   constexpr int H = WMAX - 1, TILE = 32 * V;
   const int lane = threadIdx.x % 32;
   // Warps are numbered by (part, d), or by (d, part) if a block is to have all parts of a channel.
@@ -375,6 +385,21 @@ __global__ void __launch_bounds__(kThreads,
   uint32_t place_x = misalignment(p.x.at(b0, d, aligned.origin));
   uint32_t place_g = misalignment(p.dout.at(b0, d, aligned.origin));
   Segment s = aligned;
+  // A tile at or before takes_states has steps that take initial_states. Those from first_plain to
+  // last_plain are inside and take no states.
+  int takes_states, first_plain, last_plain;
+  bool states, dfinal;
+  auto set_limits = [&] {
+    states = p.initial_states.given() && s.lo >= 0;
+    dfinal = p.dfinal_states.given() && s.end > s.hi - (p.width - 1);
+    takes_states = states ? s.lo : -1;
+    first_plain = s.lo + states;
+    last_plain = s.hi - (dfinal ? p.width - 1 : 0) - TILE;
+    keep(takes_states);
+    keep(first_plain);
+    keep(last_plain);
+  };
+  if (ACCESS == Access::kAligned) set_limits();
   for (int64_t b = b0; b < b1; ++b) {
     const int offset = p.template offset<ACCESS>(b, d);
     int shift_x = 0, shift_g = 0;
@@ -388,16 +413,12 @@ __global__ void __launch_bounds__(kThreads,
       s = aligned.with(offset);
       keep(s.lo);
       keep(s.hi);
+      set_limits();
     }
     RowWriter<T, V, ACCESS> dx(dx_row - offset * p.dx.time, p.dx.time, max(s.lo, 0), s.end, lane);
     dx.keep_address();
     dx_row += p.dx.batch;
     const SeqIdx ids = p.seq_idx.from(b, s.origin);
-    const bool states = p.initial_states.given() && s.lo >= 0;
-    const bool dfinal = p.dfinal_states.given() && s.end > s.hi - (p.width - 1);
-    // Tiles at first_plain <= base <= last_plain are inside and take no states.
-    const int first_plain = s.lo + states;
-    const int last_plain = s.hi - (dfinal ? p.width - 1 : 0) - TILE;
     float above[H] = {};  // dz[0..H) of lane 0 of the tile above
     if (s.end < s.hi) {
       const int64_t end = s.origin + s.end;
@@ -452,7 +473,7 @@ __global__ void __launch_bounds__(kThreads,
       for (int j = 0; j < H + V; ++j) h[j] = xs.get(WMAX - H + j);
 #pragma unroll
       for (int j = 0; j < V; ++j) g[j] = gs.get(j);
-      if (states && base <= s.lo) {
+      if (base <= takes_states) {
         const float mine = lane < H ? p.input(b, d, lane - H) : 0.0f;
 #pragma unroll
         for (int j = 0; j < H + V; ++j) {
@@ -668,6 +689,7 @@ __global__ void __launch_bounds__(kThreads) reduce_partials(const BackwardArgs<T
   const int64_t columns = (p.width + 1) * p.dim;
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kColumns + column;
   Compute<T> sum = 0, lost = 0;  // Kahan's: there may be millions of parts
+  wait_for_kernel_before();
   if (i < columns) {
 #pragma unroll 4
     for (int64_t part = part_lane; part < p.parts; part += kLanes) {
@@ -867,7 +889,7 @@ cudaError_t run(const BackwardParams& params, const Plan& plan, void* workspace,
     }
   }
   if (e == cudaSuccess && p.sums && !plan.whole) {  // no positions at all: the sums are zero
-    e = launch(reduce_partials<T>, (p.width + 1) * p.dim * kLanes, stream, p);
+    e = launch_after(reduce_partials<T>, (p.width + 1) * p.dim * kLanes, stream, p);
   }
   return e;
 }

@@ -152,6 +152,18 @@ struct Pack {
       *static_cast<T*>(to) = element(0);
     }
   }
+
+  // The same if condition, where it matters without a branch.
+  __device__ __forceinline__ void store_if(bool condition, void* to) const {
+    if constexpr (kBytes == 8) {
+      asm volatile(
+          "{ .reg .pred p; setp.ne.b32 p, %3, 0; @p st.global.v2.b32 [%0], {%1, %2}; }" ::"l"(to),
+          "r"(w[0]), "r"(w[1]), "r"(int(condition))
+          : "memory");
+    } else if (condition) {
+      store(to);
+    }
+  }
 };
 
 // N sums rounded to T, in pairs where there is an instruction for it.

@@ -19,6 +19,34 @@ cudaError_t launch(void (*kernel)(Parameters...), int64_t threads, cudaStream_t 
   return cudaGetLastError();
 }
 
+// The same for a kernel that calls wait_for_kernel_before(): its blocks may take their places as
+// soon as all of the kernel before it on the stream have theirs, if that calls
+// let_next_kernel_start().
+template <typename... Parameters, typename... Arguments>
+cudaError_t launch_after(void (*kernel)(Parameters...), int64_t threads, cudaStream_t stream,
+                         const Arguments&... arguments) {
+  // Compute capability 9.0 in device and code, and what graphs' captures need.
+  int driver = 0, runtime = 0;
+  cudaFuncAttributes code{};
+  const bool can = cudaDriverGetVersion(&driver) == cudaSuccess && driver >= 12040 &&
+                   cudaRuntimeGetVersion(&runtime) == cudaSuccess && runtime >= 12040 &&
+                   cudaFuncGetAttributes(&code, kernel) == cudaSuccess && code.ptxVersion >= 90;
+  const int64_t blocks = ceil_div(threads, kThreads);
+  if (!can || blocks == 0 || blocks > 0x7fffffff) {
+    return launch(kernel, threads, stream, arguments...);
+  }
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(blocks));
+  config.blockDim = dim3(kThreads);
+  config.stream = stream;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  return cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...);
+}
+
 // Checks params, makes device current and calls f(a zero of x's element type).
 template <typename Params, typename F>
 Status run_operator(const char* caller, const Params& params, int device, F&& f) {

@@ -10,6 +10,19 @@ namespace causal_conv1d::gpu {
 
 constexpr int kThreads = 128;  // a block, in all fast kernels
 
+// For launch_after(). Without compute capability 9.0 kernels start when those before have ended.
+__device__ __forceinline__ void let_next_kernel_start() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+// What that kernel wrote may be read after this.
+__device__ __forceinline__ void wait_for_kernel_before() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
 // seq_idx, (batch, seqlen); without one every position has id 0.
 struct SeqIdx {
   const int32_t* data;
@@ -391,6 +404,7 @@ class TileRing {
     hi_ = hi;
     mine_ = data - shift_;
     if (ACCESS == Access::kUnit) keep(mine_);
+    if (ACCESS == Access::kAligned) asm volatile("" : "+l"(mine_));
   }
 
   // The tiles at base, first() <= base <= last(), are whole granules of the row.

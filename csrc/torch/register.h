@@ -22,11 +22,13 @@ causal_conv1d_check_update(const causal_conv1d_update_params* params);
 CAUSAL_CONV1D_API causal_conv1d_status
 causal_conv1d_check_varlen_states(const causal_conv1d_varlen_states_params* params);
 
-// Operators that are not trusted on a CUDA device for x's dtype pass the call on to
+// Operators that are not trusted on a CUDA device for x's dtype and layout pass the call on to
 // causal_conv1d::python_<operator>, where causal_conv1d/_self_test.py tests the kernels at their
-// first use. At the start none is trusted. Bit 4 * operator + dtype is for an operator in the order
-// of the schemas and a causal_conv1d_dtype. device < 0 stands for all.
-CAUSAL_CONV1D_API void causal_conv1d_cuda_trust(int device, int bits);
+// first use. At the start none is trusted. Bit 8 * operator + 4 * is_channel_last + dtype is for an
+// operator in the order of the schemas and a causal_conv1d_dtype; forward and backward alone are
+// told to be channel-last, where x steps further in time than over channels. device < 0 stands for
+// all.
+CAUSAL_CONV1D_API void causal_conv1d_cuda_trust(int device, uint32_t bits);
 // What such a call in Python failed with; the C ABI's dispatcher would lose the text.
 CAUSAL_CONV1D_API void causal_conv1d_cuda_set_error(const char* message);
 }

@@ -43,7 +43,7 @@ class Workspace {
 };
 
 constexpr int32_t kMaxDevices = 64;
-std::atomic<int> trusted[kMaxDevices];  // the bits of causal_conv1d_cuda_trust
+std::atomic<uint32_t> trusted[kMaxDevices];  // the bits of causal_conv1d_cuda_trust
 thread_local std::string python_error;
 
 // Whether the call was passed on to the Python operator of that name, the index-th in the schemas,
@@ -56,8 +56,14 @@ bool pass_on(const char* python_operator, int index, StableIValue* stack) {
   if (f.aoti_torch_get_dtype(x, &torch_dtype) != 0) return false;
   const int32_t dtype = core_dtype(torch_dtype);
   if (device < 0 || device >= kMaxDevices || dtype > CAUSAL_CONV1D_FLOAT64) return false;
-  const int bits = trusted[device].load(std::memory_order_relaxed);
-  if ((bits >> (4 * index + dtype) & 1) != 0) return false;
+  bool channel_last = false;
+  int64_t ndim = 0, *strides = nullptr;
+  if (index < 2 && f.aoti_torch_get_dim(x, &ndim) == 0 && ndim == 3 &&
+      f.aoti_torch_get_strides(x, &strides) == 0) {
+    channel_last = strides[1] < strides[2];
+  }
+  const uint32_t bits = trusted[device].load(std::memory_order_relaxed);
+  if ((bits >> (8 * index + 4 * channel_last + dtype) & 1) != 0) return false;
   python_error.clear();
   const Error failed = f.aoti_torch_call_dispatcher(python_operator, "", stack);
   if (!python_error.empty()) throw std::runtime_error(python_error);
@@ -117,7 +123,7 @@ causal_conv1d_status causal_conv1d_register_cuda(void) {
   }
 }
 
-void causal_conv1d_cuda_trust(int device, int bits) {
+void causal_conv1d_cuda_trust(int device, uint32_t bits) {
   using namespace causal_conv1d;
   for (int i = 0; i < torch_abi::kMaxDevices; ++i) {
     if (device < 0 || device == i) torch_abi::trusted[i] = bits;
