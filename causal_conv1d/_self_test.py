@@ -203,7 +203,9 @@ class CheckedKernels:
             is_first = self.problem(device) is None
             problems[key] = problem
             if problem is None:
-                self.trust(device, sum(BITS[right] for right in problems if problems[right] is None))
+                self.trust(
+                    device, sum(BITS[right] for right in problems if problems[right] is None)
+                )
         if problem is not None and is_first:
             warnings.warn(
                 f"causal_conv1d: the CUDA kernels fail their self-test on {_describe(device)}, so "

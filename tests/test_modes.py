@@ -200,6 +200,63 @@ def test_cuda_graph_of_update(mode, cuda):
         assert torch.equal(out, expected) and torch.equal(state, eager_state)
 
 
+@pytest.mark.parametrize("is_graph", (False, True), ids=("stream", "graph"))
+@pytest.mark.parametrize("layout", ("channel_first", "channel_last"))
+def test_kernels_wait_for_what_comes_before_them(layout, is_graph, cuda):
+    """Kernels, copies and other streams, where kernels may be brought to the GPU early."""
+    shape, steps = (4, 512, 4096), 4
+    case = make_case(shape, 4, torch.bfloat16, layout=layout, device=cuda)
+    sources = [torch.randn_like(case.x) for _ in range(steps)]
+    x, dx, side_x = (torch.empty_like(case.x) for _ in range(3))
+    weights = (case.weight, case.bias)
+    state = torch.zeros(4, 512, 4, dtype=torch.bfloat16, device=cuda)
+    side = torch.cuda.Stream()
+
+    def conv(x):
+        return causal_conv1d_fn(x, *weights, activation="silu")
+
+    def step(source, wait):
+        results = []
+        x.fill_(torch.nan)
+        torch.mul(source, 2, out=x)  # a kernel writes what the next one reads
+        results.append(wait(conv(x)))
+        results.append(wait(conv(results[-1])))  # and one of this library
+        x.copy_(source)  # and a copy, after the last has read
+        results.append(wait(conv(x)))
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):  # and another stream
+            side_x.copy_(results[-1])
+            results.append(wait(conv(side_x)))
+        torch.cuda.current_stream().wait_stream(side)
+        results.append(wait(conv(results[-1])))
+        dweight, dbias = (torch.empty_like(w) for w in weights)
+        ops.backward(x, *weights, results[-1], None, None, None, dx, dweight, dbias, None, True)
+        results += [wait(dx.clone()), dweight, dbias]
+        results.append(wait(causal_conv1d_update(dx[:, :, -1].contiguous(), state, *weights)))
+        return results
+
+    def synchronized(result):
+        torch.cuda.synchronize()
+        return result
+
+    expected = [step(source, synchronized) for source in sources]
+    state.zero_()
+    torch.cuda.synchronize()
+    if is_graph:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            found = [step(source, lambda result: result) for source in sources]
+        for _ in range(3):
+            state.zero_()
+            graph.replay()
+    else:
+        found = [step(source, lambda result: result) for source in sources]
+    torch.cuda.synchronize()
+    for i, results in enumerate(found):
+        for j, result in enumerate(results):
+            assert torch.equal(result, expected[i][j]), (i, j)
+
+
 def test_tensors_of_a_gpu_that_is_not_the_current_one(second_gpu):
     case = make_case(SHAPE, 4, states=True, seq_idx="padded", device="cuda:0")
     expected, expected_final = fn(case)

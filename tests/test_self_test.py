@@ -69,7 +69,10 @@ by_name = pytest.mark.parametrize("name", WRITTEN)
 @by_name
 def test_right_kernels_have_no_problem(name, layout, dtype, device):
     def kernel(*args):
-        assert _self_test._key(name, args[0]) in ((name, dtype, layout), (name, dtype, "channel-first"))
+        assert _self_test._key(name, args[0]) in (
+            (name, dtype, layout),
+            (name, dtype, "channel-first"),
+        )
         right_kernels()[name](*args)
 
     assert find_problem(kernel, name, dtype, layout, device) is None

@@ -65,6 +65,7 @@ __global__ void __launch_bounds__(kThreads, WMAX == 8 ? 4 : (sizeof(T) == 4 ? 6 
   const T* x = p.x.at(b, d0, t0);
   T* out = p.out.at(b, d0, t0);
   float w[WMAX][C], bias[C], h[H][C];
+  wait_for_kernel_before();
 
   // N rows, the first at t0 + t. EDGE: only count of them are inside, and they may have several
   // ids.
@@ -150,7 +151,7 @@ __global__ void __launch_bounds__(kThreads, WMAX == 8 ? 4 : (sizeof(T) == 4 ? 6 
 // A row's tiles begin up to kEarly steps before the chunk's.
 template <int TILE, int V, int H, int kEarly>
 class ChunkIds {
-  static constexpr int kPadding = 0x80, kAll = 2, kSteps = kTiles * TILE + kEarly;
+  enum : int { kPadding = 0x80, kAll = 2, kSteps = kTiles * TILE + kEarly };
 
  public:
   struct alignas(8) Shared {
@@ -170,7 +171,7 @@ class ChunkIds {
     IdWindow<TILE + kBefore> window;  // a tile a warp
     window.load(ids, warp * TILE - kBefore, lo, hi, lane);
     const bool several = !window.one();
-    if (lane == 0) shared_->mixed[warp] = static_cast<uint8_t>(all ? kAll : several);
+    if (lane == 0) shared_->mixed[warp] = static_cast<uint8_t>(all ? int(kAll) : several);
     barrier();
     uint32_t mixed = 0;
 #pragma unroll
@@ -187,7 +188,7 @@ class ChunkIds {
         load_ids(ids, t - H, lo, hi, id);
 #pragma unroll
         for (int k = 0; k < H; ++k) match |= id[k] == id[H] ? 1 << k : 0;
-        shared_->matches[t + kEarly] = static_cast<uint8_t>(id[H] < 0 ? kPadding : match);
+        shared_->matches[t + kEarly] = static_cast<uint8_t>(id[H] < 0 ? int(kPadding) : match);
       }
     }
     barrier();
@@ -249,6 +250,7 @@ __global__ void __launch_bounds__(kThreads, WMAX == 4 ? (EXACT ? 8 : 6 - SEQ) : 
   const Segment s(index, p.chunk, offset, p.seqlen);
   const bool states = p.initial_states.given() && s.lo >= 0;
 
+  wait_for_kernel_before();
   using Reader = RowReader<T, V, WMAX, ACCESS>;
   const Reader x(x_row + s.origin * time(p.x), p.x.time, p.x_end, s.lo, s.end, lane);
   const RowWriter<T, V, ACCESS> out(out_row + s.origin * time(p.out), p.out.time, max(s.lo, 0),
@@ -402,8 +404,8 @@ __global__ void __launch_bounds__(kThreads) write_final_states(const ForwardArgs
 template <typename T, int C, int WMAX, bool EXACT, bool SEQ>
 cudaError_t launch_channel_last(ForwardArgs<T> p, cudaStream_t stream) {
   p.columns = Columns(p.dim / C, ceil_div(p.seqlen, kRows<WMAX>), -1);
-  return launch(forward_channel_last<T, C, WMAX, EXACT, SEQ>, p.columns.threads(p.batch), stream,
-                p);
+  return launch_early(forward_channel_last<T, C, WMAX, EXACT, SEQ>, p.columns.threads(p.batch),
+                      stream, p);
 }
 
 template <typename T, int V, int WMAX, bool EXACT, bool SEQ, Access ACCESS>
@@ -415,8 +417,8 @@ cudaError_t launch_channel_first(ForwardArgs<T> p, cudaStream_t stream) {
   const int64_t channels = SEQ ? ceil_div(p.dim, kWarps) : p.dim;
   p.by_dim = Divisor(channels);
   p.by_chunks = Divisor(chunks);
-  return launch(forward_channel_first<T, V, WMAX, EXACT, SEQ, ACCESS>,
-                p.batch * channels * chunks * (SEQ ? kThreads : 32), stream, p);
+  return launch_early(forward_channel_first<T, V, WMAX, EXACT, SEQ, ACCESS>,
+                      p.batch * channels * chunks * (SEQ ? kThreads : 32), stream, p);
 }
 
 template <typename T, int WMAX>

@@ -1,6 +1,7 @@
 // Host side of all operators: checks, device, choice of layout, kernel launch.
 #pragma once
 
+#include <atomic>
 #include <initializer_list>
 
 #include "common.cuh"
@@ -19,20 +20,34 @@ cudaError_t launch(void (*kernel)(Parameters...), int64_t threads, cudaStream_t 
   return cudaGetLastError();
 }
 
-// The same for a kernel that calls wait_for_kernel_before(): its blocks may take their places as
-// soon as all of the kernel before it on the stream have theirs, if that calls
-// let_next_kernel_start().
+// Whether the current device has programmatic dependent launch, the machine code is for that (a
+// kernel made of older PTX would not wait), and graphs can capture it. Asked once a device.
+template <typename Kernel>
+bool may_start_early(Kernel* kernel) {
+  constexpr int kDevices = 64;
+  enum : char { kUnknown, kNo, kYes };
+  static std::atomic<char> known[kDevices];
+  int device = 0, driver = 0, runtime = 0;
+  if (cudaGetDevice(&device) != cudaSuccess || device < 0 || device >= kDevices) return false;
+  char answer = known[device].load(std::memory_order_relaxed);
+  if (answer == kUnknown) {
+    cudaFuncAttributes code{};
+    const bool can = cudaDriverGetVersion(&driver) == cudaSuccess && driver >= 12040 &&
+                     cudaRuntimeGetVersion(&runtime) == cudaSuccess && runtime >= 12040 &&
+                     cudaFuncGetAttributes(&code, kernel) == cudaSuccess && code.ptxVersion >= 90;
+    answer = can ? kYes : kNo;
+    known[device].store(answer, std::memory_order_relaxed);
+  }
+  return answer == kYes;
+}
+
+// The same for a kernel that begins with wait_for_kernel_before(): it may be brought to the GPU
+// while the one before it on the stream still runs.
 template <typename... Parameters, typename... Arguments>
-cudaError_t launch_after(void (*kernel)(Parameters...), int64_t threads, cudaStream_t stream,
+cudaError_t launch_early(void (*kernel)(Parameters...), int64_t threads, cudaStream_t stream,
                          const Arguments&... arguments) {
-  // Compute capability 9.0 in device and code, and what graphs' captures need.
-  int driver = 0, runtime = 0;
-  cudaFuncAttributes code{};
-  const bool can = cudaDriverGetVersion(&driver) == cudaSuccess && driver >= 12040 &&
-                   cudaRuntimeGetVersion(&runtime) == cudaSuccess && runtime >= 12040 &&
-                   cudaFuncGetAttributes(&code, kernel) == cudaSuccess && code.ptxVersion >= 90;
   const int64_t blocks = ceil_div(threads, kThreads);
-  if (!can || blocks == 0 || blocks > 0x7fffffff) {
+  if (blocks == 0 || blocks > 0x7fffffff || !may_start_early(kernel)) {
     return launch(kernel, threads, stream, arguments...);
   }
   cudaLaunchAttribute attribute{};

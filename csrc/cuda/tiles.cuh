@@ -10,13 +10,15 @@ namespace causal_conv1d::gpu {
 
 constexpr int kThreads = 128;  // a block, in all fast kernels
 
-// For launch_after(). Without compute capability 9.0 kernels start when those before have ended.
+// Lets the next kernel's blocks take their places once all of this one's have theirs, if that is
+// started by launch_early(); else it follows when this one has ended, as it does on a GPU before
+// compute capability 9.0.
 __device__ __forceinline__ void let_next_kernel_start() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;");
 #endif
 }
-// What that kernel wrote may be read after this.
+// Waits until the kernel before has ended; what it reads and writes may be touched after this.
 __device__ __forceinline__ void wait_for_kernel_before() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");

@@ -62,6 +62,7 @@ __global__ void __launch_bounds__(kThreads, C == 4 ? 6 : 8) update_token(const U
       p.entries;
   const int64_t d0 = column * C;
   if (b0 >= p.batch) return;
+  wait_for_kernel_before();
   const Parameters<WMAX, C> parameters(p, d0);
   T* state[kEntries];
   Pack<T, S * C> old[kEntries];  // [channel][input], or [input][channel] if DIM_FASTEST
@@ -208,8 +209,8 @@ bool launch_token(const UpdateParams& params, UpdateArgs<T>& p, cudaStream_t str
   // Several entries a thread share its weights, where there are enough for every thread.
   const int64_t threads = p.batch * (p.dim / C);
   p.entries = threads >= (1 << 18) ? kEntries : 1;
-  *e = launch(update_token<T, C, S, DIM_FASTEST>, ceil_div(p.batch, p.entries) * (p.dim / C),
-              stream, p);
+  *e = launch_early(update_token<T, C, S, DIM_FASTEST>, ceil_div(p.batch, p.entries) * (p.dim / C),
+                    stream, p);
   return true;
 }
 
