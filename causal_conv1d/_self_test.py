@@ -2,10 +2,10 @@
 
 A kernel that is missing ("no kernel image"), was compiled wrongly or is not meant for the GPU then
 gives one warning, and plain torch operations take its place on that GPU. Each operator is tested
-with each dtype and layout of x when it is first called so, by the kernel that such a call takes, on
-a few numbers that one copy takes there and one copy back; no kernel of torch is started there.
-Calls after it pay nothing: the C++ operators look at one bit. ``CAUSAL_CONV1D_SELF_TEST=0``
-switches it off.
+with each dtype and layout of x when it is first called so, at width 4 and with aligned rows, as
+most calls have: the kernel that is loaded for the test is then the one that the call needs. One
+copy takes a few numbers there and one brings them back; no kernel of torch is started. Calls after
+it pay nothing: the C++ operators look at one bit. ``CAUSAL_CONV1D_SELF_TEST=0`` switches it off.
 """
 
 from __future__ import annotations
