@@ -389,9 +389,9 @@ __global__ void __launch_bounds__(kThreads,
   // A tile at or before takes_states has steps that take initial_states. Those from first_plain to
   // last_plain are inside and take no states.
   int takes_states, first_plain, last_plain;
-  bool states, dfinal;
+  bool dfinal;
   auto set_limits = [&] {
-    states = p.initial_states.given() && s.lo >= 0;
+    const bool states = p.initial_states.given() && s.lo >= 0;
     dfinal = p.dfinal_states.given() && s.end > s.hi - (p.width - 1);
     takes_states = states ? s.lo : -1;
     first_plain = s.lo + states;
