@@ -73,15 +73,20 @@ def _strides(shape: tuple[int, ...], layout: str) -> tuple[int, ...]:
     return tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
 
 
+def _room(shape: tuple[int, ...]) -> int:
+    """Elements from one tensor's beginning to the next's: aligned to what the kernels load."""
+    return -(-math.prod(shape) // 8) * 8
+
+
 def _buffer(operator: str, dtype: torch.dtype) -> torch.Tensor:
     """The numbers of all tensors of a call, one after the other; NaN in what is only written."""
     numbers = []
     for position, shape in enumerate(_CALLS[operator]):
         if isinstance(shape, tuple):
-            size = math.prod(shape)
+            size = _room(shape)
             is_output = position in WRITTEN[operator] and shape != _CONV_STATE
             some = [math.nan] if is_output else _NUMBERS[position:] + _NUMBERS[:position]
-            numbers += (some * (size // len(some) + 1))[: -(-size // 8) * 8]
+            numbers += (some * (size // len(some) + 1))[:size]
     return torch.tensor(numbers, dtype=dtype, device="cpu")
 
 
@@ -91,7 +96,7 @@ def _arguments(operator: str, buffer: torch.Tensor, layout: str) -> list:
     for shape in _CALLS[operator]:
         if isinstance(shape, tuple):
             arguments.append(buffer.as_strided(shape, _strides(shape, layout), begin))
-            begin += -(-math.prod(shape) // 8) * 8
+            begin += _room(shape)
         elif isinstance(shape, list):
             arguments.append(torch.tensor(shape, dtype=torch.int32, device="cpu").to(buffer.device))
         else:

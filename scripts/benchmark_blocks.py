@@ -62,6 +62,17 @@ def forward_backward(function, inputs, repeats):
     return forward, milliseconds(both, repeats)
 
 
+def as_row(what, shape, forward, both, first):
+    """Times in ms; first is what the time with backward is told relative to."""
+    return {
+        "what": what,
+        "shape": " x ".join(map(str, shape)),
+        "forward_ms": forward,
+        "forward_backward_ms": both,
+        "relative": both / first,
+    }
+
+
 def blocks(dtype, shapes, repeats):
     import mamba_ssm
     from mamba_ssm.modules import mamba2, mamba_simple
@@ -99,13 +110,7 @@ def blocks(dtype, shapes, repeats):
                 with mock.patch.multiple(module, **replaced) if replaced else nullcontext():
                     forward, both = forward_backward(partial(layer, u), inputs, repeats)
                 fused_time = fused_time or both
-                yield {
-                    "what": f"{kind}, {name}",
-                    "shape": f"{batch} x {seqlen} x {width}",
-                    "forward_ms": forward,
-                    "forward_backward_ms": both,
-                    "relative": both / fused_time,
-                }
+                yield as_row(f"{kind}, {name}", (batch, seqlen, width), forward, both, fused_time)
 
 
 def transformers_blocks(dtype, shapes, repeats):
@@ -157,13 +162,8 @@ def transformers_blocks(dtype, shapes, repeats):
                     partial(layer, u), inputs, 2 if is_loop else repeats
                 )
                 fused_time = fused_time or both
-                yield {
-                    "what": f"transformers {kind}, {name}",
-                    "shape": f"{batch} x {seqlen} x {width}",
-                    "forward_ms": forward,
-                    "forward_backward_ms": both,
-                    "relative": both / fused_time,
-                }
+                what = f"transformers {kind}, {name}"
+                yield as_row(what, (batch, seqlen, width), forward, both, fused_time)
 
 
 def scans(dtype, shapes, repeats):
@@ -199,13 +199,7 @@ def scans(dtype, shapes, repeats):
                 run = partial(selective_scan.selective_scan_bwd, *arguments)
                 both = forward + milliseconds(run, repeats)
             first_time = first_time or both
-            yield {
-                "what": f"scan, {name}",
-                "shape": f"{batch} x {seqlen} x {dim}",
-                "forward_ms": forward,
-                "forward_backward_ms": both,
-                "relative": both / first_time,
-            }
+            yield as_row(f"scan, {name}", (batch, seqlen, dim), forward, both, first_time)
 
 
 def main() -> int:

@@ -41,8 +41,8 @@ bool may_start_early(Kernel* kernel) {
   return answer == kYes;
 }
 
-// The same for a kernel that begins with wait_for_kernel_before(): it may be brought to the GPU
-// while the one before it on the stream still runs.
+// launch() for a kernel that calls wait_for_kernel_before() before it touches memory: it may be
+// brought to the GPU while the one before it on the stream still runs.
 template <typename... Parameters, typename... Arguments>
 cudaError_t launch_early(void (*kernel)(Parameters...), int64_t threads, cudaStream_t stream,
                          const Arguments&... arguments) {
