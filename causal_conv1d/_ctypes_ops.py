@@ -2,7 +2,7 @@
 
 A torch before 2.9 has no stable C ABI for operators to register through; there these functions are
 registered as ``torch.ops.causal_conv1d.*`` instead, with the same schemas and errors. They cost
-some microseconds more a call. With every torch they are what a GPU's self-test calls.
+some microseconds more a call.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ OPERATORS = {
 }
 
 # causal_conv1d_dtype
-_DTYPES = {
+DTYPES = {
     torch.float32: 0,
     torch.float16: 1,
     torch.bfloat16: 2,
@@ -97,7 +97,7 @@ class Packer:
                 *tensor.stride(),
                 *padding,
                 ndim,
-                _DTYPES.get(tensor.dtype, _UNSUPPORTED_DTYPE),
+                DTYPES.get(tensor.dtype, _UNSUPPORTED_DTYPE),
             )
         if self.silu is not None:
             fields.append(bool(args[self.silu]))

@@ -120,13 +120,12 @@ def _refuse_cuda(problem: str) -> None:
 
 
 def _register_ctypes_cuda(kernels: dict) -> None:
-    if self_test is None:
-        _register(kernels, "CUDA")
-    else:
-        _register({name: self_test.operator(name) for name in OPERATORS}, "CUDA")
+    if self_test is not None:
+        kernels = {name: self_test.checked(name, kernel) for name, kernel in kernels.items()}
+    _register(kernels, "CUDA")
 
 
-def _register_self_test(library: ctypes.CDLL) -> None:
+def _register_replacements(library: ctypes.CDLL) -> None:
     """The operators that the C++ ones pass calls on to, see ``csrc/torch/register.h``."""
     set_error = library.causal_conv1d_cuda_set_error
 
@@ -141,7 +140,8 @@ def _register_self_test(library: ctypes.CDLL) -> None:
 
     _define(f"python_{schema}" for schema in _schemas.values())
     _register(
-        {f"python_{name}": telling_errors(self_test.operator(name)) for name in OPERATORS}, "CUDA"
+        {f"python_{name}": telling_errors(self_test.replacement(name)) for name in OPERATORS},
+        "CUDA",
     )
 
 
@@ -155,22 +155,13 @@ if cpu.registration == CTYPES:
 cuda = _load_cuda()
 self_test = None  # of the CUDA kernels
 if cuda.problem is None:
-    _kernels = _ctypes_ops.cuda_kernels(cuda.library, _packers)
-    _trust = cuda.library.causal_conv1d_cuda_trust
-    _trust.argtypes, _trust.restype = [ctypes.c_int, ctypes.c_uint32], None
     if _self_test.is_wanted():
-        self_test = _self_test.CheckedKernels(
-            _kernels,
-            _ctypes_ops.cpu_kernels(cpu.library, _packers),
-            _torch_ops.kernels(_ctypes_ops.checks(cpu.library, _packers)),
-            lambda device, bits: _trust(device.index, bits),
-        )
+        _fallback = _torch_ops.kernels(_ctypes_ops.checks(cpu.library, _packers))
+        self_test = _self_test.SelfTest(cuda.library, cpu.library, _fallback)
     if cuda.registration == CTYPES:
-        _register_ctypes_cuda(_kernels)
+        _register_ctypes_cuda(_ctypes_ops.cuda_kernels(cuda.library, _packers))
     elif self_test is not None:
-        _register_self_test(cuda.library)
-    else:
-        _trust(-1, 0xFFFFFFFF)
+        _register_replacements(cuda.library)
 
 
 def _fake(operator: str):

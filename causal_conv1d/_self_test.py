@@ -1,59 +1,23 @@
-"""A GPU's kernels are compared by value with the CPU's at the first call of each on that GPU.
+"""What a GPU's self-test leaves to Python: torch's operations where it finds a kernel wrong.
 
-A kernel that is missing ("no kernel image"), was compiled wrongly or is not meant for the GPU then
-gives one warning, and plain torch operations take its place on that GPU. Each operator is tested
-with each dtype and layout of x when it is first called so, at width 4 and with aligned rows, as
-most calls have: the kernel that is loaded for the test is then the one that the call needs. One
-copy takes a few numbers there and one brings them back; no kernel of torch is started. Calls after
-it pay nothing: the C++ operators look at one bit. ``CAUSAL_CONV1D_SELF_TEST=0`` switches it off.
+At the first call of an operator on a GPU, with an element type and a layout, the library compares a
+small call of that kernel by value with the CPU's, see ``csrc/cuda/self_test.cu``. A kernel that is
+missing ("no kernel image"), was compiled wrongly or is not meant for the GPU then gives one warning
+for the GPU, and plain torch operations take its place. ``CAUSAL_CONV1D_SELF_TEST=0`` switches the
+test off.
 """
 
 from __future__ import annotations
 
-import math
+import ctypes
 import os
-import threading
 import warnings
 
 import torch
 
-LAYOUTS = ("channel-first", "channel-last")
-# Errors relative to the largest value expected: far above what rounding gives, far below what a
-# wrong kernel does. In the order of the C interface's dtypes.
-TOLERANCE = {
-    torch.float32: 1e-4,
-    torch.float16: 1e-2,
-    torch.bfloat16: 5e-2,
-    torch.float64: 1e-9,
-}
+from causal_conv1d._ctypes_ops import DTYPES, OPERATORS
 
-_X, _WEIGHT, _BIAS = (2, 16, 24), (16, 4), (16,)
-_STATES, _CONV_STATE, _TOKEN = (2, 16, 3), (2, 16, 4), (2, 16)
-_BOUNDS = [0, 2, 24]
-# The operators' arguments: shapes of tensors of the dtype tested, a list of int32, others.
-_CALLS = {
-    "forward": (_X, _WEIGHT, _BIAS, None, _STATES, _X, None, True),
-    "backward": (_X, _WEIGHT, _BIAS, _X, None, _STATES, _STATES, _X, _WEIGHT, _BIAS, None, True),
-    "update": (_TOKEN, _CONV_STATE, _WEIGHT, _BIAS, _TOKEN, True, None, None),
-    "varlen_states": ((24, 16), _BOUNDS, _STATES),
-}
-# What they write, by the position of the argument.
-WRITTEN = {
-    "forward": {5: "out"},
-    "backward": {7: "dx", 8: "dweight", 9: "dbias"},
-    "update": {1: "conv_state", 4: "update's out"},
-    "varlen_states": {2: "varlen_states"},
-}
-# All that is tested by itself, and its bit in csrc/torch/register.h. Layouts count where an
-# operator has a kernel for each.
-BITS = {
-    (operator, dtype, layout): 1 << (8 * i + 4 * j + k)
-    for i, operator in enumerate(WRITTEN)
-    for j, layout in enumerate(LAYOUTS)
-    for k, dtype in enumerate(TOLERANCE)
-    if layout == LAYOUTS[0] or operator in ("forward", "backward")
-}
-_NUMBERS = [(i * 37 % 17 - 8) / 8 for i in range(17)]  # which bfloat16 holds exactly
+UNTESTED, RIGHT, WRONG = range(3)  # causal_conv1d_verdict
 
 
 def is_wanted() -> bool:
@@ -61,169 +25,94 @@ def is_wanted() -> bool:
     return os.environ.get("CAUSAL_CONV1D_SELF_TEST", "1").lower() not in ("0", "false", "no", "off")
 
 
-def _key(operator: str, x: torch.Tensor) -> tuple[str, torch.dtype, str]:
-    """What of BITS a call with x needs."""
-    is_last = operator in ("forward", "backward") and x.dim() == 3 and x.stride(1) < x.stride(2)
-    return operator, x.dtype, LAYOUTS[is_last]
+def kernel_number(operator: str, x: torch.Tensor) -> int | None:
+    """The kernel that a call with x needs, as ``csrc/torch/register.h`` counts, or None."""
+    index, dtype = list(OPERATORS).index(operator), DTYPES.get(x.dtype)
+    if dtype is None or not x.dtype.is_floating_point:
+        return None
+    is_last = index < 2 and x.dim() == 3 and x.stride(1) < x.stride(2)
+    return 8 * index + 4 * is_last + dtype
 
 
-def _strides(shape: tuple[int, ...], layout: str) -> tuple[int, ...]:
-    if layout == LAYOUTS[1] and len(shape) == 3:
-        return shape[1] * shape[2], 1, shape[1]
-    return tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
-
-
-def _room(shape: tuple[int, ...]) -> int:
-    """Elements from one tensor's beginning to the next's: aligned to what the kernels load."""
-    return -(-math.prod(shape) // 8) * 8
-
-
-def _buffer(operator: str, dtype: torch.dtype) -> torch.Tensor:
-    """The numbers of all tensors of a call, one after the other; NaN in what is only written."""
-    numbers = []
-    for position, shape in enumerate(_CALLS[operator]):
-        if isinstance(shape, tuple):
-            size = _room(shape)
-            is_output = position in WRITTEN[operator] and shape != _CONV_STATE
-            some = [math.nan] if is_output else _NUMBERS[position:] + _NUMBERS[:position]
-            numbers += (some * (size // len(some) + 1))[:size]
-    return torch.tensor(numbers, dtype=dtype, device="cpu")
-
-
-def _arguments(operator: str, buffer: torch.Tensor, layout: str) -> list:
-    """A call's arguments, whose tensors are parts of the buffer."""
-    arguments, begin = [], 0
-    for shape in _CALLS[operator]:
-        if isinstance(shape, tuple):
-            arguments.append(buffer.as_strided(shape, _strides(shape, layout), begin))
-            begin += _room(shape)
-        elif isinstance(shape, list):
-            arguments.append(torch.tensor(shape, dtype=torch.int32, device="cpu").to(buffer.device))
-        else:
-            arguments.append(shape)
-    return arguments
-
-
-def find_problem(
-    kernel, expected, operator: str, dtype: torch.dtype, layout: str, device: torch.device
-) -> str | None:
-    """What is wrong with an operator on a device, in one sentence, or None.
+class SelfTest:
+    """The self-test of a library's CUDA kernels.
 
     Args:
-        kernel: the operator as :mod:`causal_conv1d._ctypes_ops` gives it.
-        expected: the same on the CPU.
-        operator: its name.
-        dtype: of all tensors but indices.
-        layout: of x and all other tensors of three dimensions, one of LAYOUTS.
-        device: where to run the kernel; synchronised with once, at the end.
-    """
-    buffer = _buffer(operator, dtype)
-    on_device = buffer.to(device, copy=True)
-    try:
-        kernel(*_arguments(operator, on_device, layout))
-    except RuntimeError as error:
-        if isinstance(error, torch.cuda.OutOfMemoryError):
-            raise
-        return str(error)
-    wanted = _arguments(operator, buffer, layout)
-    expected(*wanted)
-    found = _arguments(operator, on_device.cpu(), layout)
-    for position, name in WRITTEN[operator].items():
-        want, got = wanted[position], found[position]
-        error = ((got - want).abs().max() / want.abs().max()).item()
-        if not error <= TOLERANCE[dtype]:
-            return (
-                f"{name} in {str(dtype).removeprefix('torch.')}, {layout}, is wrong by "
-                f"{error:.2g} of its largest value"
-            )
-    return None
-
-
-class CheckedKernels:
-    """A library's CUDA kernels, with torch's operations in their place where they fail.
-
-    Args:
-        kernels: the operators by name.
-        expected: the same on the CPU, to compare with.
-        fallback: the same in plain torch.
-        trust: called with a device and the bits of the kernels that have been found right there.
+        cuda: the library.
+        cpu: the library of the CPU kernels, which are compared with.
+        fallback: the operators in plain torch by name.
     """
 
-    def __init__(self, kernels: dict, expected: dict, fallback: dict, trust):
-        self.kernels, self.expected, self.fallback = kernels, expected, fallback
-        self.trust = trust
-        # By device, of those of BITS that have been tested there.
-        self.problems: dict[torch.device, dict[tuple[str, torch.dtype, str], str | None]] = {}
-        self.lock = threading.Lock()
+    def __init__(self, cuda: ctypes.CDLL, cpu: ctypes.CDLL, fallback: dict):
+        self.fallback = fallback
+        self.verdict = cuda.causal_conv1d_cuda_verdict
+        self.verdict.argtypes = [ctypes.c_int, ctypes.c_int]
+        self.run = cuda.causal_conv1d_cuda_self_test
+        self.run.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p]
+        cuda.causal_conv1d_cuda_self_test_size.restype = ctypes.c_int64
+        self.size = cuda.causal_conv1d_cuda_self_test_size()
+        self.text = cuda.causal_conv1d_cuda_problem
+        self.text.argtypes, self.text.restype = [ctypes.c_int], ctypes.c_char_p
+        functions = [getattr(cpu, f"causal_conv1d_cpu_{name}") for name in OPERATORS]
+        addresses = [ctypes.cast(function, ctypes.c_void_p) for function in functions]
+        cuda.causal_conv1d_cuda_set_expected((ctypes.c_void_p * len(addresses))(*addresses))
+        self.warned: set[torch.device] = set()
 
     def problem(self, device: torch.device) -> str | None:
         """What is wrong with a device's kernels, of those tested."""
-        found = [p for p in self.problems.get(device, {}).values() if p is not None]
-        return found[0] if found else None
+        return self.text(device.index).decode(errors="replace") or None
 
-    def operator(self, name: str):
-        """The operator that tests itself at the first call on a device with a dtype and layout."""
-        kernel, fallback = self.kernels[name], self.fallback[name]
+    def replacement(self, operator: str):
+        """The operator in plain torch, which warns at its first call on a device."""
+        function = self.fallback[operator]
+
+        def replace(*args):
+            self.warn(args[0].device)
+            function(*args)
+
+        return replace
+
+    def checked(self, operator: str, kernel):
+        """The kernel or, where it is wrong, its replacement."""
+        replacement = self.replacement(operator)
 
         def run(*args):
-            device, key = args[0].device, _key(name, args[0])
-            problems = self.problems.get(device, {})
-            if key not in problems and key in BITS:
-                self.check(device, key)
-                problems = self.problems.get(device, {})
-            if problems.get(key) is None:
-                kernel(*args)
+            if self.find_verdict(operator, args[0]) == WRONG:
+                replacement(*args)
             else:
-                fallback(*args)
+                kernel(*args)
 
         return run
 
-    def check(self, device: torch.device, key: tuple[str, torch.dtype, str]) -> None:
-        """Tests, unless a CUDA graph is being captured; then a later call does."""
-        if device.type != "cuda":
-            return  # x alone is on the CPU, which the kernel refuses
-        with torch.cuda.device(device):
-            if torch.cuda.is_current_stream_capturing():
-                return
-            sync_mode = torch.cuda.get_sync_debug_mode()
-            if sync_mode != 0:  # setting it gives a warning of torch's own
-                torch.cuda.set_sync_debug_mode("default")
+    def find_verdict(self, operator: str, x: torch.Tensor) -> int:
+        number, index = kernel_number(operator, x), x.device.index
+        if number is None or x.device.type != "cuda":
+            return UNTESTED  # whatever runs will refuse x
+        verdict = self.verdict(number, index)
+        if verdict == UNTESTED:
             try:
-                self.test(device, key)
+                memory = torch.empty(self.size, dtype=torch.uint8, device=x.device)
             except torch.cuda.OutOfMemoryError:
-                return  # says nothing about the kernels; the next call tries again
-            finally:
-                if sync_mode != 0:
-                    torch.cuda.set_sync_debug_mode(sync_mode)
+                return UNTESTED  # a later call tests
+            stream = torch._C._cuda_getCurrentRawStream(index)
+            verdict = self.run(number, index, stream, memory.data_ptr())
+        return verdict
 
-    def test(self, device: torch.device, key: tuple[str, torch.dtype, str]) -> None:
-        """Tests what has not been tested; warns if it is the first on the device to fail."""
-        with self.lock:
-            problems = self.problems.setdefault(device, {})
-            if key in problems:
-                return
-            kernel, expected = self.kernels[key[0]], self.expected[key[0]]
-            with torch.inference_mode():
-                problem = find_problem(kernel, expected, *key, device)
-            is_first = self.problem(device) is None
-            problems[key] = problem
-            if problem is None:
-                self.trust(
-                    device, sum(BITS[right] for right in problems if problems[right] is None)
-                )
-        if problem is not None and is_first:
-            warnings.warn(
-                f"causal_conv1d: the CUDA kernels fail their self-test on {_describe(device)}, so "
-                f"plain torch operations, which are slower, take their place there: {problem}. "
-                f"'python -m causal_conv1d' tells which GPUs the library has code for; a build on "
-                f"this machine adds this one. CAUSAL_CONV1D_SELF_TEST=0 switches the test off.",
-                RuntimeWarning,
-                stacklevel=2,
-            )
+    def warn(self, device: torch.device) -> None:
+        if device in self.warned:
+            return
+        self.warned.add(device)
+        warnings.warn(
+            f"causal_conv1d: the CUDA kernels fail their self-test on {_describe(device)}, so "
+            f"plain torch operations, which are slower, take their place there: "
+            f"{self.problem(device)}. 'python -m causal_conv1d' tells which GPUs the library has "
+            f"code for; a build on this machine adds this one. CAUSAL_CONV1D_SELF_TEST=0 switches "
+            f"the test off.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
 
 
 def _describe(device: torch.device) -> str:
-    if device.type != "cuda":
-        return str(device)
     p = torch.cuda.get_device_properties(device)
     return f"{device} ({p.name}, compute capability {p.major}.{p.minor})"

@@ -5,7 +5,6 @@
 #include <cstring>
 
 namespace causal_conv1d {
-namespace {
 
 const char* dtype_name(int32_t dtype) {
   switch (dtype) {
@@ -18,6 +17,8 @@ const char* dtype_name(int32_t dtype) {
     default: return "an unsupported dtype";
   }
 }
+
+namespace {
 
 bool is_float(int32_t dtype) {
   return dtype >= CAUSAL_CONV1D_FLOAT32 && dtype <= CAUSAL_CONV1D_FLOAT64;

@@ -12,6 +12,8 @@ using BackwardParams = causal_conv1d_backward_params;
 using UpdateParams = causal_conv1d_update_params;
 using VarlenStatesParams = causal_conv1d_varlen_states_params;
 
+const char* dtype_name(int32_t dtype);
+
 inline bool given(const Tensor& t) { return t.ndim != 0; }
 
 Status ok();

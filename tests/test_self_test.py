@@ -1,9 +1,13 @@
 """Kernels that fail on a GPU are found at the first call there, and torch takes their place.
 
-On the CPU the parts are tested, with broken kernels put in the place of CUDA's; with --device cuda
-the whole, by the public functions.
+What the test compares is in tests/cpp/self_test_test.cpp.
 """
 
+import ctypes
+import os
+import re
+import subprocess
+import sys
 import types
 import warnings
 
@@ -21,97 +25,31 @@ from causal_conv1d import (
     causal_conv1d_update,
     causal_conv1d_varlen_states,
 )
+from causal_conv1d._ctypes_ops import OPERATORS
 from causal_conv1d.reference import causal_conv1d_ref, causal_conv1d_update_ref
 
 NO_IMAGE = "causal_conv1d_fn: no kernel image is available for execution on the device"
-WRITTEN = _self_test.WRITTEN
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-ALL_DTYPES = (*DTYPES, torch.float64)
-FORWARD = ("forward", torch.float32, "channel-first")
-
-
-def right_kernels():
-    return {name: getattr(ops, name) for name in WRITTEN}
-
-
-def refuse(*args):
-    raise RuntimeError(NO_IMAGE)
-
-
-def packers():
-    schemas = _ctypes_ops.schemas(_library.cpu.library)
-    return {name: _ctypes_ops.Packer(name, schema) for name, schema in schemas.items()}
-
-
-def expected_kernels():
-    return _ctypes_ops.cpu_kernels(_library.cpu.library, packers())
 
 
 def fallback():
-    return _torch_ops.kernels(_ctypes_ops.checks(_library.cpu.library, packers()))
+    schemas = _ctypes_ops.schemas(_library.cpu.library)
+    packers = {name: _ctypes_ops.Packer(name, schema) for name, schema in schemas.items()}
+    return _torch_ops.kernels(_ctypes_ops.checks(_library.cpu.library, packers))
 
 
-def find_problem(kernel, name, dtype, layout, device):
-    expected = expected_kernels()[name]
-    return _self_test.find_problem(kernel, expected, name, dtype, layout, torch.device(device, 0))
-
-
-# --------------------------------------------------------------------------------- what is found
-
-
-by_dtype = pytest.mark.parametrize("dtype", ALL_DTYPES, ids=dtype_id)
-by_layout = pytest.mark.parametrize("layout", _self_test.LAYOUTS)
-by_name = pytest.mark.parametrize("name", WRITTEN)
-
-
-@by_dtype
-@by_layout
-@by_name
-def test_right_kernels_have_no_problem(name, layout, dtype, device):
-    def kernel(*args):
-        assert _self_test._key(name, args[0]) in (
-            (name, dtype, layout),
-            (name, dtype, "channel-first"),
-        )
-        right_kernels()[name](*args)
-
-    assert find_problem(kernel, name, dtype, layout, device) is None
-
-
-@by_dtype
-@by_layout
-@pytest.mark.parametrize(
-    ("name", "position"), [(name, i) for name in WRITTEN for i in WRITTEN[name]]
-)
-@pytest.mark.parametrize("end", (0, -1), ids=("first", "last"))
-def test_one_wrong_element_is_found(end, name, position, layout, dtype, device):
-    def wrong(*args):
-        right_kernels()[name](*args)
-        args[position][(end,) * args[position].dim()].add_(1)
-
-    problem = find_problem(wrong, name, dtype, layout, device)
-    assert problem is not None and problem.startswith(WRITTEN[name][position])
-    assert dtype_id(dtype) in problem and layout in problem
-
-
-@by_layout
-@by_name
-def test_a_kernel_that_does_nothing_is_found(name, layout, device):
-    assert "wrong" in find_problem(lambda *args: None, name, torch.float32, layout, device)
-
-
-@by_name
-def test_the_error_of_a_missing_kernel_is_told(name, device):
-    assert find_problem(refuse, name, torch.float32, "channel-last", device) == NO_IMAGE
-
-
-def test_bits_are_those_of_the_c_interface():
+@pytest.mark.parametrize("dtype", (*DTYPES, torch.float64), ids=dtype_id)
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_kernels_are_numbered_as_in_the_c_interface(operator, dtype):
     """8 * operator + 4 * is_channel_last + dtype, as csrc/torch/register.h counts them."""
-    names = list(_ctypes_ops.schemas(_library.cpu.library))
-    for (name, dtype, layout), bit in _self_test.BITS.items():
-        place = 8 * names.index(name) + 4 * (layout == "channel-last")
-        assert bit == 1 << (place + _ctypes_ops._DTYPES[dtype])
-    assert len(_self_test.BITS) == (2 + 2 + 1 + 1) * 4
+    x, index = torch.empty(2, 6, 9, dtype=dtype), list(OPERATORS).index(operator)
+    assert list(_ctypes_ops.schemas(_library.cpu.library)) == list(OPERATORS)
+    number = 8 * index + _ctypes_ops.DTYPES[dtype]
+    assert _self_test.kernel_number(operator, x) == number
+    assert _self_test.kernel_number(operator, x[0]) == number
+    last = number + 4 * (operator in ("forward", "backward"))
+    assert _self_test.kernel_number(operator, x.mT.contiguous().mT) == last
+    assert _self_test.kernel_number(operator, x.int()) is None
 
 
 @pytest.mark.parametrize("value", ("0", "false", "No", "off"))
@@ -120,59 +58,6 @@ def test_it_can_be_switched_off(value, monkeypatch):
     assert _self_test.is_wanted()
     monkeypatch.setenv("CAUSAL_CONV1D_SELF_TEST", value)
     assert not _self_test.is_wanted()
-
-
-class CheckedOnCPU(_self_test.CheckedKernels):
-    check = _self_test.CheckedKernels.test
-
-
-def test_right_kernels_are_trusted_at_the_first_call():
-    case, trusted = make_case((2, 6, 9), 4), []
-    checked = CheckedOnCPU(
-        right_kernels(),
-        expected_kernels(),
-        dict.fromkeys(WRITTEN, refuse),
-        lambda device, bits: trusted.append((device, bits)),
-    )
-    out = torch.empty_like(case.x)
-    for _ in range(2):
-        checked.operator("forward")(case.x, case.weight, None, None, None, out, None, True)
-    assert torch.equal(out, causal_conv1d_fn(case.x, case.weight, activation="silu"))
-    cpu = case.x.device
-    assert trusted == [(cpu, 1)]
-    assert checked.problems == {cpu: {FORWARD: None}}
-    half, last = case.x.half(), case.x.mT.contiguous().mT
-    checked.operator("forward")(half, case.weight, None, None, None, half.clone(), None, True)
-    checked.operator("forward")(last, case.weight, None, None, None, out, None, True)
-    assert trusted == [(cpu, 1), (cpu, 0b11), (cpu, 0b10011)] and checked.problem(cpu) is None
-
-
-def test_torch_takes_the_place_of_broken_kernels_with_one_warning():
-    case, trusted = make_case((2, 6, 9), 4), []
-    kernels = dict.fromkeys(WRITTEN, refuse) | {"update": ops.update}
-    checked = CheckedOnCPU(
-        kernels, expected_kernels(), fallback(), lambda device, bits: trusted.append(bits)
-    )
-    out = torch.empty_like(case.x)
-    arguments = (case.x, case.weight, case.bias, None, None, out, None, True)
-    with pytest.warns(RuntimeWarning, match=f"self-test.*{NO_IMAGE}") as caught:
-        checked.operator("forward")(*arguments)
-    assert len(caught) == 1 and not trusted
-    expected = causal_conv1d_ref(case.x, case.weight, case.bias, activation="silu")
-    assert torch.equal(out, expected)
-    out.fill_(torch.nan)
-    with warnings.catch_warnings():  # of the same call, another dtype and another operator: none
-        warnings.simplefilter("error")
-        checked.operator("forward")(*arguments)
-        assert torch.equal(out, expected)
-        half = torch.empty_like(out, dtype=torch.half)
-        checked.operator("forward")(case.x.half(), *arguments[1:5], half, None, True)
-        state, token = torch.zeros(2, 6, 4), case.x[:, :, 0].contiguous()
-        checked.operator("update")(token, state, case.weight, None, token.clone(), True, None, None)
-    expected = causal_conv1d_ref(case.x.half(), case.weight, case.bias, activation="silu")
-    assert torch.equal(half, expected)
-    assert trusted == [1 << 16]  # update in float32, which is not broken
-    assert checked.problem(case.x.device) == NO_IMAGE
 
 
 # -------------------------------------------------------------------- torch's operations are right
@@ -279,26 +164,63 @@ def test_torchs_operations_refuse_what_the_kernels_refuse(by_torch, device):
 
 
 @pytest.fixture
-def untested(cuda):
-    """cuda:0 as it is before the first call, and afterwards as it was."""
+def gpu(cuda):
+    """cuda:0 with no kernel tested, and afterwards as it was."""
     if _library.self_test is None:
         pytest.skip("CAUSAL_CONV1D_SELF_TEST switches the self-test off")
     gpu = torch.device("cuda", 0)
-    problems, trust = _library.self_test.problems, _library.self_test.trust
-    before = problems.pop(gpu, {})
-    assert all(problem is None for problem in before.values())
-    trust(gpu, 0)
+    verdicts = {number: _library.self_test.verdict(number, 0) for number in range(32)}
+    assert _self_test.WRONG not in verdicts.values()
+    set_verdicts()
     yield gpu
-    problems[gpu] = before
-    trust(gpu, sum(_self_test.BITS[key] for key in before))
+    set_verdicts(right=[number for number in verdicts if verdicts[number] == _self_test.RIGHT])
+    _library.self_test.warned.discard(gpu)
+
+
+def set_verdicts(right=(), wrong=(), problem=""):
+    bits = [sum(1 << number for number in numbers) for numbers in (right, wrong)]
+    function = _library.cuda.library.causal_conv1d_cuda_set_verdicts
+    function.argtypes = [ctypes.c_int, ctypes.c_uint32, ctypes.c_uint32, ctypes.c_char_p]
+    function.restype = None
+    function(0, *bits, problem.encode())
+
+
+def tested():
+    """The numbers of the kernels that have been found right, and wrong, on cuda:0."""
+    verdicts = [_library.self_test.verdict(number, 0) for number in range(32)]
+    return [
+        {number for number in range(32) if verdicts[number] == verdict}
+        for verdict in (_self_test.RIGHT, _self_test.WRONG)
+    ]
+
+
+def number(operator, dtype, is_channel_last=False):
+    return 8 * list(OPERATORS).index(operator) + 4 * is_channel_last + _ctypes_ops.DTYPES[dtype]
+
+
+FORWARD = 0  # in float32, channel-first
 
 
 @pytest.fixture
-def broken(untested, monkeypatch):
-    """cuda:0 as it is before the first call, with kernels that fail."""
-    for name in WRITTEN:
-        monkeypatch.setitem(_library.self_test.kernels, name, refuse)
-    return untested
+def broken(gpu):
+    """cuda:0 with kernels that have been found wrong."""
+    set_verdicts(wrong=range(32), problem=NO_IMAGE)
+    return gpu
+
+
+@pytest.fixture
+def wrong_expectations(gpu):
+    """cuda:0, whose kernels will be compared with functions that write nothing."""
+    set_expected = _library.cuda.library.causal_conv1d_cuda_set_expected
+    array = ctypes.c_void_p * len(OPERATORS)
+
+    def addresses(prefix):
+        functions = [getattr(_library.cpu.library, prefix + name) for name in OPERATORS]
+        return array(*(ctypes.cast(function, ctypes.c_void_p) for function in functions))
+
+    set_expected(addresses("causal_conv1d_check_"))
+    yield gpu
+    set_expected(addresses("causal_conv1d_cpu_"))
 
 
 def loss(x, weight, bias, states):
@@ -308,58 +230,133 @@ def loss(x, weight, bias, states):
     return (out + 1).square().sum() + final_states.square().sum()
 
 
-def test_the_first_call_tests_the_kernels(untested):
-    problems = _library.self_test.problems
-    case = make_case((2, 6, 9), 4, device=untested)
-    with pytest.raises(RuntimeError, match=r"^causal_conv1d_fn: weight must be"):
-        causal_conv1d_fn(case.x, case.weight[:3])
-    assert problems[untested] == {FORWARD: None}
-    out = causal_conv1d_fn(case.x, case.weight, case.bias, activation="silu")
-    assert_is_reference(out, case)
-    half = case.x.half().mT.contiguous().mT
-    causal_conv1d_fn(half, case.weight)
-    causal_conv1d_update(case.x[:, :, 0], torch.zeros(2, 6, 4, device=untested), case.weight)
-    tested = (
-        FORWARD,
-        ("forward", torch.half, "channel-last"),
-        ("update", torch.float32, "channel-first"),
-    )
-    assert problems[untested] == dict.fromkeys(tested)
-    with pytest.MonkeyPatch.context() as patch:  # the C++ operators do without Python from now on
-        patch.setattr(_self_test, "_key", refuse)
-        if _library.cuda.registration == _library.STABLE_ABI:
-            assert_is_reference(
-                causal_conv1d_fn(case.x, case.weight, case.bias, activation="silu"), case
-            )
-            causal_conv1d_fn(half, case.weight)
-
-
 def assert_is_reference(out, case):
     expected = causal_conv1d_ref(case.x, case.weight, case.bias, activation="silu")
     torch.testing.assert_close(out, expected)
 
 
-def test_a_call_within_a_graph_capture_leaves_the_test_to_a_later_one(untested):
-    problems = _library.self_test.problems
-    case = make_case((2, 6, 9), 4, device=untested)
+def test_the_first_call_of_a_kernel_tests_it(gpu):
+    case = make_case((2, 6, 9), 4, device=gpu)
+    with pytest.raises(RuntimeError, match=r"^causal_conv1d_fn: weight must be"):
+        causal_conv1d_fn(case.x, case.weight[:3])
+    assert tested() == [{FORWARD}, set()]
+    out = causal_conv1d_fn(case.x, case.weight, case.bias, activation="silu")
+    assert_is_reference(out, case)
+    half = case.x.half().mT.contiguous().mT
+    causal_conv1d_fn(half, case.weight)
+    causal_conv1d_update(case.x[:, :, 0], torch.zeros(2, 6, 4, device=gpu), case.weight)
+    update = number("update", torch.float32)
+    assert tested() == [{FORWARD, number("forward", torch.half, True), update}, set()]
+
+
+@pytest.mark.parametrize("dtype", (*DTYPES, torch.float64), ids=dtype_id)
+def test_all_kernels_pass(dtype, gpu):
+    for layout in (False, True):
+        x = randn(2, 9, 6, dtype=dtype, device=gpu).mT
+        x = (x if layout else x.contiguous()).requires_grad_()
+        weight = randn(6, 4, dtype=dtype, device=gpu)
+        causal_conv1d_fn(x, weight).sum().backward()
+        token = x[:, :, 0].detach().contiguous()
+        causal_conv1d_update(token, torch.zeros(2, 6, 4, dtype=dtype, device=gpu), weight)
+        causal_conv1d_varlen_states(x[0].detach().mT, index([0, 2, 9], gpu), 4)
+    both = {number(name, dtype, last) for name in ("forward", "backward") for last in (False, True)}
+    assert tested() == [both | {number(name, dtype) for name in ("update", "varlen_states")}, set()]
+
+
+@pytest.mark.parametrize("dtype", (*DTYPES, torch.float64), ids=dtype_id)
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_a_difference_is_found(operator, dtype, wrong_expectations):
+    gpu = wrong_expectations
+    memory = torch.empty(_library.self_test.size, dtype=torch.uint8, device=gpu)
+    stream = torch.cuda.current_stream(gpu).cuda_stream
+    for last in (True, False) if operator in ("forward", "backward") else (False,):
+        set_verdicts()
+        kernel = number(operator, dtype, last)
+        assert _library.self_test.run(kernel, 0, stream, memory.data_ptr()) == _self_test.WRONG
+        assert tested() == [set(), {kernel}]
+        layout = "channel-last" if last else "channel-first"
+        name = {"forward": "out", "backward": "dx", "update": "update's out"}.get(
+            operator, operator
+        )
+        problem = _library.self_test.problem(gpu)
+        assert problem.startswith(f"{name} in {dtype_id(dtype)}, {layout}, is wrong by ")
+
+
+def test_a_wrong_kernel_is_replaced_and_right_ones_are_used(wrong_expectations):
+    gpu = wrong_expectations
+    set_verdicts(right=[number("update", torch.float32)])
+    case = make_case((2, 6, 9), 4, device=gpu)
+    with pytest.warns(RuntimeWarning, match=r"self-test on cuda:0 .*: out in float32, channel"):
+        out = causal_conv1d_fn(case.x, case.weight, case.bias, activation="silu")
+    assert_is_reference(out, case)
+    with warnings.catch_warnings():  # one a GPU
+        warnings.simplefilter("error")
+        causal_conv1d_fn(case.x.half(), case.weight, case.bias)
+        causal_conv1d_update(case.x[:, :, 0], torch.zeros(2, 6, 4, device=gpu), case.weight)
+    expected = {FORWARD, number("forward", torch.half)}
+    assert tested() == [{number("update", torch.float32)}, expected]
+
+
+MISSING_KERNEL = """
+import warnings, torch, causal_conv1d
+x, weight = torch.ones(2, 6, 9).cuda(), torch.ones(6, 4).cuda()
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    try:
+        causal_conv1d.causal_conv1d_fn(x, weight)
+    except Exception as error:  # torch's operations have no code either
+        print(type(error).__name__)
+print(*(str(w.message) for w in caught if "self-test" in str(w.message)))
+"""
+
+
+def test_a_missing_kernel_is_found(gpu):
+    """The driver is told to use no machine code and to compile no PTX, which leaves nothing."""
+    environment = dict(os.environ, CUDA_FORCE_PTX_JIT="1", CUDA_DISABLE_PTX_JIT="1")
+    environment.pop("CAUSAL_CONV1D_SELF_TEST", None)
+    result = subprocess.run(
+        [sys.executable, "-P", "-c", MISSING_KERNEL],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    assert re.search("fail their self-test on cuda:0 .*: causal_conv1d_fn: CUDA: ", result.stdout)
+
+
+def test_a_call_within_a_graph_capture_leaves_the_test_to_a_later_one(gpu):
+    case = make_case((2, 6, 9), 4, device=gpu)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         out = causal_conv1d_fn(case.x, case.weight, case.bias, activation="silu")
-    assert untested not in problems
+    assert tested() == [set(), set()]
     graph.replay()
     assert_is_reference(out, case)
     causal_conv1d_fn(case.x, case.weight)
-    assert problems[untested] == {FORWARD: None}
+    assert tested() == [{FORWARD}, set()]
 
 
-def test_the_test_may_synchronise_where_calls_may_not(untested):
+def test_the_test_may_run_while_another_stream_is_captured(gpu):
+    x, weight = torch.ones(2, 6, 9, device=gpu), torch.ones(6, 4, device=gpu)
+    graph, capturing, others = torch.cuda.CUDAGraph(), torch.cuda.Stream(), torch.cuda.Stream()
+    others.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.graph(graph, stream=capturing):
+        y = x * 2
+        with torch.cuda.stream(others):
+            out = causal_conv1d_fn(x, weight)
+    assert tested() == [{FORWARD}, set()]
+    graph.replay()
+    torch.cuda.synchronize()
+    assert torch.equal(y, x * 2) and torch.equal(out, causal_conv1d_fn(x, weight))
+
+
+def test_the_test_may_synchronise_where_calls_may_not(gpu):
     torch.cuda.set_sync_debug_mode("error")
     try:
-        causal_conv1d_fn(torch.ones(2, 6, 9, device=untested), torch.ones(6, 4, device=untested))
-        assert torch.cuda.get_sync_debug_mode() == 2
+        causal_conv1d_fn(torch.ones(2, 6, 9, device=gpu), torch.ones(6, 4, device=gpu))
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert _library.self_test.problems[untested] == {FORWARD: None}
+    assert tested() == [{FORWARD}, set()]
 
 
 @pytest.mark.parametrize("is_compiled", (False, True), ids=("", "compiled"))

@@ -22,13 +22,31 @@ causal_conv1d_check_update(const causal_conv1d_update_params* params);
 CAUSAL_CONV1D_API causal_conv1d_status
 causal_conv1d_check_varlen_states(const causal_conv1d_varlen_states_params* params);
 
-// Operators that are not trusted on a CUDA device for x's dtype and layout pass the call on to
-// causal_conv1d::python_<operator>, where causal_conv1d/_self_test.py tests the kernels at their
-// first use. At the start none is trusted. Bit 8 * operator + 4 * is_channel_last + dtype is for an
-// operator in the order of the schemas and a causal_conv1d_dtype; forward and backward alone are
-// told to be channel-last, where x steps further in time than over channels. device < 0 stands for
-// all.
-CAUSAL_CONV1D_API void causal_conv1d_cuda_trust(int device, uint32_t bits);
-// What such a call in Python failed with; the C ABI's dispatcher would lose the text.
+// The self-test of csrc/cuda/self_test.cu. A kernel is 8 * operator + 4 * is_channel_last + dtype,
+// for an operator in the order of the schemas and a causal_conv1d_dtype of floats; forward and
+// backward alone are told to be channel-last, where x steps further in time than over channels.
+typedef enum causal_conv1d_verdict {
+  CAUSAL_CONV1D_UNTESTED = 0,
+  CAUSAL_CONV1D_RIGHT = 1,
+  CAUSAL_CONV1D_WRONG = 2
+} causal_conv1d_verdict;
+// The functions causal_conv1d_cpu_<operator>, to compare with. Without them nothing is tested, and
+// every kernel counts as right.
+CAUSAL_CONV1D_API void causal_conv1d_cuda_set_expected(void* const functions[4]);
+CAUSAL_CONV1D_API int causal_conv1d_cuda_verdict(int kernel, int device);
+// Tests an untested kernel, synchronises with the stream, and remembers and returns the verdict. It
+// stays untested while the stream is captured, or without memory.
+CAUSAL_CONV1D_API int causal_conv1d_cuda_self_test(int kernel, int device, void* stream,
+                                                   void* memory);
+// Bytes of memory, on the device and aligned to 16 bytes, that the test needs.
+CAUSAL_CONV1D_API int64_t causal_conv1d_cuda_self_test_size(void);
+// What is wrong with the first kernel that was found wrong on a device; "" if none was.
+CAUSAL_CONV1D_API const char* causal_conv1d_cuda_problem(int device);
+// Sets verdicts, each kernel a bit, and the problem: for tests.
+CAUSAL_CONV1D_API void causal_conv1d_cuda_set_verdicts(int device, uint32_t right, uint32_t wrong,
+                                                       const char* problem);
+
+// Operators that are wrong on a device pass the call on to causal_conv1d::python_<operator>. What
+// that fails with is told here; the C ABI's dispatcher would lose the text.
 CAUSAL_CONV1D_API void causal_conv1d_cuda_set_error(const char* message);
 }

@@ -1,7 +1,6 @@
 // Registers the CUDA kernels with the torch of this process; the schemas are the CPU library's.
 #include "register.h"
 
-#include <atomic>
 #include <stdexcept>
 
 #include "ops.h"
@@ -26,7 +25,7 @@ class Workspace {
     const int64_t stride = 1;
     if (f.aoti_torch_empty_strided(1, &size, &stride, f.uint8, f.cuda, device, &handle_) != 0 ||
         f.aoti_torch_get_data_ptr(handle_, &data_) != 0) {
-      throw std::runtime_error("causal_conv1d_bwd: out of memory for a workspace of " +
+      throw std::runtime_error("causal_conv1d: out of memory for a workspace of " +
                                std::to_string(size) + " bytes");
     }
   }
@@ -42,9 +41,21 @@ class Workspace {
   void* data_ = nullptr;
 };
 
-constexpr int32_t kMaxDevices = 64;
-std::atomic<uint32_t> trusted[kMaxDevices];  // the bits of causal_conv1d_cuda_trust
 thread_local std::string python_error;
+
+// Whether a kernel may be used on a device: until its self-test finds something.
+bool is_usable(int kernel, int32_t device) {
+  int verdict = causal_conv1d_cuda_verdict(kernel, device);
+  if (verdict == CAUSAL_CONV1D_UNTESTED) {
+    try {
+      const Workspace memory(causal_conv1d_cuda_self_test_size(), device);
+      verdict = causal_conv1d_cuda_self_test(kernel, device, current_stream(device), memory.data());
+    } catch (const std::exception&) {  // out of memory: a later call tests
+      return true;
+    }
+  }
+  return verdict != CAUSAL_CONV1D_WRONG;
+}
 
 // Whether the call was passed on to the Python operator of that name, the index-th in the schemas,
 // which then owns the stack.
@@ -55,15 +66,14 @@ bool pass_on(const char* python_operator, int index, StableIValue* stack) {
   if (f.aoti_torch_get_device_index(x, &device) != 0) return false;
   if (f.aoti_torch_get_dtype(x, &torch_dtype) != 0) return false;
   const int32_t dtype = core_dtype(torch_dtype);
-  if (device < 0 || device >= kMaxDevices || dtype > CAUSAL_CONV1D_FLOAT64) return false;
+  if (dtype > CAUSAL_CONV1D_FLOAT64) return false;
   bool channel_last = false;
   int64_t ndim = 0, *strides = nullptr;
   if (index < 2 && f.aoti_torch_get_dim(x, &ndim) == 0 && ndim == 3 &&
       f.aoti_torch_get_strides(x, &strides) == 0) {
     channel_last = strides[1] < strides[2];
   }
-  const uint32_t bits = trusted[device].load(std::memory_order_relaxed);
-  if ((bits >> (8 * index + 4 * channel_last + dtype) & 1) != 0) return false;
+  if (is_usable(8 * index + 4 * channel_last + dtype, device)) return false;
   python_error.clear();
   const Error failed = f.aoti_torch_call_dispatcher(python_operator, "", stack);
   if (!python_error.empty()) throw std::runtime_error(python_error);
@@ -120,13 +130,6 @@ causal_conv1d_status causal_conv1d_register_cuda(void) {
     return ok();
   } catch (const std::exception& e) {
     return error(CAUSAL_CONV1D_RUNTIME_ERROR, "%s", e.what());
-  }
-}
-
-void causal_conv1d_cuda_trust(int device, uint32_t bits) {
-  using namespace causal_conv1d;
-  for (int i = 0; i < torch_abi::kMaxDevices; ++i) {
-    if (device < 0 || device == i) torch_abi::trusted[i] = bits;
   }
 }
 

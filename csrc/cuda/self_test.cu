@@ -1,0 +1,160 @@
+// At the first call of a kernel on a GPU a small call of it is compared by value with the CPU's.
+// One that is missing, was compiled wrongly or is not meant for the GPU is then not used there.
+#include "../self_test.h"
+
+#include <atomic>
+#include <cstdio>
+#include <cstring>
+#include <mutex>
+
+#include "../torch/register.h"
+#include "common.cuh"
+
+namespace causal_conv1d::gpu {
+namespace {
+
+constexpr int kDevices = 64;
+constexpr int64_t kMemory = 64 << 10;  // of the tensors, and of the backward's workspace after them
+constexpr int64_t kWorkspace = 32 << 10;
+
+struct Expected {
+  decltype(&causal_conv1d_cpu_forward) forward;
+  decltype(&causal_conv1d_cpu_backward) backward;
+  decltype(&causal_conv1d_cpu_update) update;
+  decltype(&causal_conv1d_cpu_varlen_states) varlen_states;
+
+  Status operator()(const ForwardParams& p) const { return forward(&p, 1); }
+  Status operator()(const BackwardParams& p) const { return backward(&p, 1); }
+  Status operator()(const UpdateParams& p) const { return update(&p, 1); }
+  Status operator()(const VarlenStatesParams& p) const { return varlen_states(&p, 1); }
+};
+
+struct Tested {
+  int device;
+  void* stream;
+  char* workspace;
+
+  Status operator()(const ForwardParams& p) const {
+    return causal_conv1d_cuda_forward(&p, device, stream);
+  }
+  Status operator()(const BackwardParams& p) const {
+    const int64_t size = causal_conv1d_cuda_backward_workspace_size(&p);
+    if (size > kMemory - kWorkspace) {
+      return error(CAUSAL_CONV1D_RUNTIME_ERROR, "the self-test's workspace is too small");
+    }
+    return causal_conv1d_cuda_backward(&p, device, stream, workspace, size);
+  }
+  Status operator()(const UpdateParams& p) const {
+    return causal_conv1d_cuda_update(&p, device, stream);
+  }
+  Status operator()(const VarlenStatesParams& p) const {
+    return causal_conv1d_cuda_varlen_states(&p, device, stream);
+  }
+};
+
+// Lets this thread make calls that a capture of another stream forbids by default.
+class Uncaptured {
+ public:
+  Uncaptured() { cudaThreadExchangeStreamCaptureMode(&mode_); }
+  ~Uncaptured() { cudaThreadExchangeStreamCaptureMode(&mode_); }
+  Uncaptured(const Uncaptured&) = delete;
+  Uncaptured& operator=(const Uncaptured&) = delete;
+
+ private:
+  cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
+};
+
+// What this process knows of its GPUs.
+Expected expected{};
+std::mutex mutex;
+std::atomic<uint32_t> right[kDevices], wrong[kDevices];  // a bit for each kernel
+char problems[kDevices][sizeof(Status::message)];
+
+// Whether the kernel was tested; problem is then what is wrong, or nothing.
+bool test(int kernel, int device, cudaStream_t stream, char* memory, std::string* problem) {
+  const DeviceGuard guard(device);
+  const Uncaptured uncaptured;
+  cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
+  if (guard.status() != cudaSuccess || cudaStreamIsCapturing(stream, &capture) != cudaSuccess ||
+      capture != cudaStreamCaptureStatusNone) {
+    return false;
+  }
+  const SelfTest self_test(static_cast<SelfTest::Operator>(kernel / 8), kernel % 4,
+                           kernel / 4 % 2 != 0);
+  std::vector<char> found = self_test.inputs(), wanted = found;
+  if (self_test.call(wanted.data(), expected).code != CAUSAL_CONV1D_OK) return false;
+  // An error of work that was on the stream before is not the kernel's.
+  if (cudaMemcpyAsync(memory, found.data(), found.size(), cudaMemcpyHostToDevice, stream) !=
+          cudaSuccess ||
+      cudaStreamSynchronize(stream) != cudaSuccess) {
+    return false;
+  }
+  Status status = self_test.call(memory, Tested{device, stream, memory + kWorkspace});
+  if (status.code == CAUSAL_CONV1D_OK) {
+    cudaError_t e =
+        cudaMemcpyAsync(found.data(), memory, found.size(), cudaMemcpyDeviceToHost, stream);
+    if (e == cudaSuccess) e = cudaStreamSynchronize(stream);
+    status = to_status("the self-test's kernel", e);
+  }
+  if (status.code != CAUSAL_CONV1D_OK) {
+    *problem = status.message;
+    return std::strstr(status.message, "cudaErrorMemoryAllocation") == nullptr;
+  }
+  *problem = self_test.problem(found.data(), wanted.data());
+  return true;
+}
+
+}  // namespace
+}  // namespace causal_conv1d::gpu
+
+using namespace causal_conv1d::gpu;
+
+void causal_conv1d_cuda_set_expected(void* const functions[4]) {
+  expected = {reinterpret_cast<decltype(expected.forward)>(functions[0]),
+              reinterpret_cast<decltype(expected.backward)>(functions[1]),
+              reinterpret_cast<decltype(expected.update)>(functions[2]),
+              reinterpret_cast<decltype(expected.varlen_states)>(functions[3])};
+}
+
+int causal_conv1d_cuda_verdict(int kernel, int device) {
+  if (device < 0 || device >= kDevices || expected.forward == nullptr) return CAUSAL_CONV1D_RIGHT;
+  if (right[device].load(std::memory_order_relaxed) >> kernel & 1) return CAUSAL_CONV1D_RIGHT;
+  return wrong[device].load(std::memory_order_relaxed) >> kernel & 1 ? CAUSAL_CONV1D_WRONG
+                                                                     : CAUSAL_CONV1D_UNTESTED;
+}
+
+int causal_conv1d_cuda_self_test(int kernel, int device, void* stream, void* memory) {
+  const std::lock_guard<std::mutex> lock(mutex);
+  const int known = causal_conv1d_cuda_verdict(kernel, device);
+  if (known != CAUSAL_CONV1D_UNTESTED) return known;
+  std::string problem;
+  if (!test(kernel, device, static_cast<cudaStream_t>(stream), static_cast<char*>(memory),
+            &problem)) {
+    cudaGetLastError();
+    return CAUSAL_CONV1D_UNTESTED;
+  }
+  if (problem.empty()) {
+    right[device] |= 1u << kernel;
+    return CAUSAL_CONV1D_RIGHT;
+  }
+  if (wrong[device] == 0) {
+    std::snprintf(problems[device], sizeof problems[device], "%s", problem.c_str());
+  }
+  wrong[device] |= 1u << kernel;
+  return CAUSAL_CONV1D_WRONG;
+}
+
+int64_t causal_conv1d_cuda_self_test_size() { return kMemory; }
+
+const char* causal_conv1d_cuda_problem(int device) {
+  return device < 0 || device >= kDevices ? "" : problems[device];
+}
+
+void causal_conv1d_cuda_set_verdicts(int device, uint32_t right_kernels, uint32_t wrong_kernels,
+                                     const char* problem) {
+  const std::lock_guard<std::mutex> lock(mutex);
+  if (device < 0 || device >= kDevices) return;
+  right[device] = right_kernels;
+  wrong[device] = wrong_kernels;
+  std::snprintf(problems[device], sizeof problems[device], "%s", problem);
+}
