@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import types
 import warnings
 
@@ -185,7 +186,7 @@ def set_verdicts(right=(), wrong=(), problem=""):
     function(0, *bits, problem.encode())
 
 
-def tested():
+def found():
     """The numbers of the kernels that have been found right, and wrong, on cuda:0."""
     verdicts = [_library.self_test.verdict(number, 0) for number in range(32)]
     return [
@@ -230,8 +231,8 @@ def loss(x, weight, bias, states):
     return (out + 1).square().sum() + final_states.square().sum()
 
 
-def assert_is_reference(out, case):
-    expected = causal_conv1d_ref(case.x, case.weight, case.bias, activation="silu")
+def assert_is_reference(out, case, activation="silu"):
+    expected = causal_conv1d_ref(case.x, case.weight, case.bias, activation=activation)
     torch.testing.assert_close(out, expected)
 
 
@@ -239,14 +240,14 @@ def test_the_first_call_of_a_kernel_tests_it(gpu):
     case = make_case((2, 6, 9), 4, device=gpu)
     with pytest.raises(RuntimeError, match=r"^causal_conv1d_fn: weight must be"):
         causal_conv1d_fn(case.x, case.weight[:3])
-    assert tested() == [{FORWARD}, set()]
+    assert found() == [{FORWARD}, set()]
     out = causal_conv1d_fn(case.x, case.weight, case.bias, activation="silu")
     assert_is_reference(out, case)
     half = case.x.half().mT.contiguous().mT
     causal_conv1d_fn(half, case.weight)
     causal_conv1d_update(case.x[:, :, 0], torch.zeros(2, 6, 4, device=gpu), case.weight)
     update = number("update", torch.float32)
-    assert tested() == [{FORWARD, number("forward", torch.half, True), update}, set()]
+    assert found() == [{FORWARD, number("forward", torch.half, True), update}, set()]
 
 
 @pytest.mark.parametrize("dtype", (*DTYPES, torch.float64), ids=dtype_id)
@@ -260,7 +261,7 @@ def test_all_kernels_pass(dtype, gpu):
         causal_conv1d_update(token, torch.zeros(2, 6, 4, dtype=dtype, device=gpu), weight)
         causal_conv1d_varlen_states(x[0].detach().mT, index([0, 2, 9], gpu), 4)
     both = {number(name, dtype, last) for name in ("forward", "backward") for last in (False, True)}
-    assert tested() == [both | {number(name, dtype) for name in ("update", "varlen_states")}, set()]
+    assert found() == [both | {number(name, dtype) for name in ("update", "varlen_states")}, set()]
 
 
 @pytest.mark.parametrize("dtype", (*DTYPES, torch.float64), ids=dtype_id)
@@ -273,7 +274,7 @@ def test_a_difference_is_found(operator, dtype, wrong_expectations):
         set_verdicts()
         kernel = number(operator, dtype, last)
         assert _library.self_test.run(kernel, 0, stream, memory.data_ptr()) == _self_test.WRONG
-        assert tested() == [set(), {kernel}]
+        assert found() == [set(), {kernel}]
         layout = "channel-last" if last else "channel-first"
         name = {"forward": "out", "backward": "dx", "update": "update's out"}.get(
             operator, operator
@@ -294,7 +295,7 @@ def test_a_wrong_kernel_is_replaced_and_right_ones_are_used(wrong_expectations):
         causal_conv1d_fn(case.x.half(), case.weight, case.bias)
         causal_conv1d_update(case.x[:, :, 0], torch.zeros(2, 6, 4, device=gpu), case.weight)
     expected = {FORWARD, number("forward", torch.half)}
-    assert tested() == [{number("update", torch.float32)}, expected]
+    assert found() == [{number("update", torch.float32)}, expected]
 
 
 MISSING_KERNEL = """
@@ -329,25 +330,38 @@ def test_a_call_within_a_graph_capture_leaves_the_test_to_a_later_one(gpu):
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         out = causal_conv1d_fn(case.x, case.weight, case.bias, activation="silu")
-    assert tested() == [set(), set()]
+    assert found() == [set(), set()]
     graph.replay()
     assert_is_reference(out, case)
     causal_conv1d_fn(case.x, case.weight)
-    assert tested() == [{FORWARD}, set()]
+    assert found() == [{FORWARD}, set()]
 
 
-def test_the_test_may_run_while_another_stream_is_captured(gpu):
+def test_the_test_may_run_while_another_thread_captures(gpu):
     x, weight = torch.ones(2, 6, 9, device=gpu), torch.ones(6, 4, device=gpu)
-    graph, capturing, others = torch.cuda.CUDAGraph(), torch.cuda.Stream(), torch.cuda.Stream()
-    others.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.graph(graph, stream=capturing):
-        y = x * 2
-        with torch.cuda.stream(others):
-            out = causal_conv1d_fn(x, weight)
-    assert tested() == [{FORWARD}, set()]
-    graph.replay()
+    out, graph, errors = torch.empty_like(x), torch.cuda.CUDAGraph(), []
+    stream = torch.cuda.Stream(gpu)
+    with torch.cuda.stream(stream):  # whose part of the memory pool torch cannot begin later
+        kept = torch.empty(1, device=gpu)
+
+    def call():
+        try:
+            with torch.cuda.stream(stream):
+                ops.forward(x, weight, None, None, None, out, None, False)
+        except RuntimeError as error:
+            errors.append(error)
+
     torch.cuda.synchronize()
-    assert torch.equal(y, x * 2) and torch.equal(out, causal_conv1d_fn(x, weight))
+    with torch.cuda.graph(graph):
+        y = x * 2
+        thread = threading.Thread(target=call)
+        thread.start()
+        thread.join()
+    assert not errors and found() == [{FORWARD}, set()]
+    graph.replay()
+    assert_is_reference(out, types.SimpleNamespace(x=x, weight=weight, bias=None), None)
+    assert torch.equal(y, x * 2)
+    del kept
 
 
 def test_the_test_may_synchronise_where_calls_may_not(gpu):
@@ -356,7 +370,7 @@ def test_the_test_may_synchronise_where_calls_may_not(gpu):
         causal_conv1d_fn(torch.ones(2, 6, 9, device=gpu), torch.ones(6, 4, device=gpu))
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert tested() == [{FORWARD}, set()]
+    assert found() == [{FORWARD}, set()]
 
 
 @pytest.mark.parametrize("is_compiled", (False, True), ids=("", "compiled"))

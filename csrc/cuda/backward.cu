@@ -83,16 +83,6 @@ struct BackwardArgs {
     return dfinal_states.given() && j >= 0 ? dfinal_states.load(b, d, j) : Compute<T>(0);
   }
 
-  // How far before its first step row (b, d) begins its tiles. Depends on shapes alone, as the sums
-  // do, and fits rows that lie one after the other.
-  template <Access ACCESS>
-  __device__ __forceinline__ int offset(int64_t b, int64_t d) const {
-    if (ACCESS == Access::kAligned) return 0;
-    const uint32_t rows_before = static_cast<uint32_t>(b * dim + d);
-    const uint32_t steps = static_cast<uint32_t>(seqlen);
-    return steps % kGranule<T> == 0 ? 0 : rows_before * steps % kGranule<T>;
-  }
-
   __device__ __forceinline__ Compute<T>* partial(int64_t part, int k, int64_t d) const {
     return partials + (part * (width + 1) + k) * dim + d;
   }
@@ -328,12 +318,27 @@ __global__ void __launch_bounds__(kThreads,
   RingG dout(&rings_g[threadIdx.x / 32], lane);
   auto top = [&](const Segment& s) { return (s.end - 1) / TILE * TILE; };
   const Segment aligned(index, p.chunk, 0, p.seqlen);
-  auto segment = [&](int64_t b) { return aligned.with(p.template offset<ACCESS>(b, d)); };
+  // How far before its first step a row begins its tiles. It depends on shapes alone, as the sums
+  // do, and fits rows that lie one after the other.
+  const uint32_t seqlen = static_cast<uint32_t>(p.seqlen);
+  const uint32_t batch_steps = static_cast<uint32_t>(p.dim) * seqlen;
+  const uint32_t steps_before = static_cast<uint32_t>(b0) * batch_steps + d * seqlen;
+  auto offset_of = [&](int64_t b) {
+    if (ACCESS == Access::kAligned) return 0;
+    const uint32_t steps = steps_before + static_cast<uint32_t>(b - b0) * batch_steps;
+    return static_cast<int>(steps % kGranule<T>);
+  };
+  auto back = [](const View<T>& v, int steps) {
+    return ACCESS == Access::kStrided ? steps * v.time : steps;
+  };
+  auto segment = [&](int64_t b) { return aligned.with(offset_of(b)); };
   auto matches_row = [&](int64_t b, const Segment& s) {  // at step 0
     return p.matches + b * p.matches_pitch + Matches<V, H>::kBefore + s.origin;
   };
   Matches<V, H> next_same;
 
+  const bool ragged_end =
+      ACCESS == Access::kUnit && (misalignment(p.x_end) != 0 || misalignment(p.dout_end) != 0);
   // The tile that is started next, and how many rows are left with its own.
   int next_base = 0, first_whole = 0, last_whole = 0;
   int rows_left = static_cast<int>(b1 - b0);
@@ -341,10 +346,14 @@ __global__ void __launch_bounds__(kThreads,
   const T* next_x = x.lanes_data(p.x.at(b0, d, aligned.origin), lane);
   const T* next_g = dout.lanes_data(p.dout.at(b0, d, aligned.origin), lane);
   auto next_row = [&] {
-    const int offset = p.template offset<ACCESS>(b1 - rows_left, d);
+    const int offset = offset_of(b1 - rows_left);
     const Segment s = aligned.with(offset);
-    x.row(next_x - offset * p.x.time, p.x.time, s.lo, s.hi);
-    dout.row(next_g - offset * p.dout.time, p.dout.time, s.lo, s.hi);
+    x.row(next_x - back(p.x, offset), p.x.time, s.lo, s.hi);
+    dout.row(next_g - back(p.dout, offset), p.dout.time, s.lo, s.hi);
+    if (ragged_end) {
+      x.look_at_end(p.x_end);
+      dout.look_at_end(p.dout_end);
+    }
     next_x += p.x.batch;
     next_g += p.dout.batch;
     next_base = top(s);
@@ -361,8 +370,8 @@ __global__ void __launch_bounds__(kThreads,
         x.start_whole(slot, next_base);
         dout.start_whole(slot, next_base);
       } else {
-        x.start(slot, next_base, p.x_end);
-        dout.start(slot, next_base, p.dout_end);
+        x.start(slot, next_base);
+        dout.start(slot, next_base);
       }
       next_base -= TILE;
       if (next_base < 0 && --rows_left > 0) next_row();
@@ -373,7 +382,7 @@ __global__ void __launch_bounds__(kThreads,
     next_row();
 #pragma unroll 1
     for (uint32_t i = 0; i < RingX::kStages - 1; ++i) start_next(i);
-    load_warp_parameters<WMAX, EXACT>(p, d, lane, w, bias);
+    WarpParameters<WMAX, EXACT>(p, d, lane).get(p, w, bias);
     if (SEQ && p.matches != nullptr) {
       const Segment s = segment(b0);
       next_same.load(matches_row(b0, s) + top(s) + lane * V);
@@ -402,7 +411,7 @@ __global__ void __launch_bounds__(kThreads,
   };
   if (ACCESS == Access::kAligned) set_limits();
   for (int64_t b = b0; b < b1; ++b) {
-    const int offset = p.template offset<ACCESS>(b, d);
+    const int offset = offset_of(b);
     int shift_x = 0, shift_g = 0;
     if (ACCESS == Access::kUnit) {
       shift_x = (place_x - offset) % kGranule<T>;
@@ -416,7 +425,7 @@ __global__ void __launch_bounds__(kThreads,
       keep(s.hi);
       set_limits();
     }
-    RowWriter<T, V, ACCESS> dx(dx_row - offset * p.dx.time, p.dx.time, max(s.lo, 0), s.end, lane);
+    RowWriter<T, V, ACCESS> dx(dx_row - back(p.dx, offset), p.dx.time, max(s.lo, 0), s.end, lane);
     dx.keep_address();
     dx_row += p.dx.batch;
     const SeqIdx ids = p.seq_idx.from(b, s.origin);
@@ -772,11 +781,14 @@ struct Plan {
         parts = rows > 0 ? ceil_div(batch, rows) * chunks : 0;
       };
       // A block takes all parts of a channel if these are few enough: one, two or four warps a
-      // channel, as many as there need be for so many of them, if each has 8 tiles or more.
+      // channel, as many as there need be for so many of them, and for blocks that are nearly a
+      // multiple of what 132 SMs run at a time, if each has 8 tiles or more.
       const int64_t warps = size == 2 ? 4096 : 8192;
       for (int bits = 0; bits <= 2 && !whole && all > 0; ++bits) {
-        const int64_t most = ceil_div(all, 1 << bits);
-        const bool more = bits < 2 && dim << bits < warps && most >= 16;
+        const int64_t most = ceil_div(all, 1 << bits),
+                      blocks = ceil_div(dim << bits, kThreads / 32);
+        const bool uneven = (528 - blocks % 528) % 528 * 10 > blocks;
+        const bool more = bits < 2 && (dim << bits < warps || uneven) && most >= 16;
         if (more || most > (dim >= 1024 ? 64 : 8)) continue;
         divide(most);
         whole = parts <= 1 << bits;
@@ -813,7 +825,8 @@ cudaError_t launch_fast(BackwardArgs<T>& p, Plan plan, cudaStream_t stream) {
     } else if (plan.access == Access::kAligned && (exact || WMAX == 8)) {
       kernel = backward_channel_first<T, V, WMAX, WMAX == 4, false, Access::kAligned>;
     } else if (plan.access != Access::kStrided) {
-      kernel = backward_channel_first<T, V, WMAX, false, false, kUnit>;
+      kernel = exact ? backward_channel_first<T, V, WMAX, WMAX == 4, false, kUnit>
+                     : backward_channel_first<T, V, WMAX, false, false, kUnit>;
     }
     if (p.matches != nullptr) {
       const cudaError_t e =

@@ -224,7 +224,9 @@ class ChunkIds {
 constexpr int kWarps = kThreads / 32;
 
 template <typename T, int V, int WMAX, bool EXACT, bool SEQ, Access ACCESS>
-__global__ void __launch_bounds__(kThreads, WMAX == 4 ? (EXACT ? 8 : 6 - SEQ) : 4 - SEQ)
+__global__ void __launch_bounds__(kThreads, WMAX == 8
+                                                ? 4 - SEQ
+                                                : (SEQ ? 5 : (ACCESS == Access::kAligned ? 9 : 7)))
     forward_channel_first(const ForwardArgs<T> p) {
   if (kSmallPtx && (ACCESS != Access::kStrided || WMAX > 4)) return;
   constexpr int H = WMAX - 1, TILE = 32 * V;
@@ -268,8 +270,9 @@ __global__ void __launch_bounds__(kThreads, WMAX == 4 ? (EXACT ? 8 : 6 - SEQ) : 
     return 0;
   };
   const int first = EXACT ? 0 : WMAX - p.width;
+  // Before x: registers that its loads fill for nothing would make these wait for them.
+  const WarpParameters<WMAX, EXACT> parameters(p, d, lane);
   float w[WMAX], bias;
-  auto prologue = [&] { load_warp_parameters<WMAX, EXACT>(p, d, lane, w, bias); };
 
   // EDGE: the tile may have steps before the row, or take states. MIXED: it may have several ids.
   auto step = [&](auto edge, auto mixed, int base, const typename Reader::Raw& raw) {
@@ -279,14 +282,17 @@ __global__ void __launch_bounds__(kThreads, WMAX == 4 ? (EXACT ? 8 : 6 - SEQ) : 
     float h[H + V], z[V];
 #pragma unroll
     for (int j = 0; j < H + V; ++j) h[j] = xs.get(WMAX - H + j);
-    if (EDGE && base <= s.lo && (ACCESS == Access::kUnit || states)) {
+    if (EDGE && ACCESS == Access::kUnit && base <= s.lo) {
 #pragma unroll
       for (int j = 0; j < H + V; ++j) h[j] = t - H + j < s.lo ? 0.0f : h[j];
-      if (states) {
+    }
+    if (EDGE && base <= s.lo && states) {
+      const float mine = lane < H ? p.input(b, d, lane - H) : 0.0f;
 #pragma unroll
-        for (int j = 0; j < H + V; ++j) {
-          if (t - H + j < s.lo) h[j] = p.input(b, d, t - H + j - s.lo);
-        }
+      for (int j = 0; j < H + V; ++j) {
+        const int from = t + j - s.lo;  // lane j has x~ at lo - H + j
+        const float before = from_lane(mine, from);
+        if (from < H) h[j] = before;
       }
     }
     [[maybe_unused]] Ids ids(nullptr);
@@ -327,7 +333,7 @@ __global__ void __launch_bounds__(kThreads, WMAX == 4 ? (EXACT ? 8 : 6 - SEQ) : 
     for (int i = 0; i < N; ++i) raw[i] = x.granules(i * TILE);
     const uint32_t mixed = find_mixed();
     if (spare) return;
-    prologue();
+    parameters.get(p, w, bias);
 #pragma unroll
     for (int i = 0; i < N; ++i) {
       if ((mixed >> i & 1) != 0 || (!EXACT && i * TILE >= s.end)) continue;
@@ -357,7 +363,7 @@ __global__ void __launch_bounds__(kThreads, WMAX == 4 ? (EXACT ? 8 : 6 - SEQ) : 
   auto next = x.load(0);
   const uint32_t mixed = find_mixed();
   if (spare) return;
-  prologue();
+  parameters.get(p, w, bias);
 #pragma unroll 1
   for (int base = 0; base < s.end; base += TILE) {
     const auto raw = next;
@@ -409,9 +415,11 @@ cudaError_t launch_channel_last(ForwardArgs<T> p, cudaStream_t stream) {
 }
 
 template <typename T, int V, int WMAX, bool EXACT, bool SEQ, Access ACCESS>
-cudaError_t launch_channel_first(ForwardArgs<T> p, cudaStream_t stream) {
+cudaError_t launch_channel_first(ForwardArgs<T> p, const Tensor& out, cudaStream_t stream) {
   constexpr int TILE = 32 * V;
-  const int64_t tiles = ceil_div(p.seqlen + (ACCESS == Access::kUnit ? kGranule<T> - 1 : 0), TILE);
+  // A row of out that begins within a granule begins its first tile before it.
+  const bool early = ACCESS == Access::kUnit && common_access({&out}, sizeof(T)) == Access::kUnit;
+  const int64_t tiles = ceil_div(p.seqlen + (early ? kGranule<T> - 1 : 0), TILE);
   const int64_t chunks = ceil_div(tiles, kTiles);
   p.chunk = ceil_div(tiles, chunks) * TILE;
   const int64_t channels = SEQ ? ceil_div(p.dim, kWarps) : p.dim;
@@ -433,18 +441,19 @@ cudaError_t launch_fast(const ForwardParams& params, const ForwardArgs<T>& p, cu
     if (access == kAligned && p.seqlen % (16 / size) != 0) access = kUnit;
     // Several sequences and W > 4 are rare enough to do without faster kernels.
     if (access == Access::kStrided || !every || (seq && WMAX == 8)) {
-      return launch_channel_first<T, V, WMAX, false, true, Access::kStrided>(p, stream);
+      return launch_channel_first<T, V, WMAX, false, true, Access::kStrided>(p, params.out, stream);
     }
     if constexpr (WMAX == 4) {
       if (seq && access == kAligned) {
-        return launch_channel_first<T, V, WMAX, false, true, kAligned>(p, stream);
+        return launch_channel_first<T, V, WMAX, false, true, kAligned>(p, params.out, stream);
       }
-      if (seq) return launch_channel_first<T, V, WMAX, false, true, kUnit>(p, stream);
+      if (seq) return launch_channel_first<T, V, WMAX, false, true, kUnit>(p, params.out, stream);
     }
     if (access == kAligned && (exact || WMAX == 8)) {
-      return launch_channel_first<T, V, WMAX, WMAX == 4, false, kAligned>(p, stream);
+      return launch_channel_first<T, V, WMAX, WMAX == 4, false, kAligned>(p, params.out, stream);
     }
-    return launch_channel_first<T, V, WMAX, false, false, kUnit>(p, stream);
+    return exact ? launch_channel_first<T, V, WMAX, WMAX == 4, false, kUnit>(p, params.out, stream)
+                 : launch_channel_first<T, V, WMAX, false, false, kUnit>(p, params.out, stream);
   }
   // A warp's row of 256 bytes, or less where that needs too many registers.
   constexpr int C = WMAX == 8 ? 2 : 8 / size;

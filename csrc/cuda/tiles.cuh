@@ -128,12 +128,14 @@ __device__ __forceinline__ Pack<T, N> load_shared(uint32_t from) {
   return p;
 }
 
-template <int BYTES>
-__device__ __forceinline__ void store_shared_zero(uint32_t to) {
-  if constexpr (BYTES == 4) {
-    asm volatile("st.shared.b32 [%0], %1;" ::"r"(to), "r"(0) : "memory");
+template <typename T>
+__device__ __forceinline__ void store_shared(uint32_t to, T value) {
+  if constexpr (sizeof(T) == 4) {
+    asm volatile("st.shared.b32 [%0], %1;" ::"r"(to), "r"(__float_as_uint(value)) : "memory");
   } else {
-    asm volatile("st.shared.b16 [%0], %1;" ::"r"(to), "h"(short(0)) : "memory");
+    uint16_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    asm volatile("st.shared.b16 [%0], %1;" ::"r"(to), "h"(bits) : "memory");
   }
 }
 
@@ -402,6 +404,7 @@ class TileRing {
   __device__ __forceinline__ void row(const T* data, int64_t stride, int lo, int hi) {
     if (ACCESS == Access::kUnit) shift_ = misalignment(data);
     stride_ = stride;
+    ends_within_ = false;
     lo_ = lo;
     hi_ = hi;
     mine_ = data - shift_;
@@ -430,13 +433,29 @@ class TileRing {
     if (kAfter > 0) copy_async_if(shift_ != 0 && lane_ == 31, to + V * kSize, from + V);
   }
 
-  // The same for any tile. end: the tensor's.
-  __device__ __forceinline__ void start(uint32_t slot, int base, const T* end) const {
+  // The same for any tile.
+  __device__ __forceinline__ void start(uint32_t slot, int base) const {
     const uint32_t to = own_ + slot * kTileBytes;
+    if (ends_within_) {
+#pragma unroll 1
+      for (int i = lane_ - kBefore * G; i < TILE + kAfter * G; i += 32) {
+        const bool inside = base + i >= lo_ + shift_ && base + i < hi_ + shift_;
+        const T value = inside ? mine_[base + i - lane_ * V] : from_compute<T>(0.0f);
+        store_shared(to + (i - lane_ * V) * kSize, value);
+      }
+      return;
+    }
 #pragma unroll
-    for (int i = 0; i < V; i += G) granule(to, base, lane_ * V + i, end);
-    if (lane_ < kBefore) granule(to, base, lane_ * G - kBefore * G, end);
-    if (kAfter > 0 && shift_ != 0 && lane_ == 31) granule(to, base, TILE, end);
+    for (int i = 0; i < V; i += G) granule(to, base, lane_ * V + i);
+    if (lane_ < kBefore) granule(to, base, lane_ * G - kBefore * G);
+    if (kAfter > 0 && shift_ != 0 && lane_ == 31) granule(to, base, TILE);
+  }
+
+  // After row(), with kUnit: where the tensor ends within the row's last granule, that cannot be
+  // read whole.
+  __device__ __forceinline__ void look_at_end(const T* end) {
+    const int whole = (hi_ + shift_) / G * G;
+    ends_within_ = mine_ - lane_ * V + whole + G > end && whole < hi_ + shift_;
   }
 
   // Makes zeros of what shares the granule of the row's first step, in a tile at 0 that has come;
@@ -444,7 +463,7 @@ class TileRing {
   __device__ __forceinline__ void clear_before(uint32_t slot, int place) const {
     if (lane_ >= place % G) return;
     const uint32_t to = own_ - lane_ * V * kSize + slot * kTileBytes;
-    store_shared_zero<kSize>(to + (place / G * G + lane_) * kSize);
+    store_shared(to + (place / G * G + lane_) * kSize, from_compute<T>(0.0f));
   }
 
   // Steps t - HP .. t + V - 1 of the tile in slot, t being the lane's first, where the row is
@@ -466,38 +485,27 @@ class TileRing {
 
  private:
   // The granule at place i of the tile at base; to is the lane's own.
-  __device__ __forceinline__ void granule(uint32_t to, int base, int i, const T* end) const {
+  __device__ __forceinline__ void granule(uint32_t to, int base, int i) const {
     const int t = base + i, relative = i - lane_ * V;
     to += relative * kSize;
     const int count = t + G > lo_ + shift_ ? min(max(hi_ + shift_ - t, 0), G) : 0;
     if constexpr (ACCESS == Access::kAligned) {  // the row ends with its granules
       copy_async_or_zero<16>(count > 0, to, mine_ + base + relative);
-      return;
-    }
-    if constexpr (ACCESS == Access::kUnit) {
-      const T* from = mine_ + base + relative;
-      if (count == 0 || from + G <= end) {
-        copy_async_begin(count * kSize, to, from);
-        return;
-      }
-    }
-    // A granule of which the tensor has but a part, or with strides.
-    uint32_t w[4] = {};
-    constexpr int kUnroll = ACCESS == Access::kStrided ? G : 1;
-#pragma unroll kUnroll
-    for (int j = 0; j < G; ++j) {
-      if (t + j < lo_ + shift_ || t + j >= hi_ + shift_) continue;
-      const T* from =
-          ACCESS == Access::kStrided ? &mine_[(t + j) * stride_] : &mine_[base + relative + j];
-      uint32_t bits = 0;
-      memcpy(&bits, from, sizeof(T));
-      bits <<= j * kSize % 4 * 8;
+    } else if constexpr (ACCESS == Access::kUnit) {
+      copy_async_begin(count * kSize, to, mine_ + base + relative);
+    } else {
+      uint32_t w[4] = {};
 #pragma unroll
-      for (int n = 0; n < 4; ++n) w[n] |= n == j * kSize / 4 ? bits : 0;
+      for (int j = 0; j < G; ++j) {
+        if (t + j < lo_ || t + j >= hi_) continue;
+        uint32_t bits = 0;
+        memcpy(&bits, &mine_[(t + j) * stride_], sizeof(T));
+        w[j * kSize / 4] |= bits << j * kSize % 4 * 8;
+      }
+      asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(w[0]), "r"(w[1]),
+                   "r"(w[2]), "r"(w[3])
+                   : "memory");
     }
-    asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(w[0]), "r"(w[1]),
-                 "r"(w[2]), "r"(w[3])
-                 : "memory");
   }
 
   template <int FIRST, int COUNT>
@@ -513,6 +521,7 @@ class TileRing {
   const T* mine_;
   int64_t stride_;
   int lo_, hi_, lane_, shift_ = 0;  // the row's steps t are shift_ places after granules'
+  bool ends_within_ = false;
 };
 
 // Writes steps [lo, hi) of a row.
@@ -753,22 +762,33 @@ __device__ __forceinline__ float from_lane(float v, int from) {
 }
 
 // The weights of channel d as taps WMAX - W .. WMAX - 1, and its bias or 0, all lanes alike: each
-// lane fetches one weight, and all the bias. EXACT: W is WMAX.
-template <int WMAX, bool EXACT, typename Args>
-__device__ __forceinline__ void load_warp_parameters(const Args& p, int64_t d, int lane,
-                                                     float (&w)[WMAX], float& bias) {
-  const int width = EXACT ? WMAX : p.width;
-  const uint32_t weight_bits = lane < width ? p.weight.bits(d, lane) : 0;
-  const uint32_t bias_bits = p.bias.given() ? p.bias.bits(d) : 0;
-  const float mine = AnyView<float>::convert(weight_bits, p.weight.dtype) * p.scale;
-#pragma unroll
-  for (int k = 0; k < WMAX; ++k) {
-    const int from = k - (WMAX - width);
-    w[k] = __shfl_sync(0xffffffff, mine, max(from, 0));
-    if (from < 0) w[k] = 0.0f;
+// lane fetches one weight, and all the bias. The constructor starts to load them and get()
+// converts. EXACT: W is WMAX.
+template <int WMAX, bool EXACT>
+class WarpParameters {
+ public:
+  template <typename Args>
+  __device__ __forceinline__ WarpParameters(const Args& p, int64_t d, int lane) {
+    if (lane < (EXACT ? WMAX : p.width)) weight_ = p.weight.bits(d, lane);
+    if (p.bias.given()) bias_ = p.bias.bits(d);
   }
-  bias = AnyView<float>::convert(bias_bits, p.bias.dtype) * p.scale;
-}
+
+  template <typename Args>
+  __device__ __forceinline__ void get(const Args& p, float (&w)[WMAX], float& bias) const {
+    const int width = EXACT ? WMAX : p.width;
+    const float mine = AnyView<float>::convert(weight_, p.weight.dtype) * p.scale;
+#pragma unroll
+    for (int k = 0; k < WMAX; ++k) {
+      const int from = k - (WMAX - width);
+      w[k] = __shfl_sync(0xffffffff, mine, max(from, 0));
+      if (from < 0) w[k] = 0.0f;
+    }
+    bias = AnyView<float>::convert(bias_, p.bias.dtype) * p.scale;
+  }
+
+ private:
+  uint32_t weight_ = 0, bias_ = 0;
+};
 
 // What all rows of the tensors allow.
 inline Access common_access(std::initializer_list<const Tensor*> tensors, int size) {
