@@ -781,14 +781,11 @@ struct Plan {
         parts = rows > 0 ? ceil_div(batch, rows) * chunks : 0;
       };
       // A block takes all parts of a channel if these are few enough: one, two or four warps a
-      // channel, as many as there need be for so many of them, and for blocks that are nearly a
-      // multiple of what 132 SMs run at a time, if each has 8 tiles or more.
+      // channel, as many as there need be for so many of them, if each has 8 tiles or more.
       const int64_t warps = size == 2 ? 4096 : 8192;
       for (int bits = 0; bits <= 2 && !whole && all > 0; ++bits) {
-        const int64_t most = ceil_div(all, 1 << bits),
-                      blocks = ceil_div(dim << bits, kThreads / 32);
-        const bool uneven = (528 - blocks % 528) % 528 * 10 > blocks;
-        const bool more = bits < 2 && (dim << bits < warps || uneven) && most >= 16;
+        const int64_t most = ceil_div(all, 1 << bits);
+        const bool more = bits < 2 && dim << bits < warps && most >= 16;
         if (more || most > (dim >= 1024 ? 64 : 8)) continue;
         divide(most);
         whole = parts <= 1 << bits;
@@ -818,8 +815,8 @@ cudaError_t launch_fast(BackwardArgs<T>& p, Plan plan, cudaStream_t stream) {
     constexpr int V = WMAX == 8 || sizeof(T) == 2 ? 8 : 4;
     constexpr Access kUnit = Access::kUnit;
     auto kernel = backward_channel_first<T, V, WMAX, false, true, Access::kStrided>;
-    if (plan.access == Access::kAligned && seq && WMAX == 4) {
-      kernel = backward_channel_first<T, V, WMAX, false, WMAX == 4, Access::kAligned>;
+    if (plan.access == Access::kAligned && seq && exact) {
+      kernel = backward_channel_first<T, V, WMAX, WMAX == 4, WMAX == 4, Access::kAligned>;
     } else if (plan.access != Access::kStrided && seq) {
       kernel = backward_channel_first<T, V, WMAX, false, true, kUnit>;
     } else if (plan.access == Access::kAligned && (exact || WMAX == 8)) {

@@ -128,6 +128,8 @@ __global__ void __launch_bounds__(kThreads, WMAX == 8 ? 4 : (sizeof(T) == 4 ? 6 
   bool plain = count == kChunk && !SEQ;
   // Where a warp has one chunk, it is quick to tell whether that has one id.
   if (SEQ && count == kChunk && p.columns.bits == 5) {
+    // While the ids come, x does as far as L2.
+    for (int u = 0; u < kBurst; ++u) prefetch(x + u * p.x.time);
     const int before = static_cast<int>(min(t0, int64_t(H)));
     plain = one_id(p.seq_idx.from(b, t0), -before, kChunk, lanes);
   }
@@ -444,8 +446,8 @@ cudaError_t launch_fast(const ForwardParams& params, const ForwardArgs<T>& p, cu
       return launch_channel_first<T, V, WMAX, false, true, Access::kStrided>(p, params.out, stream);
     }
     if constexpr (WMAX == 4) {
-      if (seq && access == kAligned) {
-        return launch_channel_first<T, V, WMAX, false, true, kAligned>(p, params.out, stream);
+      if (seq && access == kAligned && exact) {
+        return launch_channel_first<T, V, WMAX, true, true, kAligned>(p, params.out, stream);
       }
       if (seq) return launch_channel_first<T, V, WMAX, false, true, kUnit>(p, params.out, stream);
     }

@@ -44,6 +44,11 @@ inline SeqIdx seq_idx_view(const Tensor& t) {
   return {static_cast<const int32_t*>(t.data), t.strides[0], t.strides[1]};
 }
 
+// Starts to bring what lies there to L2.
+__device__ __forceinline__ void prefetch(const void* from) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(from));
+}
+
 // cp.async by assembly: of cuda_pipeline.h's functions the one with zeros becomes a long switch,
 // and addresses are computed anew for each. Addresses in shared memory are 32-bit ones.
 __device__ __forceinline__ uint32_t shared_address(const void* p) {
