@@ -19,6 +19,7 @@
 //   channel, one after the other; the dz after a lane's own come from the next lane, and for lane
 //   31 from the tile before.
 // WMAX, EXACT, SEQ, C and ACCESS are as in forward.cu.
+#include <climits>
 #include <cub/block/block_reduce.cuh>
 
 #include "common.cuh"
@@ -365,16 +366,20 @@ __global__ void __launch_bounds__(kThreads,
     }
   };
   auto start_next = [&](uint32_t slot) {
-    if (rows_left > 0) {
-      if (next_base >= first_whole && next_base <= last_whole) {
-        x.start_whole(slot, next_base);
-        dout.start_whole(slot, next_base);
+    if (next_base >= first_whole && next_base <= last_whole) {
+      x.start_whole(slot, next_base);
+      dout.start_whole(slot, next_base);
+    } else if (rows_left > 0) {
+      x.start(slot, next_base);
+      dout.start(slot, next_base);
+    }
+    next_base -= TILE;
+    if (next_base < 0 && rows_left > 0) {
+      if (--rows_left > 0) {
+        next_row();
       } else {
-        x.start(slot, next_base);
-        dout.start(slot, next_base);
+        last_whole = INT_MIN;
       }
-      next_base -= TILE;
-      if (next_base < 0 && --rows_left > 0) next_row();
     }
     commit_copies();
   };
@@ -483,19 +488,19 @@ __global__ void __launch_bounds__(kThreads,
       for (int j = 0; j < H + V; ++j) h[j] = xs.get(WMAX - H + j);
 #pragma unroll
       for (int j = 0; j < V; ++j) g[j] = gs.get(j);
-      if (base <= takes_states) {
-        const float mine = lane < H ? p.input(b, d, lane - H) : 0.0f;
+      // From x~ and g to dx and the sums. PLAIN: the tile is inside the row and takes no states.
+      // MIXED: not all ids in reach are one.
+      auto finish = [&](auto is_plain, auto is_mixed) {
+        constexpr bool PLAIN = decltype(is_plain)::value, MIXED = decltype(is_mixed)::value;
+        if (!PLAIN && base <= takes_states) {
+          const float mine = lane < H ? p.input(b, d, lane - H) : 0.0f;
 #pragma unroll
-        for (int j = 0; j < H + V; ++j) {
-          const int from = t + j - s.lo;  // lane j has x~ at lo - H + j
-          const float before = from_lane(mine, from);
-          if (from < H) h[j] = before;
+          for (int j = 0; j < H + V; ++j) {
+            const int from = t + j - s.lo;  // lane j has x~ at lo - H + j
+            const float before = from_lane(mine, from);
+            if (from < H) h[j] = before;
+          }
         }
-      }
-      float a[V];
-      // From x~ and g to dx. MIXED: not all ids in reach are one.
-      auto compute = [&](auto mixed) {
-        constexpr bool MIXED = decltype(mixed)::value;
         if (MIXED) {
 #pragma unroll
           for (int i = 0; i < V; ++i) {
@@ -513,7 +518,9 @@ __global__ void __launch_bounds__(kThreads,
           }
         }
         p.gradients(g, true, dz);
-        auto sums = [&] {
+        // Outside the row g and so dz are zero. Such a dz may meet an x~ that is not finite; with
+        // SiLU the sums are NaN then all the same, and so is the dx that a dz of NaN there reaches.
+        if (PLAIN || (!MIXED && (plain || p.silu))) {
 #pragma unroll
           for (int i = 0; i < V; ++i) {
             db += dz[i];
@@ -522,11 +529,6 @@ __global__ void __launch_bounds__(kThreads,
               if (k >= first) dw[k] = fmaf(dz[i], h[i + k], dw[k]);
             }
           }
-        };
-        // Outside the row g and so dz are zero. Such a dz may meet an x~ that is not finite; with
-        // SiLU the sums are NaN then all the same, and so is the dx that a dz of NaN there reaches.
-        if (!MIXED && (plain || p.silu)) {
-          sums();
         } else {
 #pragma unroll
           for (int i = 0; i < V; ++i) {
@@ -549,6 +551,7 @@ __global__ void __launch_bounds__(kThreads,
           q[V + j] = __shfl_sync(0xffffffff, lane == 0 ? above[j] : dz[j], next_lane);
           above[j] = dz[j];
         }
+        float a[V];
 #pragma unroll
         for (int i = 0; i < V; ++i) {
           a[i] = 0.0f;
@@ -559,22 +562,24 @@ __global__ void __launch_bounds__(kThreads,
             if (WMAX - 1 - j >= first) a[i] = fmaf(w[WMAX - 1 - j], v, a[i]);
           }
         }
+        if (!PLAIN && dfinal && !plain) {
+          const int last = p.width - 1;
+          const float mine = lane < last ? p.dfinal_states.load(b, d, lane) : 0.0f;
+#pragma unroll
+          for (int i = 0; i < V; ++i) {
+            const int j = t + i - s.hi + last;
+            a[i] += from_lane(mine, j < last ? j : -1);
+          }
+        }
+        dx.store(PLAIN || plain, base, pack<T>(a));
       };
       if (SEQ && mixed) {
-        compute(std::bool_constant<SEQ>{});
+        finish(std::false_type{}, std::bool_constant<SEQ>{});
+      } else if (EXACT && plain) {
+        finish(std::bool_constant<EXACT>{}, std::false_type{});
       } else {
-        compute(std::false_type{});
+        finish(std::false_type{}, std::false_type{});
       }
-      if (!plain && dfinal) {
-        const int last = p.width - 1;
-        const float mine = lane < last ? p.dfinal_states.load(b, d, lane) : 0.0f;
-#pragma unroll
-        for (int i = 0; i < V; ++i) {
-          const int j = t + i - s.hi + last;
-          a[i] += from_lane(mine, j < last ? j : -1);
-        }
-      }
-      dx.store(plain, base, pack<T>(a));
     }
     dx.flush();
   }
