@@ -573,11 +573,12 @@ __global__ void __launch_bounds__(kThreads,
         }
         dx.store(PLAIN || plain, base, pack<T>(a));
       };
-      if (SEQ && mixed) {
+      // With EXACT and SEQ there are always matches, and few other tiles than plain ones.
+      if (SEQ && (EXACT ? mixed || !plain : mixed)) {
         finish(std::false_type{}, std::bool_constant<SEQ>{});
       } else if (EXACT && plain) {
         finish(std::bool_constant<EXACT>{}, std::false_type{});
-      } else {
+      } else if constexpr (!(EXACT && SEQ)) {
         finish(std::false_type{}, std::false_type{});
       }
     }
