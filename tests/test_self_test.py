@@ -61,6 +61,44 @@ def test_it_can_be_switched_off(value, monkeypatch):
     assert not _self_test.is_wanted()
 
 
+def test_torch_takes_the_place_of_wrong_kernels_with_one_warning(monkeypatch):
+    """The part in Python, with a stand-in for the CUDA library."""
+    library = types.SimpleNamespace(
+        causal_conv1d_cuda_verdict=lambda number, device: _self_test.UNTESTED,
+        causal_conv1d_cuda_self_test=lambda *args: _self_test.UNTESTED,
+        causal_conv1d_cuda_self_test_size=lambda: 16,
+        causal_conv1d_cuda_problem=lambda device: NO_IMAGE.encode(),
+        causal_conv1d_cuda_set_expected=lambda functions: None,
+    )
+    verdicts = {"forward": _self_test.WRONG, "update": _self_test.RIGHT}
+    monkeypatch.setattr(
+        _self_test.SelfTest, "find_verdict", lambda self, operator, x: verdicts[operator]
+    )
+    monkeypatch.setattr(_self_test, "_describe", lambda device: "cuda:0 (a GPU)")
+
+    def wrong(*args):
+        raise AssertionError("a wrong kernel is called")
+
+    self_test = _self_test.SelfTest(library, _library.cpu.library, fallback())
+    forward, update = self_test.checked("forward", wrong), self_test.checked("update", ops.update)
+    case = make_case((2, 6, 9), 4)
+    out = torch.empty_like(case.x)
+    arguments = (case.x, case.weight, case.bias, None, None, out, None, True)
+    with pytest.warns(RuntimeWarning, match=f"self-test on cuda:0 .*{NO_IMAGE}") as caught:
+        forward(*arguments)
+    assert len(caught) == 1 and self_test.problem(case.x.device) == NO_IMAGE
+    expected = causal_conv1d_ref(case.x, case.weight, case.bias, activation="silu")
+    assert torch.equal(out, expected)
+    out.fill_(torch.nan)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        forward(*arguments)
+        assert torch.equal(out, expected)
+        state, token = torch.zeros(2, 6, 4), case.x[:, :, 0].contiguous()
+        update(token, state, case.weight, None, token.clone(), True, None, None)
+    assert torch.equal(state[..., -1], token)
+
+
 # -------------------------------------------------------------------- torch's operations are right
 
 
