@@ -116,7 +116,7 @@ struct Checker {
 
   // Memory that is written must be a set of distinct elements, and not an input's.
   Status writable(const char* name, const Tensor& t, const Tensor& x) const {
-    if (is_empty(t)) return ok();
+    if (!given(t) || is_empty(t)) return ok();
     for (int i = 0; i < t.ndim; ++i) {
       if (t.sizes[i] > 1 && t.strides[i] == 0) {
         return fail(name, "is written and must not be an expanded tensor (stride 0)");

@@ -44,6 +44,7 @@ int32_t core_dtype(int32_t torch_dtype) {
 Arguments::Arguments(const Signature& signature, StableIValue* stack) {
   // Everything is taken off the stack first: what is not owned when an error is thrown would leak.
   for (int i = 0; signature.kinds[i] != '\0'; ++i) {
+    tensors_[i].data = nullptr;
     tensors_[i].ndim = 0;
     if (signature.kinds[i] == 'T') {
       handles_[i] = reinterpret_cast<TensorHandle>(stack[i]);

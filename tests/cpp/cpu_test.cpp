@@ -328,6 +328,31 @@ TEST(Errors, BackwardNamesItsArgument) {
   }
 }
 
+// With ndim == 0 nothing else of a tensor counts: the callers' structs need not be cleared.
+TEST(Errors, WhatIsNotGivenIsNotLookedAt) {
+  Options o;
+  o.bias = false;
+  Problem p = make_problem(o);
+  Forward f(p);
+  Backward b(p);
+  auto leave_out = [&](causal_conv1d_tensor& t) {
+    t = p.x.tensor();
+    for (int64_t& stride : t.strides) stride = 0;
+    t.dtype = CAUSAL_CONV1D_UNSUPPORTED_DTYPE;
+    t.ndim = 0;
+  };
+  for (auto* t :
+       {&f.params.bias, &f.params.seq_idx, &f.params.initial_states, &f.params.final_states_out,
+        &b.params.bias, &b.params.seq_idx, &b.params.initial_states, &b.params.dfinal_states,
+        &b.params.dweight, &b.params.dbias, &b.params.dinitial_states}) {
+    leave_out(*t);
+  }
+  ASSERT_OK(causal_conv1d_cpu_forward(&f.params, 1));
+  ASSERT_OK(causal_conv1d_cpu_backward(&b.params, 1));
+  EXPECT_CLOSE(f.out, reference_forward(p).out, o.dtype);
+  EXPECT_CLOSE(b.dx, reference_backward(p).dx, o.dtype);
+}
+
 TEST(Errors, UpdateNamesItsArgument) {
   using Params = causal_conv1d_update_params;
   static const int32_t past_the_end[2] = {0, 5};
