@@ -18,6 +18,7 @@ import torch
 from causal_conv1d._ctypes_ops import DTYPES, OPERATORS
 
 UNTESTED, RIGHT, WRONG = range(3)  # causal_conv1d_verdict
+_INDEX = {operator: index for index, operator in enumerate(OPERATORS)}
 
 
 def is_wanted() -> bool:
@@ -27,7 +28,7 @@ def is_wanted() -> bool:
 
 def kernel_number(operator: str, x: torch.Tensor) -> int | None:
     """The kernel that a call with x needs, as ``csrc/torch/register.h`` counts, or None."""
-    index, dtype = list(OPERATORS).index(operator), DTYPES.get(x.dtype)
+    index, dtype = _INDEX[operator], DTYPES.get(x.dtype)
     if dtype is None or not x.dtype.is_floating_point:
         return None
     is_last = index < 2 and x.dim() == 3 and x.stride(1) < x.stride(2)

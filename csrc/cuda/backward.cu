@@ -494,12 +494,7 @@ __global__ void __launch_bounds__(kThreads,
         constexpr bool PLAIN = decltype(is_plain)::value, MIXED = decltype(is_mixed)::value;
         if (!PLAIN && base <= takes_states) {
           const float mine = lane < H ? p.input(b, d, lane - H) : 0.0f;
-#pragma unroll
-          for (int j = 0; j < H + V; ++j) {
-            const int from = t + j - s.lo;  // lane j has x~ at lo - H + j
-            const float before = from_lane(mine, from);
-            if (from < H) h[j] = before;
-          }
+          take_states<H>(mine, t, s.lo, h);
         }
         if (MIXED) {
 #pragma unroll
@@ -574,7 +569,7 @@ __global__ void __launch_bounds__(kThreads,
         dx.store(PLAIN || plain, base, pack<T>(a));
       };
       // With EXACT and SEQ there are always matches, and few other tiles than plain ones.
-      if (SEQ && (EXACT ? mixed || !plain : mixed)) {
+      if (SEQ && (mixed || (EXACT && !plain))) {
         finish(std::false_type{}, std::bool_constant<SEQ>{});
       } else if (EXACT && plain) {
         finish(std::bool_constant<EXACT>{}, std::false_type{});

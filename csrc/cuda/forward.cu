@@ -290,12 +290,7 @@ __global__ void __launch_bounds__(kThreads, WMAX == 8
     }
     if (EDGE && base <= s.lo && states) {
       const float mine = lane < H ? p.input(b, d, lane - H) : 0.0f;
-#pragma unroll
-      for (int j = 0; j < H + V; ++j) {
-        const int from = t + j - s.lo;  // lane j has x~ at lo - H + j
-        const float before = from_lane(mine, from);
-        if (from < H) h[j] = before;
-      }
+      take_states<H>(mine, t, s.lo, h);
     }
     [[maybe_unused]] Ids ids(nullptr);
     if constexpr (MIXED) {

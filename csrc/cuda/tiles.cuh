@@ -766,6 +766,18 @@ __device__ __forceinline__ float from_lane(float v, int from) {
   return from >= 0 && from < 8 ? r : 0.0f;
 }
 
+// Puts initial_states into a lane's inputs h at t - H, t - H + 1, ...: of the row that begins at
+// lo, lane j's mine is x~ at lo - H + j. All lanes must call it.
+template <int H, int N>
+__device__ __forceinline__ void take_states(float mine, int t, int lo, float (&h)[N]) {
+#pragma unroll
+  for (int j = 0; j < N; ++j) {
+    const int from = t + j - lo;
+    const float before = from_lane(mine, from);
+    if (from < H) h[j] = before;
+  }
+}
+
 // The weights of channel d as taps WMAX - W .. WMAX - 1, and its bias or 0, all lanes alike: each
 // lane fetches one weight, and all the bias. The constructor starts to load them and get()
 // converts. EXACT: W is WMAX.
