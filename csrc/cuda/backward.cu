@@ -19,7 +19,6 @@
 //   channel, one after the other; the dz after a lane's own come from the next lane, and for lane
 //   31 from the tile before.
 // WMAX, EXACT, SEQ, C and ACCESS are as in forward.cu.
-#include <climits>
 #include <cub/block/block_reduce.cuh>
 
 #include "common.cuh"
@@ -324,115 +323,115 @@ __global__ void __launch_bounds__(kThreads,
   const uint32_t seqlen = static_cast<uint32_t>(p.seqlen);
   const uint32_t batch_steps = static_cast<uint32_t>(p.dim) * seqlen;
   const uint32_t steps_before = static_cast<uint32_t>(b0) * batch_steps + d * seqlen;
-  auto offset_of = [&](int64_t b) {
-    if (ACCESS == Access::kAligned) return 0;
-    const uint32_t steps = steps_before + static_cast<uint32_t>(b - b0) * batch_steps;
-    return static_cast<int>(steps % kGranule<T>);
+  constexpr int G = kGranule<T>;
+  // Whether rows may begin or end within a granule that they share with others.
+  constexpr bool kRagged = ACCESS == Access::kDense || ACCESS == Access::kUnit;
+  auto offset_after = [&](int offset) {  // that of the next row
+    return ACCESS == Access::kAligned ? 0 : static_cast<int>((offset + batch_steps) % G);
   };
-  auto back = [](const View<T>& v, int steps) {
-    return ACCESS == Access::kStrided ? steps * v.time : steps;
-  };
-  auto segment = [&](int64_t b) { return aligned.with(offset_of(b)); };
   auto matches_row = [&](int64_t b, const Segment& s) {  // at step 0
     return p.matches + b * p.matches_pitch + Matches<V, H>::kBefore + s.origin;
   };
   Matches<V, H> next_same;
 
+  // Whether the last granule of the row of batch entry b is not whole: only at a tensor's end.
   const bool ragged_end =
-      ACCESS == Access::kUnit && (misalignment(p.x_end) != 0 || misalignment(p.dout_end) != 0);
+      kRagged && (misalignment(p.x_end) != 0 || misalignment(p.dout_end) != 0);
+  auto ends_within = [&](int64_t b) {
+    return ragged_end && (p.x.at(b, d, 0) + p.seqlen + (G - 1) > p.x_end ||
+                          p.dout.at(b, d, 0) + p.seqlen + (G - 1) > p.dout_end);
+  };
   // The tile that is started next, and how many rows are left with its own.
-  int next_base = 0, first_whole = 0, last_whole = 0;
-  int rows_left = static_cast<int>(b1 - b0);
-  uint32_t slot = 0;
-  const T* next_x = x.lanes_data(p.x.at(b0, d, aligned.origin), lane);
-  const T* next_g = dout.lanes_data(p.dout.at(b0, d, aligned.origin), lane);
-  auto next_row = [&] {
-    const int offset = offset_of(b1 - rows_left);
-    const Segment s = aligned.with(offset);
-    x.row(next_x - back(p.x, offset), p.x.time, s.lo, s.hi);
-    dout.row(next_g - back(p.dout, offset), p.dout.time, s.lo, s.hi);
-    if (ragged_end) {
-      x.look_at_end(p.x_end);
-      dout.look_at_end(p.dout_end);
-    }
-    next_x += p.x.batch;
-    next_g += p.dout.batch;
+  int next_base = 0, rows_left = static_cast<int>(b1 - b0);
+  int offset = ACCESS == Access::kAligned ? 0 : static_cast<int>(steps_before % G);
+  int next_offset = offset;
+  uint32_t slot = 0, span = 0;
+  bool shifted = false;
+  x.begin(p.x.at(b0, d, aligned.origin), p.x.time, aligned.lo);
+  dout.begin(p.dout.at(b0, d, aligned.origin), p.dout.time, aligned.lo);
+  auto next_row = [&](bool is_first) {
+    const Segment s = aligned.with(next_offset);
+    x.row(is_first ? 0 : p.x.batch, next_offset, aligned.lo);
+    dout.row(is_first ? 0 : p.dout.batch, next_offset, aligned.lo);
+    shifted = x.is_shifted() || dout.is_shifted();
     next_base = top(s);
-    first_whole = max(x.first(), dout.first());
-    last_whole = min(x.last(), dout.last());
-    if (ACCESS != Access::kAligned) {  // elsewhere it is the same for all rows
-      keep(first_whole);
-      keep(last_whole);
+    next_offset = offset_after(next_offset);
+    span = s.hi - s.lo + (G - 1);
+    if (ragged_end && ends_within(b1 - rows_left)) {
+      span = s.hi - s.lo > G ? span - G : 0;
     }
   };
   auto start_next = [&](uint32_t slot) {
-    if (next_base >= first_whole && next_base <= last_whole) {
-      x.start_whole(slot, next_base);
-      dout.start_whole(slot, next_base);
-    } else if (rows_left > 0) {
-      x.start(slot, next_base);
-      dout.start(slot, next_base);
+    x.start(slot, next_base, span);
+    dout.start(slot, next_base, span);
+    if (shifted) {
+      x.start_after(slot, next_base, span);
+      dout.start_after(slot, next_base, span);
     }
     next_base -= TILE;
     if (next_base < 0 && rows_left > 0) {
       if (--rows_left > 0) {
-        next_row();
+        next_row(false);
       } else {
-        last_whole = INT_MIN;
+        span = 0;
       }
     }
     commit_copies();
   };
   if (b0 < b1) {
-    next_row();
+    next_row(true);
 #pragma unroll 1
     for (uint32_t i = 0; i < RingX::kStages - 1; ++i) start_next(i);
     WarpParameters<WMAX, EXACT>(p, d, lane).get(p, w, bias);
     if (SEQ && p.matches != nullptr) {
-      const Segment s = segment(b0);
+      const Segment s = aligned.with(offset);
       next_same.load(matches_row(b0, s) + top(s) + lane * V);
     }
   }
   int next_lane = (lane + 1) % 32;
   keep(next_lane);
-  T* dx_row = p.dx.at(b0, d, aligned.origin);
+  const int64_t dx_time = ACCESS == Access::kStrided ? p.dx.time : 1;
+  RowWriter<T, V, ACCESS> dx(p.dx.at(b0, d, aligned.origin), p.dx.time, 0, 0, lane);
   // x's and dout's rows, as misalignment() takes them.
   uint32_t place_x = misalignment(p.x.at(b0, d, aligned.origin));
   uint32_t place_g = misalignment(p.dout.at(b0, d, aligned.origin));
   Segment s = aligned;
-  // A tile at or before takes_states has steps that take initial_states. Those from first_plain to
-  // last_plain are inside and take no states.
-  int takes_states, first_plain, last_plain;
-  bool dfinal;
-  auto set_limits = [&] {
-    const bool states = p.initial_states.given() && s.lo >= 0;
-    dfinal = p.dfinal_states.given() && s.end > s.hi - (p.width - 1);
-    takes_states = states ? s.lo : -1;
-    first_plain = s.lo + states;
-    last_plain = s.hi - (dfinal ? p.width - 1 : 0) - TILE;
-    keep(takes_states);
-    keep(first_plain);
-    keep(last_plain);
-  };
-  if (ACCESS == Access::kAligned) set_limits();
-  for (int64_t b = b0; b < b1; ++b) {
-    const int offset = offset_of(b);
+  // Of a row whose tiles begin with it, those from first_simple to last_simple take no states, and
+  // need no care for x~ that is not finite.
+  const bool states = p.initial_states.given(), dfinal = p.dfinal_states.given();
+  int first_simple = p.silu ? -kFar : aligned.lo + kRagged;
+  int last_simple = p.silu ? kFar : aligned.hi - TILE - (kRagged ? G : 0);
+  if (states) first_simple = aligned.lo + 1;
+  if (dfinal) last_simple = aligned.hi - TILE - max(p.width - 1, kRagged ? G : 0);
+  keep(first_simple);
+  keep(last_simple);
+  // Of 4 * G lanes: which tensor has a place, in a tile at 0, that the lane makes zero.
+  const bool is_for_dout = (lane & (2 * G)) != 0;
+  int offset_before = 0;
+  for (int left = static_cast<int>(b1 - b0); left > 0; --left) {
+    const int64_t b = b1 - left;
     int shift_x = 0, shift_g = 0;
     if (ACCESS == Access::kUnit) {
-      shift_x = (place_x - offset) % kGranule<T>;
-      shift_g = (place_g - offset) % kGranule<T>;
+      shift_x = (place_x - offset) % G;
+      shift_g = (place_g - offset) % G;
       place_x += static_cast<uint32_t>(p.x.batch);
       place_g += static_cast<uint32_t>(p.dout.batch);
     }
-    if (ACCESS != Access::kAligned) {
-      s = aligned.with(offset);
-      keep(s.lo);
-      keep(s.hi);
-      set_limits();
+    const bool partial_end = ragged_end && ends_within(b);
+    s = aligned.with(offset);
+    const int first_plain = s.lo + ((shift_x | shift_g) != 0);
+    const int last_plain = s.hi - TILE - (partial_end ? G : 0);
+    const int row_first_simple = first_simple + offset, row_last_simple = last_simple + offset;
+    int outside = kNowhere;
+    if (kRagged && lane < 4 * G) {
+      outside = RingX::outside(s.lo, s.hi, is_for_dout ? shift_g : shift_x, lane);
     }
-    RowWriter<T, V, ACCESS> dx(dx_row - back(p.dx, offset), p.dx.time, max(s.lo, 0), s.end, lane);
-    dx.keep_address();
-    dx_row += p.dx.batch;
+    dx.row((b == b0 ? 0 : p.dx.batch) + (offset_before - offset) * dx_time, max(s.lo, 0), s.end);
+    int edge_step = dx.edge_step();
+    if (ACCESS != Access::kStrided) keep(edge_step);
+    if (kRagged) keep(outside);
+    offset_before = offset;
+    offset = offset_after(offset);  // from here on, of the next row
     const SeqIdx ids = p.seq_idx.from(b, s.origin);
     float above[H] = {};  // dz[0..H) of lane 0 of the tile above
     if (s.end < s.hi) {
@@ -459,16 +458,27 @@ __global__ void __launch_bounds__(kThreads,
     for (int base = top(s); base >= 0; base -= TILE) {
       const int t = base + lane * V;
       const bool plain = base >= first_plain && base <= last_plain;
+      const bool simple = base >= row_first_simple && base <= row_last_simple;
       wait_for_copies<RingX::kStages - 2>();
       __syncwarp();  // the tile has come, and the one before is read
       start_next((slot + RingX::kStages - 1) % RingX::kStages);
-      if (ACCESS == Access::kUnit && base == 0 && s.lo >= 0) {
-        x.clear_before(slot, s.lo + shift_x);
-        dout.clear_before(slot, s.lo + shift_g);
+      if (kRagged && !plain) {
+        const int i = outside - base;
+        if (i >= 0 && i < RingX::kPlaces) {
+          const uint32_t tile = is_for_dout ? dout.tile(slot) : x.tile(slot);
+          store_shared(tile + i * int(sizeof(T)), from_compute<T>(0.0f));
+        }
+        if (partial_end) {
+          int64_t row = b;
+          asm volatile("" : "+l"(row));  // or what follows were computed for every row
+          x.load_end(slot, base, s.lo, s.hi, shift_x, p.x.at(row, d, s.origin));
+          dout.load_end(slot, base, s.lo, s.hi, shift_g, p.dout.at(row, d, s.origin));
+        }
         __syncwarp();
       }
       const auto xs = x.read(slot, shift_x);
       const auto gs = dout.read(slot, shift_g);
+      const uint32_t room = dout.tile(slot);
       slot = (slot + 1) % RingX::kStages;
       Matches<V, H> same;
       bool mixed = false;
@@ -478,8 +488,8 @@ __global__ void __launch_bounds__(kThreads,
         mixed = !__all_sync(0xffffffff, same.all());
         if (base >= TILE) {
           next_same.load(matches_row(b, s) + t - TILE);
-        } else if (b + 1 < b1) {
-          const Segment next = segment(b + 1);
+        } else if (left > 1) {
+          const Segment next = aligned.with(offset);
           next_same.load(matches_row(b + 1, next) + top(next) + lane * V);
         }
       }
@@ -488,11 +498,11 @@ __global__ void __launch_bounds__(kThreads,
       for (int j = 0; j < H + V; ++j) h[j] = xs.get(WMAX - H + j);
 #pragma unroll
       for (int j = 0; j < V; ++j) g[j] = gs.get(j);
-      // From x~ and g to dx and the sums. PLAIN: the tile is inside the row and takes no states.
-      // MIXED: not all ids in reach are one.
+      // From x~ and g to dx and the sums. PLAIN: the tile is a simple one. MIXED: not all ids in
+      // reach are one.
       auto finish = [&](auto is_plain, auto is_mixed) {
         constexpr bool PLAIN = decltype(is_plain)::value, MIXED = decltype(is_mixed)::value;
-        if (!PLAIN && base <= takes_states) {
+        if (!PLAIN && p.initial_states.given() && s.lo >= 0 && base <= s.lo) {
           const float mine = lane < H ? p.input(b, d, lane - H) : 0.0f;
           take_states<H>(mine, t, s.lo, h);
         }
@@ -515,7 +525,7 @@ __global__ void __launch_bounds__(kThreads,
         p.gradients(g, true, dz);
         // Outside the row g and so dz are zero. Such a dz may meet an x~ that is not finite; with
         // SiLU the sums are NaN then all the same, and so is the dx that a dz of NaN there reaches.
-        if (PLAIN || (!MIXED && (plain || p.silu))) {
+        if (PLAIN || (!MIXED && (p.silu || plain))) {
 #pragma unroll
           for (int i = 0; i < V; ++i) {
             db += dz[i];
@@ -557,7 +567,7 @@ __global__ void __launch_bounds__(kThreads,
             if (WMAX - 1 - j >= first) a[i] = fmaf(w[WMAX - 1 - j], v, a[i]);
           }
         }
-        if (!PLAIN && dfinal && !plain) {
+        if (!PLAIN && p.dfinal_states.given() && base > s.hi - (p.width - 1) - TILE) {
           const int last = p.width - 1;
           const float mine = lane < last ? p.dfinal_states.load(b, d, lane) : 0.0f;
 #pragma unroll
@@ -566,16 +576,18 @@ __global__ void __launch_bounds__(kThreads,
             a[i] += from_lane(mine, j < last ? j : -1);
           }
         }
-        dx.store(PLAIN || plain, base, pack<T>(a));
+        return pack<T>(a);
       };
-      // With EXACT and SEQ there are always matches, and few other tiles than plain ones.
-      if (SEQ && (mixed || (EXACT && !plain))) {
-        finish(std::false_type{}, std::bool_constant<SEQ>{});
-      } else if (EXACT && plain) {
-        finish(std::bool_constant<EXACT>{}, std::false_type{});
+      Pack<T, V> tile;
+      // With EXACT and SEQ there are always matches, and few other tiles than simple ones.
+      if (SEQ && (mixed || (EXACT && !simple))) {
+        tile = finish(std::false_type{}, std::bool_constant<SEQ>{});
+      } else if (EXACT && simple) {
+        tile = finish(std::bool_constant<EXACT>{}, std::false_type{});
       } else if constexpr (!(EXACT && SEQ)) {
-        finish(std::false_type{}, std::false_type{});
+        tile = finish(std::false_type{}, std::false_type{});
       }
+      dx.store(plain, base, tile, room, edge_step);
     }
     dx.flush();
   }
@@ -772,6 +784,10 @@ struct Plan {
       access = common_access({&x, &params.dout, &params.dx}, size);
       const bool ragged = seqlen % (16 / size) != 0;
       if (ragged && access == Access::kAligned) access = Access::kUnit;
+      if (access == Access::kUnit && is_dense(x, size) && is_dense(params.dout, size) &&
+          is_dense(params.dx, size)) {
+        access = Access::kDense;
+      }
       const int64_t tile = 32 * vector;
       const int64_t tiles = ceil_div(seqlen + (ragged ? 16 / size - 1 : 0), tile);
       const int64_t all = batch * tiles;
@@ -822,6 +838,9 @@ cudaError_t launch_fast(BackwardArgs<T>& p, Plan plan, cudaStream_t stream) {
       kernel = backward_channel_first<T, V, WMAX, false, true, kUnit>;
     } else if (plan.access == Access::kAligned && (exact || WMAX == 8)) {
       kernel = backward_channel_first<T, V, WMAX, WMAX == 4, false, Access::kAligned>;
+    } else if (plan.access == Access::kDense && exact) {
+      kernel = backward_channel_first<T, V, WMAX, WMAX == 4, false,
+                                      WMAX == 4 ? Access::kDense : kUnit>;
     } else if (plan.access != Access::kStrided) {
       kernel = exact ? backward_channel_first<T, V, WMAX, WMAX == 4, false, kUnit>
                      : backward_channel_first<T, V, WMAX, false, false, kUnit>;

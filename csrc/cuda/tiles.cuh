@@ -65,22 +65,6 @@ __device__ __forceinline__ void copy_async(uint32_t to, const void* from) {
   }
 }
 
-// 16 bytes if condition.
-__device__ __forceinline__ void copy_async_if(bool condition, uint32_t to, const void* from) {
-  asm volatile(
-      "{ .reg .pred p; setp.ne.b32 p, %2, 0; @p cp.async.cg.shared.global [%0], [%1], 16; }" ::"r"(
-          to),
-      "l"(from), "r"(int(condition))
-      : "memory");
-}
-
-// 16 bytes, of which the first `bytes` are copied and the others zero; what lies there is not
-// accessed.
-__device__ __forceinline__ void copy_async_begin(int bytes, uint32_t to, const void* from) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes)
-               : "memory");
-}
-
 // Zeros unless inside; from is not accessed then.
 template <int BYTES>
 __device__ __forceinline__ void copy_async_or_zero(bool inside, uint32_t to, const void* from) {
@@ -142,6 +126,30 @@ __device__ __forceinline__ void store_shared(uint32_t to, T value) {
     memcpy(&bits, &value, sizeof bits);
     asm volatile("st.shared.b16 [%0], %1;" ::"r"(to), "h"(bits) : "memory");
   }
+}
+
+template <typename T, int N>
+__device__ __forceinline__ void store_shared(uint32_t to, const Pack<T, N>& p) {
+  static_assert(Pack<T, N>::kBytes % 16 == 0, "whole granules");
+#pragma unroll
+  for (int i = 0; i < Pack<T, N>::kWords; i += 4) {
+    asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to + i * 4), "r"(p.w[i]),
+                 "r"(p.w[i + 1]), "r"(p.w[i + 2]), "r"(p.w[i + 3])
+                 : "memory");
+  }
+}
+
+template <typename T>
+__device__ __forceinline__ T load_shared(uint32_t from) {
+  uint32_t bits;
+  if constexpr (sizeof(T) == 4) {
+    asm volatile("ld.shared.b32 %0, [%1];" : "=r"(bits) : "r"(from) : "memory");
+  } else {
+    asm volatile("ld.shared.u16 %0, [%1];" : "=r"(bits) : "r"(from) : "memory");
+  }
+  T value;
+  memcpy(&value, &bits, sizeof value);
+  return value;
 }
 
 // Rows of C adjacent channels of two tensors, from their pointers on, one every so many bytes, in
@@ -253,9 +261,13 @@ __device__ __forceinline__ void keep(T& v) {
   }
 }
 
-// How a channel-first kernel may access the rows of its tensors: they begin 16-byte aligned; they
-// have unit stride over time, but any alignment; or any stride.
-enum class Access { kAligned, kUnit, kStrided };
+// How a channel-first kernel may access the rows of its tensors: they begin and end 16-byte
+// aligned; they are as far from that as rows that lie one after the other from an aligned one on;
+// they have unit stride over time, but any alignment; or any stride.
+enum class Access { kAligned, kDense, kUnit, kStrided };
+
+constexpr int kFar = 1 << 30;  // further than any step of a tile
+constexpr int kNowhere = -kFar;
 
 // Elements in the 16 bytes that memory is accessed by.
 template <typename T>
@@ -380,7 +392,8 @@ class RowReader {
 
 // Reads rows in the same tiles through a ring in shared memory that each warp has for itself: one
 // tile is used while kStages - 1 are on their way by cp.async. A tile comes with the granules
-// before and after it that its lanes need. Steps outside the row read as zero.
+// before and after it that its lanes need. Memory is read by whole granules; those without a step
+// of the row read as zero, and trim() makes zeros of what else lies outside the row.
 template <typename T, int V, int HP, Access ACCESS>
 class TileRing {
   static constexpr int kWords = Pack<T, HP + V>::kWords, kHalo = kWords - Pack<T, V>::kWords;
@@ -400,75 +413,88 @@ class TileRing {
     keep(own_);
   }
 
-  // Where in a row that begins at row a lane's data are, for start().
-  static __device__ __forceinline__ const T* lanes_data(const T* row, int lane) {
-    return ACCESS == Access::kStrided ? row : row + lane * V;
-  }
-
-  // What start() reads from now on: steps [lo, hi) of a row, of which data is lanes_data().
-  __device__ __forceinline__ void row(const T* data, int64_t stride, int lo, int hi) {
-    if (ACCESS == Access::kUnit) shift_ = misalignment(data);
+  // Before the first row(): step 0 of the first row is at data, if its tiles begin there, and then
+  // the row begins at step lo.
+  __device__ __forceinline__ void begin(const T* data, int64_t stride, int lo) {
+    mine_ = ACCESS == Access::kStrided ? data : data + lane_ * V;
     stride_ = stride;
-    ends_within_ = false;
-    lo_ = lo;
-    hi_ = hi;
-    mine_ = data - shift_;
-    if (ACCESS == Access::kUnit) keep(mine_);
-    if (ACCESS == Access::kAligned) asm volatile("" : "+l"(mine_));
+    place_ = lane_ * V - (lo - (G - 1));
   }
-
-  // The tiles at base, first() <= base <= last(), are whole granules of the row.
-  __device__ __forceinline__ int first() const { return lo_ + shift_ - (G - 1); }
-  __device__ __forceinline__ int last() const {
-    if (ACCESS == Access::kStrided) return first() - 1;
-    return hi_ + shift_ - TILE - (shift_ == 0 ? 0 : G);
-  }
-
-  // Starts to read the tile at base, one of those. It takes effect with commit_copies().
-  __device__ __forceinline__ void start_whole(uint32_t slot, int base) const {
-    const uint32_t to = own_ + slot * kTileBytes;
-    const T* from = mine_ + base;
-#pragma unroll
-    for (int i = 0; i < V; i += G) copy_async<16>(to + i * kSize, from + i);
-    if (kBefore > 0 && lane_ < kBefore) {
-      const int t = lane_ * (G - V) - kBefore * G;
-      const bool touches = base - kBefore * G + lane_ * G + G > lo_ + shift_;
-      copy_async_or_zero<16>(touches, to + t * kSize, from + t);
+  // What start() reads from now on: the row so many elements after the one before, whose tiles
+  // begin `offset` steps before lo's would. lo is as before.
+  __device__ __forceinline__ void row(int64_t after, int offset, int lo) {
+    const int before = lane_ * V + (G - 1) - place_ - lo;  // how many steps mine_ was moved back by
+    int shift = 0;
+    if (ACCESS == Access::kStrided) {
+      mine_ += after + (before - offset) * stride_;
+    } else {
+      mine_ += after + (before - offset);
+      if (ACCESS == Access::kUnit) shift = misalignment(mine_);
+      mine_ -= shift;
     }
-    if (kAfter > 0) copy_async_if(shift_ != 0 && lane_ == 31, to + V * kSize, from + V);
+    shifted_ = shift != 0;
+    if (ACCESS != Access::kStrided) keep(mine_);
+    place_ = lane_ * V - (lo + offset + shift - (G - 1));
   }
 
-  // The same for any tile.
-  __device__ __forceinline__ void start(uint32_t slot, int base) const {
+  // How far from a row's first granule on, that of step lo, others may be read, as start() takes
+  // it.
+  static __device__ __forceinline__ uint32_t span(int lo, int hi) { return hi - lo + (G - 1); }
+
+  // Starts to read the tile at base of a row. It takes effect with commit_copies().
+  __device__ __forceinline__ void start(uint32_t slot, int base, uint32_t span) const {
     const uint32_t to = own_ + slot * kTileBytes;
-    if (ends_within_) {
-#pragma unroll 1
-      for (int i = lane_ - kBefore * G; i < TILE + kAfter * G; i += 32) {
-        const bool inside = base + i >= lo_ + shift_ && base + i < hi_ + shift_;
-        const T value = inside ? mine_[base + i - lane_ * V] : from_compute<T>(0.0f);
-        store_shared(to + (i - lane_ * V) * kSize, value);
+    const int place = base + place_;
+    if constexpr (ACCESS == Access::kStrided) {
+#pragma unroll
+      for (int i = 0; i < V; i += G) granule(to + i * kSize, base, lane_ * V + i, span);
+      const int i = (lane_ - kBefore) * G - lane_ * V;
+      if (lane_ < kBefore) granule(to + i * kSize, base, lane_ * V + i, span);
+    } else {
+      const T* from = mine_ + base;
+#pragma unroll
+      for (int i = 0; i < V; i += G) {
+        copy_async_or_zero<16>(static_cast<uint32_t>(place + i) < span, to + i * kSize, from + i);
       }
-      return;
+      if (kBefore > 0 && lane_ < kBefore) {
+        const int i = (lane_ - kBefore) * G - lane_ * V;
+        copy_async_or_zero<16>(static_cast<uint32_t>(place + i) < span, to + i * kSize, from + i);
+      }
     }
-#pragma unroll
-    for (int i = 0; i < V; i += G) granule(to, base, lane_ * V + i);
-    if (lane_ < kBefore) granule(to, base, lane_ * G - kBefore * G);
-    if (kAfter > 0 && shift_ != 0 && lane_ == 31) granule(to, base, TILE);
   }
 
-  // After row(), with kUnit: where the tensor ends within the row's last granule, that cannot be
-  // read whole.
-  __device__ __forceinline__ void look_at_end(const T* end) {
-    const int whole = (hi_ + shift_) / G * G;
-    ends_within_ = mine_ - lane_ * V + whole + G > end && whole < hi_ + shift_;
+  // Whether start_after() is needed: the row is misaligned.
+  __device__ __forceinline__ bool is_shifted() const { return kAfter > 0 && shifted_; }
+  // Starts to read the granule after that tile.
+  __device__ __forceinline__ void start_after(uint32_t slot, int base, uint32_t span) const {
+    const bool inside = static_cast<uint32_t>(base + place_ + V) < span;
+    const uint32_t to = own_ + slot * kTileBytes + V * kSize;
+    if (lane_ == 31) copy_async_or_zero<16>(inside, to, mine_ + base + V);
   }
 
-  // Makes zeros of what shares the granule of the row's first step, in a tile at 0 that has come;
-  // with kUnit, elsewhere there is nothing. The row begins `place` elements after the tile.
-  __device__ __forceinline__ void clear_before(uint32_t slot, int place) const {
-    if (lane_ >= place % G) return;
-    const uint32_t to = own_ - lane_ * V * kSize + slot * kTileBytes;
-    store_shared(to + (place / G * G + lane_) * kSize, from_compute<T>(0.0f));
+  // Of a row [lo, hi) misaligned by shift, with kDense or kUnit: the place, from the row's tile at 0 on, that
+  // one of 2 * G lanes is to make zero where a tile has it, since it shares the first or the last
+  // step's granule; or kNowhere.
+  static __device__ __forceinline__ int outside(int lo, int hi, int shift, int lane) {
+    const bool last = (lane & G) != 0;
+    const int edge = (last ? hi : lo) + shift, place = (edge & -G) + lane % G;
+    return (last ? place >= edge : place < edge) ? place : kNowhere;
+  }
+  // Where place 0 of the tile in slot is.
+  __device__ __forceinline__ uint32_t tile(uint32_t slot) const {
+    return own_ - lane_ * V * kSize + slot * kTileBytes;
+  }
+  // Places of a tile, with the granule after it.
+  static constexpr int kPlaces = TILE + kAfter * G;
+
+  // Loads the last G steps of a row [lo, hi), misaligned by shift and with step 0 at data, if they
+  // are of the tile at base in slot.
+  __device__ __forceinline__ void load_end(uint32_t slot, int base, int lo, int hi, int shift,
+                                           const T* data) const {
+    const int t = hi - 1 - lane_, i = t + shift - base;
+    if (lane_ < G && t >= lo && i >= -kBefore * G && i < kPlaces) {
+      store_shared(tile(slot) + i * kSize, data[t]);
+    }
   }
 
   // Steps t - HP .. t + V - 1 of the tile in slot, t being the lane's first, where the row is
@@ -489,28 +515,16 @@ class TileRing {
   }
 
  private:
-  // The granule at place i of the tile at base; to is the lane's own.
-  __device__ __forceinline__ void granule(uint32_t to, int base, int i) const {
-    const int t = base + i, relative = i - lane_ * V;
-    to += relative * kSize;
-    const int count = t + G > lo_ + shift_ ? min(max(hi_ + shift_ - t, 0), G) : 0;
-    if constexpr (ACCESS == Access::kAligned) {  // the row ends with its granules
-      copy_async_or_zero<16>(count > 0, to, mine_ + base + relative);
-    } else if constexpr (ACCESS == Access::kUnit) {
-      copy_async_begin(count * kSize, to, mine_ + base + relative);
-    } else {
-      uint32_t w[4] = {};
+  // With kStrided, the steps at place i of the tile at base.
+  __device__ __forceinline__ void granule(uint32_t to, int base, int i, uint32_t span) const {
+    Pack<T, G> p;
 #pragma unroll
-      for (int j = 0; j < G; ++j) {
-        if (t + j < lo_ || t + j >= hi_) continue;
-        uint32_t bits = 0;
-        memcpy(&bits, &mine_[(t + j) * stride_], sizeof(T));
-        w[j * kSize / 4] |= bits << j * kSize % 4 * 8;
-      }
-      asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(w[0]), "r"(w[1]),
-                   "r"(w[2]), "r"(w[3])
-                   : "memory");
+    for (int j = 0; j < G; ++j) {
+      const int from_lo = base + place_ + (i - lane_ * V) + j - (G - 1);
+      if (from_lo < 0 || from_lo >= static_cast<int>(span) - (G - 1)) continue;
+      p.set_element(j, mine_[(base + i + j) * stride_]);
     }
+    store_shared(to, p);
   }
 
   template <int FIRST, int COUNT>
@@ -525,8 +539,8 @@ class TileRing {
   uint32_t own_;
   const T* mine_;
   int64_t stride_;
-  int lo_, hi_, lane_, shift_ = 0;  // the row's steps t are shift_ places after granules'
-  bool ends_within_ = false;
+  int place_, lane_;  // place_: of the lane's granule in a tile at 0, from the row's first on
+  bool shifted_ = false;
 };
 
 // Writes steps [lo, hi) of a row.
@@ -545,7 +559,14 @@ class RowWriter {
     asm volatile("" : "+l"(own_));
   }
 
-  __device__ __forceinline__ void keep_address() { keep(own_); }
+  // Takes the row so many elements after this one, with the same lo and hi as its own.
+  __device__ __forceinline__ void row(int64_t after, int lo, int hi) {
+    own_ += after;
+    lo_ = lo;
+    hi_ = hi;
+    if (ACCESS == Access::kUnit) shift_ = misalignment(own_);
+    keep(own_);
+  }
 
   // The lane's steps of a tile at base, where the row begins and ends with the granules.
   __device__ __forceinline__ void write_granules(int base, const Pack<T, V>& v) const {
@@ -574,13 +595,23 @@ class RowWriter {
     }
   }
 
+  // The step that the lane stores for store(), of those of the first and the last vector if these
+  // are inside in part; or kNowhere.
+  __device__ __forceinline__ int edge_step() const {
+    const bool last = (lane_ & V) != 0;
+    const int from = shift_ == 0 ? 0 : G - shift_;  // where vectors begin
+    const int edge = (last ? hi_ : lo_) - from, step = (edge & -V) + lane_ % V + from;
+    const bool takes = lane_ < 2 * V && edge % V != 0 && step >= lo_ && step < hi_;
+    return takes ? step : kNowhere;
+  }
+
   // A tile, all of it inside or not, in descending order of tiles. If the row is not
   // aligned as the tiles are, a lane's vector takes its beginning from the next lane, lane 31's
-  // from lane 0 of the tile before.
-  __device__ __forceinline__ void store(bool inside, int base, const Pack<T, V>& tile) {
-    if (ACCESS != Access::kUnit || shift_ == 0) {
-      write(inside, base, tile);
-    } else {
+  // from lane 0 of the tile before. room is in shared memory, for the tile; step is edge_step().
+  __device__ __forceinline__ void store(bool inside, int base, const Pack<T, V>& tile,
+                                        uint32_t room, int step) {
+    Pack<T, V> v = tile;
+    if (ACCESS == Access::kUnit && shift_ != 0) {
       uint32_t c[kWords + 4];
 #pragma unroll
       for (int i = 0; i < kWords; ++i) c[i] = tile.w[i];
@@ -590,11 +621,23 @@ class RowWriter {
         head_[i] = tile.w[i];
       }
       drop_elements<T>(c, G - shift_);
-      Pack<T, V> v;
 #pragma unroll
       for (int i = 0; i < kWords; ++i) v.w[i] = c[i];
-      write(false, base + G - shift_, v);
+      base += G - shift_;
+      inside = base >= lo_ && base + 32 * V <= hi_;
     }
+    if (ACCESS == Access::kStrided) return write(false, base, v);
+    if (inside) {
+      v.store(own_ + base);
+      return;
+    }
+    const int t = base + lane_ * V;
+    if (t >= lo_ && t + V <= hi_) v.store(own_ + base);
+    __syncwarp();
+    store_shared(room + lane_ * V * int(sizeof(T)), v);
+    __syncwarp();
+    const int i = step - base;
+    if (i >= 0 && i < 32 * V) own_[step - lane_ * V] = load_shared<T>(room + i * int(sizeof(T)));
   }
 
   // After the last tile, at 0: what its lane 0 still holds.
@@ -625,9 +668,8 @@ struct Segment {
 
   __device__ __forceinline__ Segment(int64_t index, int64_t chunk, int offset, int64_t seqlen)
       : origin(index * chunk - offset), chunk_(static_cast<int>(chunk)) {
-    constexpr int64_t kFar = 1 << 30;
-    lo = static_cast<int>(max(-origin, -kFar));
-    hi = static_cast<int>(min(seqlen - origin, kFar));
+    lo = static_cast<int>(max(-origin, int64_t(-kFar)));
+    hi = static_cast<int>(min(seqlen - origin, int64_t(kFar)));
     end = min(chunk_, hi);
   }
 
@@ -816,6 +858,15 @@ inline Access common_access(std::initializer_list<const Tensor*> tensors, int si
     if (width < 16 / size) access = Access::kUnit;
   }
   return access;
+}
+
+// Whether the rows of t, which have unit stride over time, are as far from 16-byte alignment as
+// those of a contiguous tensor.
+inline bool is_dense(const Tensor& t, int size) {
+  const int64_t G = 16 / size, dim = t.sizes[1], seqlen = t.sizes[2];
+  return reinterpret_cast<uintptr_t>(t.data) % 16 == 0 &&
+         (dim <= 1 || (t.strides[1] - seqlen) % G == 0) &&
+         (t.sizes[0] <= 1 || (t.strides[0] - dim * seqlen) % G == 0);
 }
 
 constexpr int64_t kMostParts = 0x7ffffff0;  // that a Divisor can number, and a block more
