@@ -369,11 +369,12 @@ __global__ void __launch_bounds__(kThreads,
       dout.start_after(slot, next_base, span);
     }
     next_base -= TILE;
-    if (next_base < 0 && rows_left > 0) {
+    if (next_base < 0) {
       if (--rows_left > 0) {
         next_row(false);
       } else {
         span = 0;
+        next_base = kFar;
       }
     }
     commit_copies();
@@ -397,9 +398,9 @@ __global__ void __launch_bounds__(kThreads,
   uint32_t place_g = misalignment(p.dout.at(b0, d, aligned.origin));
   Segment s = aligned;
   // Of a row whose tiles begin with it, those from first_simple to last_simple take no states, and
-  // need no care for x~ that is not finite.
+  // need no care for x~ that is not finite; without SEQ they have SiLU.
   const bool states = p.initial_states.given(), dfinal = p.dfinal_states.given();
-  int first_simple = p.silu ? -kFar : aligned.lo + kRagged;
+  int first_simple = p.silu ? -kFar : (SEQ ? aligned.lo + kRagged : kFar);
   int last_simple = p.silu ? kFar : aligned.hi - TILE - (kRagged ? G : 0);
   if (states) first_simple = aligned.lo + 1;
   if (dfinal) last_simple = aligned.hi - TILE - max(p.width - 1, kRagged ? G : 0);
@@ -420,7 +421,8 @@ __global__ void __launch_bounds__(kThreads,
     const bool partial_end = ragged_end && ends_within(b);
     s = aligned.with(offset);
     const int first_plain = s.lo + ((shift_x | shift_g) != 0);
-    const int last_plain = s.hi - TILE - (partial_end ? G : 0);
+    int last_plain = s.hi - TILE - (partial_end ? G : 0);
+    if (kRagged) keep(last_plain);
     const int row_first_simple = first_simple + offset, row_last_simple = last_simple + offset;
     int outside = kNowhere;
     if (kRagged && lane < 4 * G) {
@@ -522,7 +524,12 @@ __global__ void __launch_bounds__(kThreads,
             if (k >= first) dz[i] = fmaf(w[k], xk, dz[i]);
           }
         }
-        p.gradients(g, true, dz);
+        if constexpr (PLAIN && !SEQ) {
+#pragma unroll
+          for (int i = 0; i < V; ++i) dz[i] = silu_backward<T>(dz[i], g[i]);
+        } else {
+          p.gradients(g, true, dz);
+        }
         // Outside the row g and so dz are zero. Such a dz may meet an x~ that is not finite; with
         // SiLU the sums are NaN then all the same, and so is the dx that a dz of NaN there reaches.
         if (PLAIN || (!MIXED && (p.silu || plain))) {
@@ -799,7 +806,7 @@ struct Plan {
       };
       // A block takes all parts of a channel if these are few enough: one, two or four warps a
       // channel, as many as there need be for so many of them, if each has 8 tiles or more.
-      const int64_t warps = size == 2 ? 4096 : 8192;
+      const int64_t warps = width > 4 ? 16384 : (size == 2 ? 4096 : 8192);
       for (int bits = 0; bits <= 2 && !whole && all > 0; ++bits) {
         const int64_t most = ceil_div(all, 1 << bits);
         const bool more = bits < 2 && dim << bits < warps && most >= 16;

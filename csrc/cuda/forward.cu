@@ -228,7 +228,7 @@ constexpr int kWarps = kThreads / 32;
 template <typename T, int V, int WMAX, bool EXACT, bool SEQ, Access ACCESS>
 __global__ void __launch_bounds__(kThreads, WMAX == 8
                                                 ? 4 - SEQ
-                                                : (SEQ ? 5 : (ACCESS == Access::kAligned ? 9 : 7)))
+                                                : (SEQ ? 5 : (ACCESS == Access::kUnit ? 7 : 9)))
     forward_channel_first(const ForwardArgs<T> p) {
   if (kSmallPtx && (ACCESS != Access::kStrided || WMAX > 4)) return;
   constexpr int H = WMAX - 1, TILE = 32 * V;
@@ -250,7 +250,8 @@ __global__ void __launch_bounds__(kThreads, WMAX == 8
   auto time = [](const View<T>& v) { return ACCESS == Access::kStrided ? v.time : 1; };
   const T* x_row = p.x.at(b, d, 0);
   T* out_row = p.out.at(b, d, 0);
-  const int offset = ACCESS == Access::kUnit ? misalignment(out_row) : 0;
+  constexpr bool kRagged = ACCESS == Access::kDense || ACCESS == Access::kUnit;
+  const int offset = kRagged ? misalignment(out_row) : 0;
   const Segment s(index, p.chunk, offset, p.seqlen);
   const bool states = p.initial_states.given() && s.lo >= 0;
 
@@ -284,7 +285,7 @@ __global__ void __launch_bounds__(kThreads, WMAX == 8
     float h[H + V], z[V];
 #pragma unroll
     for (int j = 0; j < H + V; ++j) h[j] = xs.get(WMAX - H + j);
-    if (EDGE && ACCESS == Access::kUnit && base <= s.lo) {
+    if (EDGE && kRagged && base <= s.lo) {
 #pragma unroll
       for (int j = 0; j < H + V; ++j) h[j] = t - H + j < s.lo ? 0.0f : h[j];
     }
@@ -415,7 +416,8 @@ template <typename T, int V, int WMAX, bool EXACT, bool SEQ, Access ACCESS>
 cudaError_t launch_channel_first(ForwardArgs<T> p, const Tensor& out, cudaStream_t stream) {
   constexpr int TILE = 32 * V;
   // A row of out that begins within a granule begins its first tile before it.
-  const bool early = ACCESS == Access::kUnit && common_access({&out}, sizeof(T)) == Access::kUnit;
+  const bool early = ACCESS == Access::kDense ||
+                     (ACCESS == Access::kUnit && common_access({&out}, sizeof(T)) == Access::kUnit);
   const int64_t tiles = ceil_div(p.seqlen + (early ? kGranule<T> - 1 : 0), TILE);
   const int64_t chunks = ceil_div(tiles, kTiles);
   p.chunk = ceil_div(tiles, chunks) * TILE;
@@ -448,6 +450,11 @@ cudaError_t launch_fast(const ForwardParams& params, const ForwardArgs<T>& p, cu
     }
     if (access == kAligned && (exact || WMAX == 8)) {
       return launch_channel_first<T, V, WMAX, WMAX == 4, false, kAligned>(p, params.out, stream);
+    }
+    if constexpr (WMAX == 4) {
+      if (exact && is_dense(params.x, size) && is_dense(params.out, size)) {
+        return launch_channel_first<T, V, WMAX, true, false, Access::kDense>(p, params.out, stream);
+      }
     }
     return exact ? launch_channel_first<T, V, WMAX, WMAX == 4, false, kUnit>(p, params.out, stream)
                  : launch_channel_first<T, V, WMAX, false, false, kUnit>(p, params.out, stream);

@@ -610,7 +610,6 @@ class RowWriter {
   // from lane 0 of the tile before. room is in shared memory, for the tile; step is edge_step().
   __device__ __forceinline__ void store(bool inside, int base, const Pack<T, V>& tile,
                                         uint32_t room, int step) {
-    Pack<T, V> v = tile;
     if (ACCESS == Access::kUnit && shift_ != 0) {
       uint32_t c[kWords + 4];
 #pragma unroll
@@ -621,23 +620,14 @@ class RowWriter {
         head_[i] = tile.w[i];
       }
       drop_elements<T>(c, G - shift_);
+      Pack<T, V> v;
 #pragma unroll
       for (int i = 0; i < kWords; ++i) v.w[i] = c[i];
-      base += G - shift_;
-      inside = base >= lo_ && base + 32 * V <= hi_;
+      const int begin = base + G - shift_;
+      store_aligned(begin >= lo_ && begin + 32 * V <= hi_, begin, v, room, step);
+    } else {
+      store_aligned(inside, base, tile, room, step);
     }
-    if (ACCESS == Access::kStrided) return write(false, base, v);
-    if (inside) {
-      v.store(own_ + base);
-      return;
-    }
-    const int t = base + lane_ * V;
-    if (t >= lo_ && t + V <= hi_) v.store(own_ + base);
-    __syncwarp();
-    store_shared(room + lane_ * V * int(sizeof(T)), v);
-    __syncwarp();
-    const int i = step - base;
-    if (i >= 0 && i < 32 * V) own_[step - lane_ * V] = load_shared<T>(room + i * int(sizeof(T)));
   }
 
   // After the last tile, at 0: what its lane 0 still holds.
@@ -653,6 +643,22 @@ class RowWriter {
   }
 
  private:
+  __device__ __forceinline__ void store_aligned(bool inside, int base, const Pack<T, V>& v,
+                                                uint32_t room, int step) const {
+    if (ACCESS == Access::kStrided) return write(false, base, v);
+    if (inside) {
+      v.store(own_ + base);
+      return;
+    }
+    const int t = base + lane_ * V;
+    if (t >= lo_ && t + V <= hi_) v.store(own_ + base);
+    __syncwarp();
+    store_shared(room + lane_ * V * int(sizeof(T)), v);
+    __syncwarp();
+    const int i = step - base;
+    if (i >= 0 && i < 32 * V) own_[step - lane_ * V] = load_shared<T>(room + i * int(sizeof(T)));
+  }
+
   T* own_;  // the lane's, or with kStrided the row's
   int64_t stride_;
   int lo_, hi_, lane_, shift_ = 0;
