@@ -341,18 +341,19 @@ __global__ void __launch_bounds__(kThreads,
     return ragged_end && (p.x.at(b, d, 0) + p.seqlen + (G - 1) > p.x_end ||
                           p.dout.at(b, d, 0) + p.seqlen + (G - 1) > p.dout_end);
   };
-  // The tile that is started next, and how many rows are left with its own.
-  int next_base = 0, rows_left = static_cast<int>(b1 - b0);
+  // The tile that is started next, if it is not before its row's first, and how many rows are left
+  // after that.
+  int next_base = -1, rows_left = static_cast<int>(b1 - b0);
   int offset = ACCESS == Access::kAligned ? 0 : static_cast<int>(steps_before % G);
   int next_offset = offset;
   uint32_t slot = 0, span = 0;
   bool shifted = false;
-  x.begin(p.x.at(b0, d, aligned.origin), p.x.time, aligned.lo);
-  dout.begin(p.dout.at(b0, d, aligned.origin), p.dout.time, aligned.lo);
-  auto next_row = [&](bool is_first) {
+  x.begin(p.x.at(b0 - 1, d, aligned.origin), p.x.time, aligned.lo);
+  dout.begin(p.dout.at(b0 - 1, d, aligned.origin), p.dout.time, aligned.lo);
+  auto next_row = [&] {
     const Segment s = aligned.with(next_offset);
-    x.row(is_first ? 0 : p.x.batch, next_offset, aligned.lo);
-    dout.row(is_first ? 0 : p.dout.batch, next_offset, aligned.lo);
+    x.row(p.x.batch, next_offset, aligned.lo);
+    dout.row(p.dout.batch, next_offset, aligned.lo);
     shifted = x.is_shifted() || dout.is_shifted();
     next_base = top(s);
     next_offset = offset_after(next_offset);
@@ -362,6 +363,15 @@ __global__ void __launch_bounds__(kThreads,
     }
   };
   auto start_next = [&](uint32_t slot) {
+    if (next_base < 0) {
+      if (rows_left > 0) {
+        next_row();
+        --rows_left;
+      } else {
+        span = 0;
+        next_base = kFar;
+      }
+    }
     x.start(slot, next_base, span);
     dout.start(slot, next_base, span);
     if (shifted) {
@@ -369,18 +379,9 @@ __global__ void __launch_bounds__(kThreads,
       dout.start_after(slot, next_base, span);
     }
     next_base -= TILE;
-    if (next_base < 0) {
-      if (--rows_left > 0) {
-        next_row(false);
-      } else {
-        span = 0;
-        next_base = kFar;
-      }
-    }
     commit_copies();
   };
   if (b0 < b1) {
-    next_row(true);
 #pragma unroll 1
     for (uint32_t i = 0; i < RingX::kStages - 1; ++i) start_next(i);
     WarpParameters<WMAX, EXACT>(p, d, lane).get(p, w, bias);
@@ -392,7 +393,9 @@ __global__ void __launch_bounds__(kThreads,
   int next_lane = (lane + 1) % 32;
   keep(next_lane);
   const int64_t dx_time = ACCESS == Access::kStrided ? p.dx.time : 1;
-  RowWriter<T, V, ACCESS> dx(p.dx.at(b0, d, aligned.origin), p.dx.time, 0, 0, lane);
+  __shared__ Pack<T, ACCESS == Access::kUnit ? G : 1> heads[kThreads / 32];
+  const uint32_t head = shared_address(&heads[threadIdx.x / 32]);
+  RowWriter<T, V, ACCESS> dx(p.dx.at(b0 - 1, d, aligned.origin), p.dx.time, 0, 0, lane);
   // x's and dout's rows, as misalignment() takes them.
   uint32_t place_x = misalignment(p.x.at(b0, d, aligned.origin));
   uint32_t place_g = misalignment(p.dout.at(b0, d, aligned.origin));
@@ -428,7 +431,7 @@ __global__ void __launch_bounds__(kThreads,
     if (kRagged && lane < 4 * G) {
       outside = RingX::outside(s.lo, s.hi, is_for_dout ? shift_g : shift_x, lane);
     }
-    dx.row((b == b0 ? 0 : p.dx.batch) + (offset_before - offset) * dx_time, max(s.lo, 0), s.end);
+    dx.row(p.dx.batch + (offset_before - offset) * dx_time, max(s.lo, 0), s.end);
     int edge_step = dx.edge_step();
     if (ACCESS != Access::kStrided) keep(edge_step);
     if (kRagged) keep(outside);
@@ -594,9 +597,9 @@ __global__ void __launch_bounds__(kThreads,
       } else if constexpr (!(EXACT && SEQ)) {
         tile = finish(std::false_type{}, std::false_type{});
       }
-      dx.store(plain, base, tile, room, edge_step);
+      dx.store(plain, base, tile, room, head, edge_step);
     }
-    dx.flush();
+    dx.flush(head);
   }
 
   if (!p.sums) return;
@@ -806,7 +809,7 @@ struct Plan {
       };
       // A block takes all parts of a channel if these are few enough: one, two or four warps a
       // channel, as many as there need be for so many of them, if each has 8 tiles or more.
-      const int64_t warps = width > 4 ? 16384 : (size == 2 ? 4096 : 8192);
+      const int64_t warps = size == 2 ? 4096 : 8192;
       for (int bits = 0; bits <= 2 && !whole && all > 0; ++bits) {
         const int64_t most = ceil_div(all, 1 << bits);
         const bool more = bits < 2 && dim << bits < warps && most >= 16;

@@ -413,8 +413,8 @@ class TileRing {
     keep(own_);
   }
 
-  // Before the first row(): step 0 of the first row is at data, if its tiles begin there, and then
-  // the row begins at step lo.
+  // Before the first row(): step 0 of a row is at data, if its tiles begin there, and then the row
+  // begins at step lo.
   __device__ __forceinline__ void begin(const T* data, int64_t stride, int lo) {
     mine_ = ACCESS == Access::kStrided ? data : data + lane_ * V;
     stride_ = stride;
@@ -546,7 +546,7 @@ class TileRing {
 // Writes steps [lo, hi) of a row.
 template <typename T, int V, Access ACCESS>
 class RowWriter {
-  static constexpr int kWords = Pack<T, V>::kWords, G = kGranule<T>;
+  static constexpr int kWords = Pack<T, V>::kWords, kBytes = kWords * 4, G = kGranule<T>;
 
  public:
   __device__ __forceinline__ RowWriter(T* data, int64_t stride, int lo, int hi, int lane)
@@ -559,7 +559,7 @@ class RowWriter {
     asm volatile("" : "+l"(own_));
   }
 
-  // Takes the row so many elements after this one, with the same lo and hi as its own.
+  // Takes the row so many elements after this one.
   __device__ __forceinline__ void row(int64_t after, int lo, int hi) {
     own_ += after;
     lo_ = lo;
@@ -607,18 +607,21 @@ class RowWriter {
 
   // A tile, all of it inside or not, in descending order of tiles. If the row is not
   // aligned as the tiles are, a lane's vector takes its beginning from the next lane, lane 31's
-  // from lane 0 of the tile before. room is in shared memory, for the tile; step is edge_step().
+  // from lane 0 of the tile before. room and head are in shared memory, for a tile and for a
+  // granule that is left there for the next tile. step is edge_step().
   __device__ __forceinline__ void store(bool inside, int base, const Pack<T, V>& tile,
-                                        uint32_t room, int step) {
+                                        uint32_t room, uint32_t head, int step) const {
     if (ACCESS == Access::kUnit && shift_ != 0) {
+      const uint32_t own = room + lane_ * kBytes;
+      __syncwarp();
+      store_shared(own, tile);
+      __syncwarp();
+      const Pack<T, G> next = load_shared<T, G>(lane_ == 31 ? head : own + kBytes);
+      __syncwarp();
+      if (lane_ == 0) store_shared(head, tile.template part<G>(0));
       uint32_t c[kWords + 4];
 #pragma unroll
-      for (int i = 0; i < kWords; ++i) c[i] = tile.w[i];
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        c[kWords + i] = __shfl_sync(0xffffffff, lane_ == 0 ? head_[i] : c[i], (lane_ + 1) % 32);
-        head_[i] = tile.w[i];
-      }
+      for (int i = 0; i < kWords + 4; ++i) c[i] = i < kWords ? tile.w[i] : next.w[i - kWords];
       drop_elements<T>(c, G - shift_);
       Pack<T, V> v;
 #pragma unroll
@@ -630,15 +633,12 @@ class RowWriter {
     }
   }
 
-  // After the last tile, at 0: what its lane 0 still holds.
-  __device__ __forceinline__ void flush() const {
-    if (ACCESS != Access::kUnit || shift_ == 0 || lane_ != 0) return;
-    Pack<T, G> head;
-#pragma unroll
-    for (int i = 0; i < 4; ++i) head.w[i] = head_[i];
-#pragma unroll
-    for (int i = 0; i < G - 1; ++i) {
-      if (i < G - shift_ && i >= lo_ && i < hi_) own_[i] = head.element(i);
+  // After the last tile, at 0: what is left at head.
+  __device__ __forceinline__ void flush(uint32_t head) const {
+    if (ACCESS != Access::kUnit || shift_ == 0) return;
+    __syncwarp();
+    if (lane_ < G - shift_ && lane_ >= lo_ && lane_ < hi_) {
+      own_[lane_ - lane_ * V] = load_shared<T>(head + lane_ * int(sizeof(T)));
     }
   }
 
@@ -653,7 +653,7 @@ class RowWriter {
     const int t = base + lane_ * V;
     if (t >= lo_ && t + V <= hi_) v.store(own_ + base);
     __syncwarp();
-    store_shared(room + lane_ * V * int(sizeof(T)), v);
+    store_shared(room + lane_ * kBytes, v);
     __syncwarp();
     const int i = step - base;
     if (i >= 0 && i < 32 * V) own_[step - lane_ * V] = load_shared<T>(room + i * int(sizeof(T)));
@@ -662,7 +662,6 @@ class RowWriter {
   T* own_;  // the lane's, or with kStrided the row's
   int64_t stride_;
   int lo_, hi_, lane_, shift_ = 0;
-  uint32_t head_[4] = {};
 };
 
 // A warp's part of a row: steps [origin, origin + chunk) of it, in local time from 0.
