@@ -88,11 +88,14 @@ struct BackwardArgs {
   }
   // The whole sum of dweight[d, k], or for k == width of dbias[d].
   __device__ __forceinline__ void store_sum(Compute<T> sum, int k, int64_t d) const {
-    if (k < width) {
-      if (dweight.given()) dweight.store(sum * scale, d, k);
-    } else if (dbias.given()) {
-      dbias.store(sum * scale, d);
-    }
+    const bool is_weight = k < width;
+    AnyView<Compute<T>> to;
+    to.data = is_weight ? dweight.data : dbias.data;
+    to.dtype = is_weight ? dweight.dtype : dbias.dtype;
+    to.strides[0] = is_weight ? dweight.strides[0] : dbias.strides[0];
+    to.strides[1] = dweight.strides[1];
+    to.strides[2] = 0;
+    if (to.given()) to.store(sum * scale, d, is_weight ? k : 0);
   }
 };
 
@@ -324,6 +327,8 @@ __global__ void __launch_bounds__(kThreads,
   const uint32_t batch_steps = static_cast<uint32_t>(p.dim) * seqlen;
   const uint32_t steps_before = static_cast<uint32_t>(b0) * batch_steps + d * seqlen;
   constexpr int G = kGranule<T>;
+  // Whether simple tiles have code of their own.
+  constexpr bool kSplit = EXACT || (WMAX == 8 && ACCESS == Access::kAligned);
   // Whether rows may begin or end within a granule that they share with others.
   constexpr bool kRagged = ACCESS == Access::kDense || ACCESS == Access::kUnit;
   auto offset_after = [&](int offset) {  // that of the next row
@@ -592,8 +597,8 @@ __global__ void __launch_bounds__(kThreads,
       // With EXACT and SEQ there are always matches, and few other tiles than simple ones.
       if (SEQ && (mixed || (EXACT && !simple))) {
         tile = finish(std::false_type{}, std::bool_constant<SEQ>{});
-      } else if (EXACT && simple) {
-        tile = finish(std::bool_constant<EXACT>{}, std::false_type{});
+      } else if (kSplit && simple) {
+        tile = finish(std::bool_constant<kSplit>{}, std::false_type{});
       } else if constexpr (!(EXACT && SEQ)) {
         tile = finish(std::false_type{}, std::false_type{});
       }
@@ -724,12 +729,20 @@ __global__ void __launch_bounds__(kThreads) reduce_partials(const BackwardArgs<T
   Compute<T> sum = 0, lost = 0;  // Kahan's: there may be millions of parts
   wait_for_kernel_before();
   if (i < columns) {
-#pragma unroll 4
-    for (int64_t part = part_lane; part < p.parts; part += kLanes) {
-      const Compute<T> v = p.partials[part * columns + i] - lost;
-      const Compute<T> next = sum + v;
-      lost = (next - sum) - v;
-      sum = next;
+    constexpr int kBatch = 8;  // are loaded at a time
+    for (int64_t part = part_lane; part < p.parts; part += kBatch * kLanes) {
+      Compute<T> values[kBatch];
+#pragma unroll
+      for (int j = 0; j < kBatch; ++j) {
+        if (part + j * kLanes < p.parts) values[j] = p.partials[(part + j * kLanes) * columns + i];
+      }
+#pragma unroll
+      for (int j = 0; j < kBatch; ++j) {
+        if (part + j * kLanes >= p.parts) break;
+        const Compute<T> v = values[j] - lost, next = sum + v;
+        lost = (next - sum) - v;
+        sum = next;
+      }
     }
   }
   sums[part_lane][column] = sum;

@@ -251,15 +251,14 @@ struct AnyView {
 
   __device__ __forceinline__ void store(F v, int64_t i, int64_t j = 0, int64_t k = 0) const {
     const int64_t o = i * strides[0] + j * strides[1] + k * strides[2];
-    switch (dtype) {
-      case CAUSAL_CONV1D_FLOAT16:
-        static_cast<__half*>(data)[o] = from_compute<__half>(static_cast<float>(v));
-        break;
-      case CAUSAL_CONV1D_BFLOAT16:
-        static_cast<__nv_bfloat16*>(data)[o] = from_compute<__nv_bfloat16>(static_cast<float>(v));
-        break;
-      case CAUSAL_CONV1D_FLOAT32: static_cast<float*>(data)[o] = static_cast<float>(v); break;
-      default: static_cast<double*>(data)[o] = static_cast<double>(v);
+    if constexpr (sizeof(F) == 8) {
+      static_cast<double*>(data)[o] = v;
+    } else if (dtype == CAUSAL_CONV1D_FLOAT32) {
+      static_cast<float*>(data)[o] = v;
+    } else if (dtype == CAUSAL_CONV1D_BFLOAT16) {
+      static_cast<__nv_bfloat16*>(data)[o] = from_compute<__nv_bfloat16>(v);
+    } else {
+      static_cast<__half*>(data)[o] = from_compute<__half>(v);
     }
   }
 };
