@@ -233,3 +233,23 @@ def test_gradients_have_the_type_of_their_argument(dtype, weight_dtype, device):
     for grad, tensor in zip(grads, inputs, strict=True):
         assert grad.dtype == tensor.dtype and grad.shape == tensor.shape
     assert_gradients(case, dict(zip(GRADIENTS, grads, strict=True)))
+
+
+@pytest.mark.parametrize("shape", ((3, 3, 1003), (2, 2, 1024), (2, 3, 517)), ids=str)
+@pytest.mark.parametrize("seq_idx", (None, "padded"))
+@pytest.mark.parametrize("states", (False, True), ids=("", "states"))
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("width", (3, 4, 7))
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=dtype_id)
+def test_long_rows(dtype, width, activation, states, seq_idx, shape, device):
+    """Rows of several tiles, of which the first and the last differ from those between."""
+    case = make_case(
+        shape,
+        width,
+        dtype,
+        states=states,
+        seq_idx=seq_idx,
+        activation=activation,
+        device=device,
+    )
+    assert_backward(case)

@@ -10,6 +10,7 @@ from helpers import (
     dtype_id,
     lay_out,
     make_case,
+    ops,
     run_backward,
     run_forward,
 )
@@ -70,6 +71,41 @@ def test_every_alignment(layout, dtype, activation, device):
         x = block[offset:].view(shape).permute(order)
         x.copy_(case.x)
         assert torch.equal(fn(case, x), expected), offset
+
+
+@pytest.mark.parametrize("shape", ((3, 5, 1003), (4, 3, 261), (5, 7, 20), (9, 2, 517), (2, 3, 7)))
+def test_gradients_of_rows_wherever_they_lie(shape, dtype, activation, device):
+    """Rows of any alignment, one after the other or with gaps; sums as well have one order."""
+    case = make_case(shape, 4, dtype, activation=activation, device=device)
+
+    def placed(values, offset, gap):
+        batch, dim, seqlen = values.shape
+        block = torch.full((offset + batch * dim * (seqlen + gap),), torch.nan, dtype=dtype)
+        block = block.to(device)
+        rows = block[offset:].view(batch, dim, seqlen + gap)[..., :seqlen]
+        return rows.copy_(values), block
+
+    def gradients(x, dout, dx):
+        dweight, dbias = torch.empty_like(case.weight), torch.empty_like(case.bias)
+        silu = activation is not None
+        ops.backward(
+            x, case.weight, case.bias, dout, None, None, None, dx, dweight, dbias, None, silu
+        )
+        return dx, dweight, dbias
+
+    expected = gradients(case.x, case.dout, torch.full_like(case.x, torch.nan))
+    x, dout = case.x, case.dout
+    for offset, gap in ((0, 0), (1, 0), (7, 0), (0, 1), (3, 5), (8, 13), (5, 0)):
+        for moved in ("x", "dout", "dx", "all"):
+            place = (offset, gap) if moved == "all" else (0, 0)
+            to_x, to_dout, to_dx = (
+                (offset, gap) if moved == name else place for name in ("x", "dout", "dx")
+            )
+            dx, block = placed(torch.full_like(x, torch.nan), *to_dx)
+            found = gradients(placed(x, *to_x)[0], placed(dout, *to_dout)[0], dx)
+            for a, b in zip(found, expected, strict=True):
+                assert torch.equal(a, b), (offset, gap, moved)
+            assert block.isnan().sum() == block.numel() - x.numel(), "written beside dx"
 
 
 @pytest.mark.parametrize("layout", ("channel_first", "channel_last"))

@@ -340,8 +340,7 @@ __global__ void __launch_bounds__(kThreads,
   Matches<V, H> next_same;
 
   // Whether the last granule of the row of batch entry b is not whole: only at a tensor's end.
-  const bool ragged_end =
-      kRagged && (misalignment(p.x_end) != 0 || misalignment(p.dout_end) != 0);
+  const bool ragged_end = kRagged && (misalignment(p.x_end) != 0 || misalignment(p.dout_end) != 0);
   auto ends_within = [&](int64_t b) {
     return ragged_end && (p.x.at(b, d, 0) + p.seqlen + (G - 1) > p.x_end ||
                           p.dout.at(b, d, 0) + p.seqlen + (G - 1) > p.dout_end);
@@ -362,10 +361,8 @@ __global__ void __launch_bounds__(kThreads,
     shifted = x.is_shifted() || dout.is_shifted();
     next_base = top(s);
     next_offset = offset_after(next_offset);
-    span = s.hi - s.lo + (G - 1);
-    if (ragged_end && ends_within(b1 - rows_left)) {
-      span = s.hi - s.lo > G ? span - G : 0;
-    }
+    span = RingX::span(s.lo, s.hi);
+    if (ragged_end && ends_within(b1 - rows_left)) span = s.hi - s.lo > G ? span - G : 0;
   };
   auto start_next = [&](uint32_t slot) {
     if (next_base < 0) {
@@ -373,7 +370,7 @@ __global__ void __launch_bounds__(kThreads,
         next_row();
         --rows_left;
       } else {
-        span = 0;
+        span = RingX::span(0, 0);
         next_base = kFar;
       }
     }
@@ -408,10 +405,12 @@ __global__ void __launch_bounds__(kThreads,
   // Of a row whose tiles begin with it, those from first_simple to last_simple take no states, and
   // need no care for x~ that is not finite; without SEQ they have SiLU.
   const bool states = p.initial_states.given(), dfinal = p.dfinal_states.given();
-  int first_simple = p.silu ? -kFar : (SEQ ? aligned.lo + kRagged : kFar);
-  int last_simple = p.silu ? kFar : aligned.hi - TILE - (kRagged ? G : 0);
-  if (states) first_simple = aligned.lo + 1;
-  if (dfinal) last_simple = aligned.hi - TILE - max(p.width - 1, kRagged ? G : 0);
+  int first_simple = -kFar, last_simple = kFar;
+  if (states || !p.silu) first_simple = aligned.lo + (states || kRagged);
+  if (dfinal || !p.silu) {
+    last_simple = aligned.hi - TILE - max(dfinal ? p.width - 1 : 0, kRagged ? G : 0);
+  }
+  if (!SEQ && !p.silu) first_simple = kFar;
   keep(first_simple);
   keep(last_simple);
   // Of 4 * G lanes: which tensor has a place, in a tile at 0, that the lane makes zero.
@@ -729,20 +728,12 @@ __global__ void __launch_bounds__(kThreads) reduce_partials(const BackwardArgs<T
   Compute<T> sum = 0, lost = 0;  // Kahan's: there may be millions of parts
   wait_for_kernel_before();
   if (i < columns) {
-    constexpr int kBatch = 8;  // are loaded at a time
-    for (int64_t part = part_lane; part < p.parts; part += kBatch * kLanes) {
-      Compute<T> values[kBatch];
-#pragma unroll
-      for (int j = 0; j < kBatch; ++j) {
-        if (part + j * kLanes < p.parts) values[j] = p.partials[(part + j * kLanes) * columns + i];
-      }
-#pragma unroll
-      for (int j = 0; j < kBatch; ++j) {
-        if (part + j * kLanes >= p.parts) break;
-        const Compute<T> v = values[j] - lost, next = sum + v;
-        lost = (next - sum) - v;
-        sum = next;
-      }
+#pragma unroll 4
+    for (int64_t part = part_lane; part < p.parts; part += kLanes) {
+      const Compute<T> v = p.partials[part * columns + i] - lost;
+      const Compute<T> next = sum + v;
+      lost = (next - sum) - v;
+      sum = next;
     }
   }
   sums[part_lane][column] = sum;
@@ -862,8 +853,8 @@ cudaError_t launch_fast(BackwardArgs<T>& p, Plan plan, cudaStream_t stream) {
     } else if (plan.access == Access::kAligned && (exact || WMAX == 8)) {
       kernel = backward_channel_first<T, V, WMAX, WMAX == 4, false, Access::kAligned>;
     } else if (plan.access == Access::kDense && exact) {
-      kernel = backward_channel_first<T, V, WMAX, WMAX == 4, false,
-                                      WMAX == 4 ? Access::kDense : kUnit>;
+      kernel = backward_channel_first < T, V, WMAX, WMAX == 4, false,
+      WMAX == 4 ? Access::kDense : kUnit > ;
     } else if (plan.access != Access::kStrided) {
       kernel = exact ? backward_channel_first<T, V, WMAX, WMAX == 4, false, kUnit>
                      : backward_channel_first<T, V, WMAX, false, false, kUnit>;

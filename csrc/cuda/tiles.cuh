@@ -437,9 +437,10 @@ class TileRing {
     place_ = lane_ * V - (lo + offset + shift - (G - 1));
   }
 
-  // How far from a row's first granule on, that of step lo, others may be read, as start() takes
-  // it.
-  static __device__ __forceinline__ uint32_t span(int lo, int hi) { return hi - lo + (G - 1); }
+  // Granules of a row [lo, hi) begin less than this after the first that may have a step of it.
+  static __device__ __forceinline__ uint32_t span(int lo, int hi) {
+    return static_cast<uint32_t>(hi) - static_cast<uint32_t>(lo) + (G - 1);
+  }
 
   // Starts to read the tile at base of a row. It takes effect with commit_copies().
   __device__ __forceinline__ void start(uint32_t slot, int base, uint32_t span) const {
@@ -472,9 +473,9 @@ class TileRing {
     if (lane_ == 31) copy_async_or_zero<16>(inside, to, mine_ + base + V);
   }
 
-  // Of a row [lo, hi) misaligned by shift, with kDense or kUnit: the place, from the row's tile at 0 on, that
-  // one of 2 * G lanes is to make zero where a tile has it, since it shares the first or the last
-  // step's granule; or kNowhere.
+  // Of a row [lo, hi) misaligned by shift, with kDense or kUnit: the place, from the row's tile at
+  // 0 on, that one of 2 * G lanes is to make zero where a tile has it, since it shares the first or
+  // the last step's granule; or kNowhere.
   static __device__ __forceinline__ int outside(int lo, int hi, int shift, int lane) {
     const bool last = (lane & G) != 0;
     const int edge = (last ? hi : lo) + shift, place = (edge & -G) + lane % G;
@@ -520,8 +521,8 @@ class TileRing {
     Pack<T, G> p;
 #pragma unroll
     for (int j = 0; j < G; ++j) {
-      const int from_lo = base + place_ + (i - lane_ * V) + j - (G - 1);
-      if (from_lo < 0 || from_lo >= static_cast<int>(span) - (G - 1)) continue;
+      const uint32_t from_lo = base + place_ + (i - lane_ * V) + j - (G - 1);
+      if (from_lo >= span - (G - 1)) continue;
       p.set_element(j, mine_[(base + i + j) * stride_]);
     }
     store_shared(to, p);
