@@ -97,9 +97,8 @@ def test_gradients_of_rows_wherever_they_lie(shape, dtype, activation, device):
     x, dout = case.x, case.dout
     for offset, gap in ((0, 0), (1, 0), (7, 0), (0, 1), (3, 5), (8, 13), (5, 0)):
         for moved in ("x", "dout", "dx", "all"):
-            place = (offset, gap) if moved == "all" else (0, 0)
             to_x, to_dout, to_dx = (
-                (offset, gap) if moved == name else place for name in ("x", "dout", "dx")
+                (offset, gap) if moved in (name, "all") else (0, 0) for name in ("x", "dout", "dx")
             )
             dx, block = placed(torch.full_like(x, torch.nan), *to_dx)
             found = gradients(placed(x, *to_x)[0], placed(dout, *to_dout)[0], dx)

@@ -329,8 +329,7 @@ __global__ void __launch_bounds__(kThreads,
   constexpr int G = kGranule<T>;
   // Whether simple tiles have code of their own.
   constexpr bool kSplit = EXACT || (WMAX == 8 && ACCESS == Access::kAligned);
-  // Whether rows may begin or end within a granule that they share with others.
-  constexpr bool kRagged = ACCESS == Access::kDense || ACCESS == Access::kUnit;
+  constexpr bool kRagged = kIsRagged<ACCESS>;
   auto offset_after = [&](int offset) {  // that of the next row
     return ACCESS == Access::kAligned ? 0 : static_cast<int>((offset + batch_steps) % G);
   };
@@ -797,11 +796,6 @@ struct Plan {
       vector = width > 4 || size == 2 ? 8 : 4;
       access = common_access({&x, &params.dout, &params.dx}, size);
       const bool ragged = seqlen % (16 / size) != 0;
-      if (ragged && access == Access::kAligned) access = Access::kUnit;
-      if (access == Access::kUnit && is_dense(x, size) && is_dense(params.dout, size) &&
-          is_dense(params.dx, size)) {
-        access = Access::kDense;
-      }
       const int64_t tile = 32 * vector;
       const int64_t tiles = ceil_div(seqlen + (ragged ? 16 / size - 1 : 0), tile);
       const int64_t all = batch * tiles;
@@ -844,7 +838,7 @@ cudaError_t launch_fast(BackwardArgs<T>& p, Plan plan, cudaStream_t stream) {
   const bool seq = p.seq_idx.data != nullptr, exact = p.width == 4;
   if (!plan.channel_last) {
     constexpr int V = WMAX == 8 || sizeof(T) == 2 ? 8 : 4;
-    constexpr Access kUnit = Access::kUnit;
+    constexpr Access kUnit = Access::kUnit, kDense = WMAX == 4 ? Access::kDense : kUnit;
     auto kernel = backward_channel_first<T, V, WMAX, false, true, Access::kStrided>;
     if (plan.access == Access::kAligned && seq && exact) {
       kernel = backward_channel_first<T, V, WMAX, WMAX == 4, WMAX == 4, Access::kAligned>;
@@ -853,8 +847,7 @@ cudaError_t launch_fast(BackwardArgs<T>& p, Plan plan, cudaStream_t stream) {
     } else if (plan.access == Access::kAligned && (exact || WMAX == 8)) {
       kernel = backward_channel_first<T, V, WMAX, WMAX == 4, false, Access::kAligned>;
     } else if (plan.access == Access::kDense && exact) {
-      kernel = backward_channel_first < T, V, WMAX, WMAX == 4, false,
-      WMAX == 4 ? Access::kDense : kUnit > ;
+      kernel = backward_channel_first<T, V, WMAX, WMAX == 4, false, kDense>;
     } else if (plan.access != Access::kStrided) {
       kernel = exact ? backward_channel_first<T, V, WMAX, WMAX == 4, false, kUnit>
                      : backward_channel_first<T, V, WMAX, false, false, kUnit>;

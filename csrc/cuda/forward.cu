@@ -250,7 +250,7 @@ __global__ void __launch_bounds__(kThreads, WMAX == 8
   auto time = [](const View<T>& v) { return ACCESS == Access::kStrided ? v.time : 1; };
   const T* x_row = p.x.at(b, d, 0);
   T* out_row = p.out.at(b, d, 0);
-  constexpr bool kRagged = ACCESS == Access::kDense || ACCESS == Access::kUnit;
+  constexpr bool kRagged = kIsRagged<ACCESS>;
   const int offset = kRagged ? misalignment(out_row) : 0;
   const Segment s(index, p.chunk, offset, p.seqlen);
   const bool states = p.initial_states.given() && s.lo >= 0;
@@ -319,7 +319,7 @@ __global__ void __launch_bounds__(kThreads, WMAX == 8
     if (ACCESS == Access::kAligned) {
       out.write_granules(base, pack<T>(z));
     } else {
-      out.write(false, base, pack<T>(z));
+      out.write(base, pack<T>(z));
     }
   };
 
@@ -416,9 +416,9 @@ template <typename T, int V, int WMAX, bool EXACT, bool SEQ, Access ACCESS>
 cudaError_t launch_channel_first(ForwardArgs<T> p, const Tensor& out, cudaStream_t stream) {
   constexpr int TILE = 32 * V;
   // A row of out that begins within a granule begins its first tile before it.
-  const bool early = ACCESS == Access::kDense ||
-                     (ACCESS == Access::kUnit && common_access({&out}, sizeof(T)) == Access::kUnit);
-  const int64_t tiles = ceil_div(p.seqlen + (early ? kGranule<T> - 1 : 0), TILE);
+  constexpr int G = kGranule<T>;
+  const bool early = kIsRagged<ACCESS> && vector_width(out, 2, G, sizeof(T)) < G;
+  const int64_t tiles = ceil_div(p.seqlen + (early ? G - 1 : 0), TILE);
   const int64_t chunks = ceil_div(tiles, kTiles);
   p.chunk = ceil_div(tiles, chunks) * TILE;
   const int64_t channels = SEQ ? ceil_div(p.dim, kWarps) : p.dim;
@@ -435,9 +435,7 @@ cudaError_t launch_fast(const ForwardParams& params, const ForwardArgs<T>& p, cu
   if (!is_channel_last(params.x)) {
     constexpr int V = WMAX == 8 ? 8 : 16 / size;
     constexpr Access kAligned = Access::kAligned, kUnit = Access::kUnit;
-    Access access = common_access({&params.x, &params.out}, size);
-    // What follows the last granule's steps in memory may be another's.
-    if (access == kAligned && p.seqlen % (16 / size) != 0) access = kUnit;
+    const Access access = common_access({&params.x, &params.out}, size);
     // Several sequences and W > 4 are rare enough to do without faster kernels.
     if (access == Access::kStrided || !every || (seq && WMAX == 8)) {
       return launch_channel_first<T, V, WMAX, false, true, Access::kStrided>(p, params.out, stream);
@@ -452,7 +450,7 @@ cudaError_t launch_fast(const ForwardParams& params, const ForwardArgs<T>& p, cu
       return launch_channel_first<T, V, WMAX, WMAX == 4, false, kAligned>(p, params.out, stream);
     }
     if constexpr (WMAX == 4) {
-      if (exact && is_dense(params.x, size) && is_dense(params.out, size)) {
+      if (access == Access::kDense && exact) {
         return launch_channel_first<T, V, WMAX, true, false, Access::kDense>(p, params.out, stream);
       }
     }

@@ -266,6 +266,10 @@ __device__ __forceinline__ void keep(T& v) {
 // they have unit stride over time, but any alignment; or any stride.
 enum class Access { kAligned, kDense, kUnit, kStrided };
 
+// Whether rows may begin or end within a granule that they share with others.
+template <Access ACCESS>
+constexpr bool kIsRagged = ACCESS == Access::kDense || ACCESS == Access::kUnit;
+
 constexpr int kFar = 1 << 30;  // further than any step of a tile
 constexpr int kNowhere = -kFar;
 
@@ -393,7 +397,7 @@ class RowReader {
 // Reads rows in the same tiles through a ring in shared memory that each warp has for itself: one
 // tile is used while kStages - 1 are on their way by cp.async. A tile comes with the granules
 // before and after it that its lanes need. Memory is read by whole granules; those without a step
-// of the row read as zero, and trim() makes zeros of what else lies outside the row.
+// of the row read as zero, and what outside() tells is to be made zero when the tile has come.
 template <typename T, int V, int HP, Access ACCESS>
 class TileRing {
   static constexpr int kWords = Pack<T, HP + V>::kWords, kHalo = kWords - Pack<T, V>::kWords;
@@ -577,11 +581,10 @@ class RowWriter {
     }
   }
 
-  // The lane's V steps of a tile at base, of which all lanes' are inside or not. Their place is
-  // aligned, but for kStrided.
-  __device__ __forceinline__ void write(bool inside, int base, const Pack<T, V>& v) const {
+  // The lane's V steps of a tile at base. Their place is aligned, but for kStrided.
+  __device__ __forceinline__ void write(int base, const Pack<T, V>& v) const {
     const int t = base + lane_ * V;
-    if (ACCESS != Access::kStrided && (inside || (t >= lo_ && t + V <= hi_))) {
+    if (ACCESS != Access::kStrided && t >= lo_ && t + V <= hi_) {
       v.store(own_ + base);
       return;
     }
@@ -646,7 +649,7 @@ class RowWriter {
  private:
   __device__ __forceinline__ void store_aligned(bool inside, int base, const Pack<T, V>& v,
                                                 uint32_t room, int step) const {
-    if (ACCESS == Access::kStrided) return write(false, base, v);
+    if (ACCESS == Access::kStrided) return write(base, v);
     if (inside) {
       v.store(own_ + base);
       return;
@@ -857,22 +860,19 @@ class WarpParameters {
 
 // What all rows of the tensors allow.
 inline Access common_access(std::initializer_list<const Tensor*> tensors, int size) {
-  Access access = Access::kAligned;
+  const int G = 16 / size;
+  bool aligned = true, dense = true;
   for (const Tensor* t : tensors) {
-    const int width = vector_width(*t, 2, 16 / size, size);
+    const int64_t dim = t->sizes[1], seqlen = t->sizes[2];
+    const int width = vector_width(*t, 2, G, size);
     if (width == 0) return Access::kStrided;
-    if (width < 16 / size) access = Access::kUnit;
+    // What follows the last granule's steps in memory may be another's.
+    aligned = aligned && width == G && seqlen % G == 0;
+    dense = dense && reinterpret_cast<uintptr_t>(t->data) % 16 == 0 &&
+            (dim <= 1 || (t->strides[1] - seqlen) % G == 0) &&
+            (t->sizes[0] <= 1 || (t->strides[0] - dim * seqlen) % G == 0);
   }
-  return access;
-}
-
-// Whether the rows of t, which have unit stride over time, are as far from 16-byte alignment as
-// those of a contiguous tensor.
-inline bool is_dense(const Tensor& t, int size) {
-  const int64_t G = 16 / size, dim = t.sizes[1], seqlen = t.sizes[2];
-  return reinterpret_cast<uintptr_t>(t.data) % 16 == 0 &&
-         (dim <= 1 || (t.strides[1] - seqlen) % G == 0) &&
-         (t.sizes[0] <= 1 || (t.strides[0] - dim * seqlen) % G == 0);
+  return aligned ? Access::kAligned : (dense ? Access::kDense : Access::kUnit);
 }
 
 constexpr int64_t kMostParts = 0x7ffffff0;  // that a Divisor can number, and a block more
