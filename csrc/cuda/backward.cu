@@ -34,7 +34,9 @@ struct BackwardArgs {
   View<T> x, dout, dx;
   AnyView<Compute<T>> weight, bias, initial_states, dfinal_states, dweight, dbias, dinitial_states;
   SeqIdx seq_idx;
-  const uint8_t* matches;  // channel_first: rows of them for Matches, or nullptr if no seq_idx
+  // channel_first: rows of bytes for Matches, and what find_matches tells of each block of them, or
+  // nullptr if no seq_idx.
+  const uint8_t *matches, *mismatches;
   int64_t matches_pitch;
   Compute<T>* partials;  // (parts, W + 1, dim): for each part dweight[k], then dbias, by scale
   int64_t batch, dim, seqlen;
@@ -115,9 +117,10 @@ __device__ Compute<T> dz_at(const BackwardArgs<T>& p, int64_t b, int64_t d, int6
 constexpr int kBackwardLines = 4;  // channel_last: chunks a block, one a warp
 
 template <typename T, int C, int WMAX, bool EXACT, bool SEQ>
-__global__ void __launch_bounds__(kThreads, (C == 4 || WMAX == 8 ? 4 : 5) - SEQ)
+__global__ void __launch_bounds__(kThreads, WMAX == 8 ? (SEQ ? 2 : 4) : (C == 4 ? 4 : 5))
     backward_channel_last(const BackwardArgs<T> p) {
   if (kSmallPtx && C > 1) return;
+  wait_for_kernel_before();
   let_next_kernel_start();
   constexpr int H = WMAX - 1, kGroups = WMAX == 8 ? 2 : 3;
   using Reader = RowPairs<T, C, WMAX, kGroups>;
@@ -144,28 +147,27 @@ __global__ void __launch_bounds__(kThreads, (C == 4 || WMAX == 8 ? 4 : 5) - SEQ)
         p.dfinal_states.given()
             ? static_cast<int>(min(p.seqlen - (p.width - 1) - t0, int64_t(total)))
             : total;
-    const SeqIdx ids = p.seq_idx.from(b, t0);
     Reader reader(&ring, p.x.at(b, d0, t0), p.dout.at(b, d0, t0), left);
     for (int i = 0; i < kGroups; ++i) {
       reader.start(p.x_row, p.dout_row);
       commit_copies();
     }
     char* dx = reinterpret_cast<char*>(p.dx.at(b, d0, t0 - H));
-    // All threads of a warp have the same rows.
-    const int before = static_cast<int>(min(t0, int64_t(H)));
-    const bool mixed = SEQ && !one_id(ids, -before, left, lanes);
-
-    // Row r is entry r % WMAX of all these.
+    // Row r is entry r % WMAX of these.
     float h[WMAX][C], dz[WMAX][C];  // x~ and dz of the last rows
-    int id[WMAX];
     const History<T, H, C> rows_before(p, b, d0, t0);
     const Parameters<WMAX, C> parameters(p, d0);
     float history[H][C];
     rows_before.get(p, b, d0, t0, history);
     parameters.get(p.scale, w, bias);
+    // All threads of a warp have the same rows.
+    const int before = static_cast<int>(min(t0, int64_t(H)));
+    uint64_t mixed_from = 0;  // whose bit i is of group i from t on
+    if (SEQ && p.seq_idx.data != nullptr) {
+      mixed_from = mixed_groups<WMAX>(p.seq_idx.from(b, t0), -before, left, total, lanes);
+    }
 #pragma unroll
     for (int j = 0; j < H; ++j) {
-      id[j + 1] = mixed ? p.seq_idx.at(b, max(t0 - H + j, int64_t(0))) : 0;
 #pragma unroll
       for (int c = 0; c < C; ++c) {
         h[j + 1][c] = history[j][c];
@@ -175,13 +177,14 @@ __global__ void __launch_bounds__(kThreads, (C == 4 || WMAX == 8 ? 4 : 5) - SEQ)
 
     // Row t + u: its dz, and the dx that is complete then, H before. kWhole: a group of rows
     // in the chunk. kLast: its first row alone is. kAny: any rows, and dx may take dfinal_states.
-    // MIXED: not all ids of the rows in reach are one. Times are relative to t0.
+    // MIXED: not all ids of the rows in reach are one; same is of those from t - H on. Times are
+    // relative to t0.
     enum Place { kWhole, kLast, kAny };
-    auto row = [&](auto place, auto mixed, int t, int u, const Pack<T, C>& xs,
-                   const Pack<T, C>& gs) {
+    auto row = [&](auto place, auto mixed, int t, int u, const Matches<WMAX, H>& same,
+                   const Pack<T, C>& xs, const Pack<T, C>& gs) {
       constexpr Place PLACE = decltype(place)::value;
       constexpr bool MIXED = decltype(mixed)::value;
-      const bool inside = (PLACE == kWhole || t + u < left) && (!MIXED || id[u] >= 0);
+      const bool inside = (PLACE == kWhole || t + u < left) && !(MIXED && same.is_padding(H + u));
       float xk[WMAX][C], g_row[C];
 #pragma unroll
       for (int c = 0; c < C; ++c) {
@@ -191,7 +194,7 @@ __global__ void __launch_bounds__(kThreads, (C == 4 || WMAX == 8 ? 4 : 5) - SEQ)
 #pragma unroll
         for (int k = 0; k < WMAX; ++k) {
           const int r = (u + 1 + k) % WMAX;
-          xk[k][c] = !MIXED || id[r] == id[u] ? h[r][c] : 0.0f;
+          xk[k][c] = !MIXED || same.at(H + u, k) ? h[r][c] : 0.0f;
           if (k >= first) z = fmaf(w[k][c], xk[k][c], z);
         }
         dz[u][c] = z;
@@ -215,7 +218,7 @@ __global__ void __launch_bounds__(kThreads, (C == 4 || WMAX == 8 ? 4 : 5) - SEQ)
 #pragma unroll
         for (int j = 0; j < WMAX; ++j) {  // dz[s + j] meets weight[W-1-j]
           const int r = (u + 1 + j) % WMAX;
-          const float v = !MIXED || id[r] == id[(u + 1) % WMAX] ? dz[r][c] : 0.0f;
+          const float v = !MIXED || same.at(u + j, H - j) ? dz[r][c] : 0.0f;
           if (WMAX - 1 - j >= first) a[c] = fmaf(w[WMAX - 1 - j][c], v, a[c]);
         }
       }
@@ -229,6 +232,12 @@ __global__ void __launch_bounds__(kThreads, (C == 4 || WMAX == 8 ? 4 : 5) - SEQ)
       dx += p.dx_row;
     };
     auto rows = [&](auto place, auto mixed, int t) {
+      Matches<WMAX, H> same;
+      if (decltype(mixed)::value) {
+        int id[H + WMAX];
+        load_ids(p.seq_idx.from(b, 0), t0 + t - H, p.seqlen, id);
+        same.compare(id);
+      }
       wait_for_copies<kGroups - 1>();
       Pack<T, C> next_x = reader.read_x(0), next_g = reader.read_g(0);
 #pragma unroll
@@ -238,8 +247,7 @@ __global__ void __launch_bounds__(kThreads, (C == 4 || WMAX == 8 ? 4 : 5) - SEQ)
           next_x = reader.read_x(u + 1);
           next_g = reader.read_g(u + 1);
         }
-        if (decltype(mixed)::value) id[u] = t + u < left ? ids.at(0, t + u) : -1;
-        row(place, mixed, t, u, xs, gs);
+        row(place, mixed, t, u, same, xs, gs);
       }
       if (decltype(place)::value == kLast) return;
       reader.start(p.x_row, p.dout_row);
@@ -248,12 +256,22 @@ __global__ void __launch_bounds__(kThreads, (C == 4 || WMAX == 8 ? 4 : 5) - SEQ)
     constexpr std::integral_constant<Place, kWhole> whole;
     constexpr std::integral_constant<Place, kAny> any;
     int t = 0;
-    if (mixed) {
+    const int end = min(count, dfinal_from);
+    if constexpr (SEQ) {
 #pragma unroll 1
-      for (; t < total; t += WMAX) rows(any, std::bool_constant<SEQ>{}, t);
+      for (; t < total; t += WMAX) {
+        if ((mixed_from & 1) != 0) {
+          rows(any, std::true_type{}, t);
+        } else if (t + WMAX <= end) {
+          rows(whole, std::false_type{}, t);
+        } else {
+          rows(any, std::false_type{}, t);
+        }
+        mixed_from >>= 1;
+      }
     } else {
 #pragma unroll 1
-      for (; t + WMAX <= min(count, dfinal_from); t += WMAX) rows(whole, std::false_type{}, t);
+      for (; t + WMAX <= end; t += WMAX) rows(whole, std::false_type{}, t);
       const bool last = EXACT && t + 1 == count && dfinal_from == total;
       if constexpr (EXACT) {
         if (last) rows(std::integral_constant<Place, kLast>{}, std::false_type{}, t);
@@ -333,10 +351,20 @@ __global__ void __launch_bounds__(kThreads,
   auto offset_after = [&](int offset) {  // that of the next row
     return ACCESS == Access::kAligned ? 0 : static_cast<int>((offset + batch_steps) % G);
   };
-  auto matches_row = [&](int64_t b, const Segment& s) {  // at step 0
-    return p.matches + b * p.matches_pitch + Matches<V, H>::kBefore + s.origin;
+  // Of the next row: whether tiles lane and lane + 32 of its part are mixed, which means that not
+  // all ids of their steps and of H more are one. There are at most 64.
+  using Blocks = std::conditional_t<TILE == 2 * kThreads, uint16_t, uint8_t>;
+  static_assert(sizeof(Blocks) * kThreads == TILE, "a tile is blocks of find_matches");
+  Blocks mismatches[2] = {};
+  auto load_mismatches = [&](int64_t b, int top) {
+    const int64_t first = b * p.matches_pitch + Matches<V, H>::kBefore + aligned.origin;
+    const Blocks* from = reinterpret_cast<const Blocks*>(p.mismatches + first / kThreads);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int tile = lane + i * 32;
+      if (tile * TILE <= top) mismatches[i] = from[tile];
+    }
   };
-  Matches<V, H> next_same;
 
   // Whether the last granule of the row of batch entry b is not whole: only at a tensor's end.
   const bool ragged_end = kRagged && (misalignment(p.x_end) != 0 || misalignment(p.dout_end) != 0);
@@ -350,14 +378,12 @@ __global__ void __launch_bounds__(kThreads,
   int offset = ACCESS == Access::kAligned ? 0 : static_cast<int>(steps_before % G);
   int next_offset = offset;
   uint32_t slot = 0, span = 0;
-  bool shifted = false;
   x.begin(p.x.at(b0 - 1, d, aligned.origin), p.x.time, aligned.lo);
   dout.begin(p.dout.at(b0 - 1, d, aligned.origin), p.dout.time, aligned.lo);
   auto next_row = [&] {
     const Segment s = aligned.with(next_offset);
     x.row(p.x.batch, next_offset, aligned.lo);
     dout.row(p.dout.batch, next_offset, aligned.lo);
-    shifted = x.is_shifted() || dout.is_shifted();
     next_base = top(s);
     next_offset = offset_after(next_offset);
     span = RingX::span(s.lo, s.hi);
@@ -375,10 +401,8 @@ __global__ void __launch_bounds__(kThreads,
     }
     x.start(slot, next_base, span);
     dout.start(slot, next_base, span);
-    if (shifted) {
-      x.start_after(slot, next_base, span);
-      dout.start_after(slot, next_base, span);
-    }
+    if (x.is_shifted()) x.start_after(slot, next_base, span);
+    if (dout.is_shifted()) dout.start_after(slot, next_base, span);
     next_base -= TILE;
     commit_copies();
   };
@@ -387,8 +411,7 @@ __global__ void __launch_bounds__(kThreads,
     for (uint32_t i = 0; i < RingX::kStages - 1; ++i) start_next(i);
     WarpParameters<WMAX, EXACT>(p, d, lane).get(p, w, bias);
     if (SEQ && p.matches != nullptr) {
-      const Segment s = aligned.with(offset);
-      next_same.load(matches_row(b0, s) + top(s) + lane * V);
+      load_mismatches(b0, top(aligned.with(offset)));
     }
   }
   int next_lane = (lane + 1) % 32;
@@ -441,6 +464,15 @@ __global__ void __launch_bounds__(kThreads,
     offset_before = offset;
     offset = offset_after(offset);  // from here on, of the next row
     const SeqIdx ids = p.seq_idx.from(b, s.origin);
+    uint64_t mixed_tiles = 0;  // from the highest bit on
+    if (SEQ && p.matches != nullptr) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        mixed_tiles |= uint64_t(__ballot_sync(0xffffffff, mismatches[i] != 0)) << 32 * i;
+      }
+      mixed_tiles <<= 63 - top(s) / TILE;
+      if (left > 1) load_mismatches(b + 1, top(aligned.with(offset)));
+    }
     float above[H] = {};  // dz[0..H) of lane 0 of the tile above
     if (s.end < s.hi) {
       const int64_t end = s.origin + s.end;
@@ -491,14 +523,10 @@ __global__ void __launch_bounds__(kThreads,
       Matches<V, H> same;
       bool mixed = false;
       if (SEQ && p.matches != nullptr) {
-        same = next_same;
-        same.align();
-        mixed = !__all_sync(0xffffffff, same.all());
-        if (base >= TILE) {
-          next_same.load(matches_row(b, s) + t - TILE);
-        } else if (left > 1) {
-          const Segment next = aligned.with(offset);
-          next_same.load(matches_row(b + 1, next) + top(next) + lane * V);
+        mixed = (mixed_tiles >> 63) != 0;
+        mixed_tiles <<= 1;
+        if (mixed || (EXACT && !simple)) {
+          same.load(p.matches + b * p.matches_pitch + Matches<V, H>::kBefore + s.origin + t);
         }
       }
       float h[H + V], g[V], dz[V];
@@ -510,6 +538,7 @@ __global__ void __launch_bounds__(kThreads,
       // reach are one.
       auto finish = [&](auto is_plain, auto is_mixed) {
         constexpr bool PLAIN = decltype(is_plain)::value, MIXED = decltype(is_mixed)::value;
+        if (MIXED) same.align();
         if (!PLAIN && p.initial_states.given() && s.lo >= 0 && base <= s.lo) {
           const float mine = lane < H ? p.input(b, d, lane - H) : 0.0f;
           take_states<H>(mine, t, s.lo, h);
@@ -665,25 +694,38 @@ __global__ void __launch_bounds__(kThreads) backward_initial_states(const Backwa
   if (b < p.batch) p.dinitial_states.store(dx_at(p, b, d, j - (p.width - 1)), b, d, j);
 }
 
-// The bytes that Matches reads, one a thread, for inputs up to H steps back. Steps outside the row
-// have the id of the nearest inside: no tile is mixed for their sake, and a step after the row,
-// whose dz is zero if x~ is finite, meets no x~ that nothing else there meets.
+// The bytes that Matches reads, one a thread, for inputs up to H steps back, and for each block
+// whether the bytes from 8 before it to 8 after it are not all matches. Steps outside the row have
+// the id of the nearest inside: no tile is mixed for their sake, and a step after the row, whose dz
+// is zero if x~ is finite, meets no x~ that nothing else there meets.
 template <int V, int H>
 __global__ void __launch_bounds__(kThreads)
-    find_matches(const SeqIdx seq_idx, int64_t batch, int64_t seqlen, int64_t pitch,
-                 uint8_t* matches) {
+    find_matches(const SeqIdx seq_idx, int64_t seqlen, int64_t pitch, uint8_t* matches,
+                 uint8_t* mismatches) {
   using Row = Matches<V, H>;
   int64_t i;
   const int64_t n = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  const int64_t b = split(n, pitch, &i), t = i - Row::kBefore;
-  if (b >= batch) return;
-  auto id_of = [&](int64_t s) { return seq_idx.at(b, max(min(s, seqlen - 1), int64_t(0))); };
-  const int id = id_of(t);
-  uint32_t match = id < 0 ? Row::kPadding : Row::kAll;
-  for (int k = 0; k < H; ++k) {
-    if (id_of(t - H + k) != id) match &= ~(1u << k);
-  }
+  const int64_t b = split(n, pitch, &i);
+  auto id_of = [&](int64_t t) { return seq_idx.at(b, max(min(t, seqlen - 1), int64_t(0))); };
+  auto match_of = [&](int64_t t) {
+    const int id = id_of(t);
+    uint32_t match = id < 0 ? Row::kPadding : Row::kAll;
+    for (int k = 0; k < H; ++k) {
+      if (id_of(t - H + k) != id) match &= ~(1u << k);
+    }
+    return match;
+  };
+  wait_for_kernel_before();
+  let_next_kernel_start();
+  const int64_t t = i - Row::kBefore;
+  const uint32_t match = match_of(t);
   matches[n] = static_cast<uint8_t>(match);
+  bool differs = match != Row::kAll;
+  if (threadIdx.x < 8) {
+    differs |= match_of(t - 8) != Row::kAll || match_of(t + kThreads) != Row::kAll;
+  }
+  differs = __syncthreads_or(differs) != 0;
+  if (threadIdx.x == 0) mismatches[blockIdx.x] = differs;
 }
 
 // One block a (part, d): the sums of one chunk of one row.
@@ -726,6 +768,7 @@ __global__ void __launch_bounds__(kThreads) reduce_partials(const BackwardArgs<T
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kColumns + column;
   Compute<T> sum = 0, lost = 0;  // Kahan's: there may be millions of parts
   wait_for_kernel_before();
+  let_next_kernel_start();
   if (i < columns) {
 #pragma unroll 4
     for (int64_t part = part_lane; part < p.parts; part += kLanes) {
@@ -820,11 +863,11 @@ struct Plan {
       const int64_t fair = ceil_div(dim * all, 16384);
       if (!whole) divide(fair < 8 ? 8 : (fair > 16 ? 16 : fair));
       using Row = Matches<8, 7>;  // which needs most
-      if (given(params.seq_idx)) matches_pitch = Row::kBefore + tiles * tile + Row::kAfter + 1;
+      if (given(params.seq_idx)) matches_pitch = Row::kBefore + tiles * tile + Row::kAfter;
     }
     const bool sums = given(params.dweight) || given(params.dbias);
     partials = sums && !whole ? parts * (width + 1) * dim * (size == 8 ? 8 : 4) : 0;
-    workspace = partials + batch * matches_pitch;
+    workspace = partials + batch * (matches_pitch + matches_pitch / kThreads);
   }
 };
 
@@ -853,9 +896,9 @@ cudaError_t launch_fast(BackwardArgs<T>& p, Plan plan, cudaStream_t stream) {
                      : backward_channel_first<T, V, WMAX, false, false, kUnit>;
     }
     if (p.matches != nullptr) {
-      const cudaError_t e =
-          launch(find_matches<V, WMAX - 1>, p.batch * p.matches_pitch, stream, p.seq_idx, p.batch,
-                 p.seqlen, p.matches_pitch, const_cast<uint8_t*>(p.matches));
+      const cudaError_t e = launch_early(
+          find_matches<V, WMAX - 1>, p.batch * p.matches_pitch, stream, p.seq_idx, p.seqlen,
+          p.matches_pitch, const_cast<uint8_t*>(p.matches), const_cast<uint8_t*>(p.mismatches));
       if (e != cudaSuccess) return e;
     }
     const int64_t warps = plan.whole ? p.dim << plan.part_bits : p.parts * p.dim;
@@ -868,8 +911,7 @@ cudaError_t launch_fast(BackwardArgs<T>& p, Plan plan, cudaStream_t stream) {
     kernel = exact ? backward_channel_last<T, C, WMAX, WMAX == 4, false>
                    : backward_channel_last<T, C, WMAX, false, false>;
   }
-  // Started early it is 1 to 2 % slower (H200).
-  return launch(kernel, p.columns.threads(p.batch), stream, p);
+  return launch_early(kernel, p.columns.threads(p.batch), stream, p);
 }
 
 template <typename T>
@@ -909,7 +951,10 @@ cudaError_t run(const BackwardParams& params, const Plan& plan, void* workspace,
   p.whole = plan.whole;
   p.part_bits = plan.part_bits;
   p.partials = plan.partials > 0 ? static_cast<Compute<T>*>(workspace) : nullptr;
-  if (plan.matches_pitch > 0) p.matches = static_cast<uint8_t*>(workspace) + plan.partials;
+  if (plan.matches_pitch > 0) {
+    p.matches = static_cast<uint8_t*>(workspace) + plan.partials;
+    p.mismatches = p.matches + p.batch * plan.matches_pitch;
+  }
   p.matches_pitch = plan.matches_pitch;
 
   cudaError_t e = cudaSuccess;

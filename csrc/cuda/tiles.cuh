@@ -722,6 +722,27 @@ __device__ __forceinline__ bool one_id(const SeqIdx& ids, int first, int last, i
   return __all_sync(lanes == 32 ? 0xffffffff : (1u << lanes) - 1, same);
 }
 
+// For groups of U rows, of rows 0 to count - 1: a bit each, set if the ids of a group and of the
+// U - 1 rows before it are not one, or that of padding. There are at most 64; ids.data is at 0, and
+// rows outside [first, last) count as the nearest inside. The warp's first lanes, as many as given,
+// share the work.
+template <int U>
+__device__ __forceinline__ uint64_t mixed_groups(const SeqIdx& ids, int first, int last, int count,
+                                                 int lanes) {
+  uint64_t mixed = 0;
+#pragma unroll 1
+  for (int group = 0; group * U < count; group += lanes) {
+    const int row = (group + static_cast<int>(threadIdx.x) % 32) * U;
+    const int id = ids.at(0, min(row + U, last) - 1);
+    bool one = id >= 0;
+#pragma unroll
+    for (int j = 1 - U; j < U - 1; ++j) one &= ids.at(0, max(min(row + j, last - 1), first)) == id;
+    const uint32_t all = lanes == 32 ? 0xffffffff : (1u << lanes) - 1;
+    mixed |= uint64_t(__ballot_sync(all, !one)) << group;
+  }
+  return mixed;
+}
+
 // The ids of N steps from base on, for the same question about them, answered once they have come.
 // Steps outside [lo, hi) count as the nearest inside.
 template <int N>
@@ -764,8 +785,9 @@ class Matches {
 
  public:
   static constexpr uint32_t kPadding = 0x80, kAll = (1u << H) - 1;
-  // In a row, before its first step; and the most that is read after its last.
-  static constexpr int kBefore = 8, kAfter = H + 8;
+  // In a row, before its first step, and after its tiles; more than are read, so that blocks of
+  // find_matches begin where tiles do.
+  static constexpr int kBefore = 2 * kThreads, kAfter = 2 * kThreads;
 
   // Starts to load those of the steps from the one at row on, which has any alignment.
   __device__ __forceinline__ void load(const uint8_t* row) {
@@ -780,15 +802,15 @@ class Matches {
 #pragma unroll
     for (int i = 0; i < kWords; ++i) of_[i] = __funnelshift_r(of_[i], of_[i + 1], shift_);
   }
-  // Whether all inputs of all these steps count.
-  __device__ __forceinline__ bool all() const {
-    uint32_t missing = 0;
+  // The same of the ids of those steps, for inputs that are among them.
+  __device__ __forceinline__ void compare(const int (&id)[kSteps]) {
 #pragma unroll
-    for (int i = 0; i < kWords; ++i) {
-      const uint32_t used = kSteps - 4 * i >= 4 ? 0xffffffffu : (1u << 8 * (kSteps - 4 * i)) - 1;
-      missing |= (of_[i] ^ kAll * 0x01010101u) & used;
+    for (int i = 0; i < kSteps; ++i) {
+      uint32_t match = id[i] < 0 ? kPadding : 0;
+#pragma unroll
+      for (int k = i < H ? H - i : 0; k < H; ++k) match |= (id[i - H + k] == id[i]) << k;
+      of_[i / 4] |= match << i % 4 * 8;
     }
-    return missing == 0;
   }
   // Whether the input of tap k, 0 <= k <= H, counts for step i.
   __device__ __forceinline__ bool at(int i, int k) const {
