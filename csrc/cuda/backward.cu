@@ -331,12 +331,26 @@ __global__ void __launch_bounds__(kThreads,
 #pragma unroll
   for (int k = 0; k < WMAX; ++k) dw[k] = 0.0f;
 
-  using RingX = TileRing<T, V, WMAX, ACCESS>;
-  using RingG = TileRing<T, V, 0, ACCESS>;
-  __shared__ typename RingX::Shared rings_x[kThreads / 32];
-  __shared__ typename RingG::Shared rings_g[kThreads / 32];
-  RingX x(&rings_x[threadIdx.x / 32], lane);
-  RingG dout(&rings_g[threadIdx.x / 32], lane);
+  // A ring of stages in shared memory: one is used while the others are on their way. A stage is a
+  // tile of dout and one of x, and known by where the lane's own bytes of x are. Tiles begin at
+  // multiples of 128 bytes, or cp.async takes longer to write them.
+  using ReaderX = TileReader<T, V, WMAX, ACCESS>;
+  using ReaderG = TileReader<T, V, 0, ACCESS>;
+  ReaderX x(lane);
+  ReaderG dout(lane);
+  constexpr int kBetween = 128, kTileBytes = TILE * static_cast<int>(sizeof(T));
+  constexpr int kFromDout = kTileBytes + kBetween;  // to x
+  constexpr int kStageBytes = kFromDout + kTileBytes + (ReaderX::kBytesAfter > 0 ? kBetween : 0);
+  static_assert(ReaderG::kBytesAfter + ReaderX::kBytesBefore <= kBetween, "room for both");
+  constexpr int kStages = 4;
+  struct alignas(128) Ring {
+    char bytes[kStages * kStageBytes];
+  };
+  __shared__ Ring rings[kThreads / 32];
+  uint32_t first_stage = shared_address(&rings[threadIdx.x / 32]) + kFromDout + lane * V * sizeof(T);
+  keep(first_stage);
+  const uint32_t last_stage = first_stage + (kStages - 1) * kStageBytes;
+  uint32_t stage = first_stage, stage_before = last_stage;
   auto top = [&](const Segment& s) { return (s.end - 1) / TILE * TILE; };
   const Segment aligned(index, p.chunk, 0, p.seqlen);
   // How far before its first step a row begins its tiles. It depends on shapes alone, as the sums
@@ -377,7 +391,7 @@ __global__ void __launch_bounds__(kThreads,
   int next_base = -1, rows_left = static_cast<int>(b1 - b0);
   int offset = ACCESS == Access::kAligned ? 0 : static_cast<int>(steps_before % G);
   int next_offset = offset;
-  uint32_t slot = 0, span = 0;
+  uint32_t span = 0;
   x.begin(p.x.at(b0 - 1, d, aligned.origin), p.x.time, aligned.lo);
   dout.begin(p.dout.at(b0 - 1, d, aligned.origin), p.dout.time, aligned.lo);
   auto next_row = [&] {
@@ -386,29 +400,29 @@ __global__ void __launch_bounds__(kThreads,
     dout.row(p.dout.batch, next_offset, aligned.lo);
     next_base = top(s);
     next_offset = offset_after(next_offset);
-    span = RingX::span(s.lo, s.hi);
+    span = ReaderX::span(s.lo, s.hi);
     if (ragged_end && ends_within(b1 - rows_left)) span = s.hi - s.lo > G ? span - G : 0;
   };
-  auto start_next = [&](uint32_t slot) {
+  auto start_next = [&](uint32_t stage) {
     if (next_base < 0) {
       if (rows_left > 0) {
         next_row();
         --rows_left;
       } else {
-        span = RingX::span(0, 0);
+        span = ReaderX::span(0, 0);
         next_base = kFar;
       }
     }
-    x.start(slot, next_base, span);
-    dout.start(slot, next_base, span);
-    if (x.is_shifted()) x.start_after(slot, next_base, span);
-    if (dout.is_shifted()) dout.start_after(slot, next_base, span);
+    x.start(stage, next_base, span);
+    dout.start(stage - kFromDout, next_base, span);
+    if (x.is_shifted()) x.start_after(stage, next_base, span);
+    if (dout.is_shifted()) dout.start_after(stage - kFromDout, next_base, span);
     next_base -= TILE;
     commit_copies();
   };
   if (b0 < b1) {
 #pragma unroll 1
-    for (uint32_t i = 0; i < RingX::kStages - 1; ++i) start_next(i);
+    for (int i = 0; i < kStages - 1; ++i) start_next(first_stage + i * kStageBytes);
     WarpParameters<WMAX, EXACT>(p, d, lane).get(p, w, bias);
     if (SEQ && p.matches != nullptr) {
       load_mismatches(b0, top(aligned.with(offset)));
@@ -455,7 +469,7 @@ __global__ void __launch_bounds__(kThreads,
     const int row_first_simple = first_simple + offset, row_last_simple = last_simple + offset;
     int outside = kNowhere;
     if (kRagged && lane < 4 * G) {
-      outside = RingX::outside(s.lo, s.hi, is_for_dout ? shift_g : shift_x, lane);
+      outside = ReaderX::outside(s.lo, s.hi, is_for_dout ? shift_g : shift_x, lane);
     }
     dx.row(p.dx.batch + (offset_before - offset) * dx_time, max(s.lo, 0), s.end);
     int edge_step = dx.edge_step();
@@ -499,27 +513,28 @@ __global__ void __launch_bounds__(kThreads,
       const int t = base + lane * V;
       const bool plain = base >= first_plain && base <= last_plain;
       const bool simple = base >= row_first_simple && base <= row_last_simple;
-      wait_for_copies<RingX::kStages - 2>();
+      wait_for_copies<kStages - 2>();
       __syncwarp();  // the tile has come, and the one before is read
-      start_next((slot + RingX::kStages - 1) % RingX::kStages);
+      start_next(stage_before);
       if (kRagged && !plain) {
         const int i = outside - base;
-        if (i >= 0 && i < RingX::kPlaces) {
-          const uint32_t tile = is_for_dout ? dout.tile(slot) : x.tile(slot);
+        if (i >= 0 && i < ReaderX::kPlaces) {
+          const uint32_t tile = is_for_dout ? dout.tile(stage - kFromDout) : x.tile(stage);
           store_shared(tile + i * int(sizeof(T)), from_compute<T>(0.0f));
         }
         if (partial_end) {
           int64_t row = b;
           asm volatile("" : "+l"(row));  // or what follows were computed for every row
-          x.load_end(slot, base, s.lo, s.hi, shift_x, p.x.at(row, d, s.origin));
-          dout.load_end(slot, base, s.lo, s.hi, shift_g, p.dout.at(row, d, s.origin));
+          x.load_end(stage, base, s.lo, s.hi, shift_x, p.x.at(row, d, s.origin));
+          dout.load_end(stage - kFromDout, base, s.lo, s.hi, shift_g, p.dout.at(row, d, s.origin));
         }
         __syncwarp();
       }
-      const auto xs = x.read(slot, shift_x);
-      const auto gs = dout.read(slot, shift_g);
-      const uint32_t room = dout.tile(slot);
-      slot = (slot + 1) % RingX::kStages;
+      const auto xs = x.read(stage, shift_x);
+      const auto gs = dout.read(stage - kFromDout, shift_g);
+      const uint32_t room = dout.tile(stage - kFromDout);
+      stage_before = stage;
+      stage = stage == last_stage ? first_stage : stage + kStageBytes;
       Matches<V, H> same;
       bool mixed = false;
       if (SEQ && p.matches != nullptr) {

@@ -44,13 +44,19 @@ struct ForwardArgs {
   }
 };
 
-constexpr int kBurst = 16;  // channel_last: steps that a thread loads at once,
 template <int WMAX>
-constexpr int kRows = WMAX == 8 ? 2 * kBurst : kBurst;  // and in all
-constexpr int kTiles = 4;                               // channel_first: tiles a warp
+constexpr int kBurst = WMAX == 8 ? 8 : 16;  // channel_last: steps that a thread loads at once,
+template <int WMAX>
+constexpr int kRows = WMAX == 8 ? 32 : 16;  // and in all
+constexpr int kTiles = 4;                   // channel_first: tiles a warp
+
+template <typename T, int C, int N>
+struct Rows {
+  Pack<T, C> of[N];
+};
 
 template <typename T, int C, int WMAX, bool EXACT, bool SEQ>
-__global__ void __launch_bounds__(kThreads, WMAX == 8 ? 4 : (sizeof(T) == 4 ? 6 : 5))
+__global__ void __launch_bounds__(kThreads, sizeof(T) == 4 && WMAX == 4 ? 6 : 5)
     forward_channel_last(const ForwardArgs<T> p) {
   if (kSmallPtx && (C > 1 || WMAX > 4)) return;
   constexpr int H = WMAX - 1;
@@ -67,18 +73,21 @@ __global__ void __launch_bounds__(kThreads, WMAX == 8 ? 4 : (sizeof(T) == 4 ? 6 
   float w[WMAX][C], bias[C], h[H][C];
   wait_for_kernel_before();
 
-  // N rows, the first at t0 + t. EDGE: only count of them are inside, and they may have several
-  // ids.
-  auto step = [&](auto edge, auto n, int t, int count, const auto& prologue) {
-    constexpr bool EDGE = decltype(edge)::value, MIXED = SEQ && EDGE;
+  // The next N rows, of which count are inside.
+  auto load = [&](auto n, int count) {
     constexpr int N = decltype(n)::value;
-    Pack<T, C> rows[N];
+    Rows<T, C, N> rows;
 #pragma unroll
     for (int u = 0; u < N; ++u) {
-      if (!EDGE || u < count) rows[u] = Pack<T, C>::load(x);
+      if (u < count) rows.of[u] = Pack<T, C>::load(x);
       x += p.x.time;
     }
-    prologue();
+    return rows;
+  };
+  // They are at t0 + t. EDGE: only count of them are inside, and they may have several ids.
+  auto step = [&](auto edge, auto n, int t, int count, const auto& rows) {
+    constexpr bool EDGE = decltype(edge)::value, MIXED = SEQ && EDGE;
+    constexpr int N = decltype(n)::value;
     float v[H + N][C];
     int id[H + N];
 #pragma unroll
@@ -92,7 +101,7 @@ __global__ void __launch_bounds__(kThreads, WMAX == 8 ? 4 : (sizeof(T) == 4 ? 6 
       float z[C];
 #pragma unroll
       for (int c = 0; c < C; ++c) {
-        v[H + u][c] = rows[u].get(c);
+        v[H + u][c] = rows.of[u].get(c);
         z[c] = bias[c];
 #pragma unroll
         for (int k = 0; k < WMAX; ++k) {
@@ -129,23 +138,29 @@ __global__ void __launch_bounds__(kThreads, WMAX == 8 ? 4 : (sizeof(T) == 4 ? 6 
   // Where a warp has one chunk, it is quick to tell whether that has one id.
   if (SEQ && count == kChunk && p.columns.bits == 5) {
     // While the ids come, x does as far as L2.
-    for (int u = 0; u < kBurst; ++u) prefetch(x + u * p.x.time);
+    for (int u = 0; u < kBurst<WMAX>; ++u) prefetch(x + u * p.x.time);
     const int before = static_cast<int>(min(t0, int64_t(H)));
     plain = one_id(p.seq_idx.from(b, t0), -before, kChunk, lanes);
   }
   if (plain) {
-    constexpr std::integral_constant<int, kBurst> burst;
-    step(std::false_type{}, burst, 0, kBurst, prologue);
+    constexpr int N = kBurst<WMAX>;
+    constexpr std::integral_constant<int, N> n;
+    auto next = load(n, N);
+    prologue();
 #pragma unroll 1
-    for (int t = kBurst; t < kChunk; t += kBurst) {
-      step(std::false_type{}, burst, t, kBurst, [] {});
+    for (int t = 0; t < kChunk - N; t += N) {
+      const auto rows = next;
+      next = load(n, N);
+      step(std::false_type{}, n, t, N, rows);
     }
+    step(std::false_type{}, n, kChunk - N, N, next);
     return;
   }
   prologue();
 #pragma unroll 1
   for (int t = 0; t < count; t += WMAX) {
-    step(std::true_type{}, std::integral_constant<int, WMAX>{}, t, count - t, [] {});
+    constexpr std::integral_constant<int, WMAX> n;
+    step(std::true_type{}, n, t, count - t, load(n, count - t));
   }
 }
 

@@ -394,28 +394,21 @@ class RowReader {
   int lo_, hi_, lane_, whole_, shift_ = 0;
 };
 
-// Reads rows in the same tiles through a ring in shared memory that each warp has for itself: one
-// tile is used while kStages - 1 are on their way by cp.async. A tile comes with the granules
+// Reads rows in the same tiles by cp.async to shared memory that each warp has for itself. A tile comes with the granules
 // before and after it that its lanes need. Memory is read by whole granules; those without a step
 // of the row read as zero, and what outside() tells is to be made zero when the tile has come.
 template <typename T, int V, int HP, Access ACCESS>
-class TileRing {
+class TileReader {
   static constexpr int kWords = Pack<T, HP + V>::kWords, kHalo = kWords - Pack<T, V>::kWords;
   static constexpr int kRaw = kWords + (ACCESS == Access::kUnit ? 4 : 0);
   static constexpr int G = kGranule<T>, TILE = 32 * V, kSize = static_cast<int>(sizeof(T));
   static constexpr int kBefore = (kHalo + 3) / 4, kAfter = ACCESS == Access::kUnit ? 1 : 0;
-  static constexpr int kTileBytes = TILE * kSize + (kBefore + kAfter) * 16;
 
  public:
-  static constexpr uint32_t kStages = 4;
-  struct alignas(16) Shared {
-    char bytes[kStages * kTileBytes];
-  };
+  // Those in shared memory before and after a tile that are written too.
+  static constexpr int kBytesBefore = kBefore * 16, kBytesAfter = kAfter * 16;
 
-  __device__ __forceinline__ TileRing(Shared* shared, int lane)
-      : own_(shared_address(shared) + kBefore * 16 + lane * V * kSize), lane_(lane) {
-    keep(own_);
-  }
+  __device__ __forceinline__ explicit TileReader(int lane) : lane_(lane) {}
 
   // Before the first row(): step 0 of a row is at data, if its tiles begin there, and then the row
   // begins at step lo.
@@ -446,9 +439,9 @@ class TileRing {
     return static_cast<uint32_t>(hi) - static_cast<uint32_t>(lo) + (G - 1);
   }
 
-  // Starts to read the tile at base of a row. It takes effect with commit_copies().
-  __device__ __forceinline__ void start(uint32_t slot, int base, uint32_t span) const {
-    const uint32_t to = own_ + slot * kTileBytes;
+  // Starts to read the tile at base of a row to where the lane's own bytes are `to`. It takes effect
+  // with commit_copies().
+  __device__ __forceinline__ void start(uint32_t to, int base, uint32_t span) const {
     const int place = base + place_;
     if constexpr (ACCESS == Access::kStrided) {
 #pragma unroll
@@ -471,10 +464,9 @@ class TileRing {
   // Whether start_after() is needed: the row is misaligned.
   __device__ __forceinline__ bool is_shifted() const { return kAfter > 0 && shifted_; }
   // Starts to read the granule after that tile.
-  __device__ __forceinline__ void start_after(uint32_t slot, int base, uint32_t span) const {
+  __device__ __forceinline__ void start_after(uint32_t to, int base, uint32_t span) const {
     const bool inside = static_cast<uint32_t>(base + place_ + V) < span;
-    const uint32_t to = own_ + slot * kTileBytes + V * kSize;
-    if (lane_ == 31) copy_async_or_zero<16>(inside, to, mine_ + base + V);
+    if (lane_ == 31) copy_async_or_zero<16>(inside, to + V * kSize, mine_ + base + V);
   }
 
   // Of a row [lo, hi) misaligned by shift, with kDense or kUnit: the place, from the row's tile at
@@ -485,28 +477,25 @@ class TileRing {
     const int edge = (last ? hi : lo) + shift, place = (edge & -G) + lane % G;
     return (last ? place >= edge : place < edge) ? place : kNowhere;
   }
-  // Where place 0 of the tile in slot is.
-  __device__ __forceinline__ uint32_t tile(uint32_t slot) const {
-    return own_ - lane_ * V * kSize + slot * kTileBytes;
-  }
+  // Where place 0 of the tile is of which the lane's own bytes are at own.
+  __device__ __forceinline__ uint32_t tile(uint32_t own) const { return own - lane_ * V * kSize; }
   // Places of a tile, with the granule after it.
   static constexpr int kPlaces = TILE + kAfter * G;
 
   // Loads the last G steps of a row [lo, hi), misaligned by shift and with step 0 at data, if they
-  // are of the tile at base in slot.
-  __device__ __forceinline__ void load_end(uint32_t slot, int base, int lo, int hi, int shift,
+  // are of the tile at base, to it.
+  __device__ __forceinline__ void load_end(uint32_t own, int base, int lo, int hi, int shift,
                                            const T* data) const {
     const int t = hi - 1 - lane_, i = t + shift - base;
     if (lane_ < G && t >= lo && i >= -kBefore * G && i < kPlaces) {
-      store_shared(tile(slot) + i * kSize, data[t]);
+      store_shared(tile(own) + i * kSize, data[t]);
     }
   }
 
-  // Steps t - HP .. t + V - 1 of the tile in slot, t being the lane's first, where the row is
-  // misaligned by shift. All lanes must have waited for the tile.
-  __device__ __forceinline__ Pack<T, HP + V> read(uint32_t slot, int shift) const {
+  // Steps t - HP .. t + V - 1 of the tile, t being the lane's first, where the row is misaligned by
+  // shift. All lanes must have waited for the tile.
+  static __device__ __forceinline__ Pack<T, HP + V> read(uint32_t own, int shift) {
     uint32_t w[kRaw];
-    const uint32_t own = own_ + slot * kTileBytes;
     words<0, kHalo>(w, own - HP * kSize);
     words<kHalo, kWords - kHalo>(w, own);
     if (ACCESS == Access::kUnit && shift != 0) {
@@ -541,7 +530,6 @@ class TileRing {
     }
   }
 
-  uint32_t own_;
   const T* mine_;
   int64_t stride_;
   int place_, lane_;  // place_: of the lane's granule in a tile at 0, from the row's first on
