@@ -184,3 +184,23 @@ def test_a_row_does_not_depend_on_batch_or_channels_beside_it(layout, dtype, act
             case.x[b : b + 1, d], case.weight[d], case.bias[d], activation=activation
         )
         assert torch.equal(out, expected[b : b + 1, d])
+
+
+@pytest.mark.parametrize("layout", ("channel_first", "channel_last"))
+@pytest.mark.parametrize("width", (2, 4, 7))
+def test_dx_of_packed_sequences_equals_each_alone(width, layout, dtype, activation, device):
+    """Wherever in tiles and groups of rows sequences begin; where ids are negative dx is zero."""
+    lengths = (1, 2, 126, 3, 124, 256, 5, 300, 4, 129, 150)
+    ids = torch.tensor((0, 1, 2, 0, 3, 4, -1, 5, 6, -1, 7))  # 0 comes back
+    case = make_case(
+        (2, 136, sum(lengths)), width, dtype, activation=activation, layout=layout, device=device
+    )
+    row = torch.repeat_interleave(ids, torch.tensor(lengths)).int().to(device)
+    case.seq_idx = row.expand(2, -1).contiguous()
+    packed = run_backward(case)["dx"].split(lengths, dim=-1)
+    xs, douts = case.x.split(lengths, dim=-1), case.dout.split(lengths, dim=-1)
+    case.seq_idx = None
+    for i in range(len(lengths)):
+        case.x, case.dout = xs[i], douts[i]
+        expected = run_backward(case, layout)["dx"] if ids[i] >= 0 else torch.zeros_like(xs[i])
+        assert torch.equal(packed[i], expected), i

@@ -347,7 +347,8 @@ __global__ void __launch_bounds__(kThreads,
     char bytes[kStages * kStageBytes];
   };
   __shared__ Ring rings[kThreads / 32];
-  uint32_t first_stage = shared_address(&rings[threadIdx.x / 32]) + kFromDout + lane * V * sizeof(T);
+  uint32_t first_stage =
+      shared_address(&rings[threadIdx.x / 32]) + kFromDout + lane * V * sizeof(T);
   keep(first_stage);
   const uint32_t last_stage = first_stage + (kStages - 1) * kStageBytes;
   uint32_t stage = first_stage, stage_before = last_stage;

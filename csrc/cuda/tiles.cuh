@@ -163,7 +163,7 @@ class RowPairs {
   static constexpr int kGroup = 2 * U * kPitch;
 
  public:
-  struct alignas(kBytes) Shared {
+  struct alignas(128) Shared {
     char bytes[GROUPS * kGroup];
   };
 
@@ -394,9 +394,10 @@ class RowReader {
   int lo_, hi_, lane_, whole_, shift_ = 0;
 };
 
-// Reads rows in the same tiles by cp.async to shared memory that each warp has for itself. A tile comes with the granules
-// before and after it that its lanes need. Memory is read by whole granules; those without a step
-// of the row read as zero, and what outside() tells is to be made zero when the tile has come.
+// Reads rows in the same tiles by cp.async to shared memory that each warp has for itself. A tile
+// comes with the granules before and after it that its lanes need. Memory is read by whole
+// granules; those without a step of the row read as zero, and what outside() tells is to be made
+// zero when the tile has come.
 template <typename T, int V, int HP, Access ACCESS>
 class TileReader {
   static constexpr int kWords = Pack<T, HP + V>::kWords, kHalo = kWords - Pack<T, V>::kWords;
@@ -439,8 +440,8 @@ class TileReader {
     return static_cast<uint32_t>(hi) - static_cast<uint32_t>(lo) + (G - 1);
   }
 
-  // Starts to read the tile at base of a row to where the lane's own bytes are `to`. It takes effect
-  // with commit_copies().
+  // Starts to read the tile at base of a row to where the lane's own bytes are `to`. It takes
+  // effect with commit_copies().
   __device__ __forceinline__ void start(uint32_t to, int base, uint32_t span) const {
     const int place = base + place_;
     if constexpr (ACCESS == Access::kStrided) {

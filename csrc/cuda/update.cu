@@ -24,7 +24,8 @@ struct UpdateArgs {
   AnyView<Compute<T>> state, weight, bias;
   Index cache_seqlens, conv_state_indices;
   int64_t batch, dim, seqlen, states, state_len;
-  int entries;  // update_token: batch entries a thread
+  int entries;        // update_token: batch entries a thread
+  Divisor by_column;  // and of C channels
   int width;
   bool silu;
   Compute<T> scale;  // pre_activation_scale
@@ -53,14 +54,14 @@ struct UpdateArgs {
 constexpr int kEntries = 2;
 
 template <typename T, int C, int S, bool DIM_FASTEST>
-__global__ void __launch_bounds__(kThreads, C == 4 ? 6 : 8) update_token(const UpdateArgs<T> p) {
+__global__ void __launch_bounds__(kThreads, C == 4 ? 7 : (S * C * sizeof(T) > 24 ? 8 : 10))
+    update_token(const UpdateArgs<T> p) {
   if (kSmallPtx) return;
   constexpr int WMAX = 4;
-  int64_t column;
+  uint32_t column;
   const int64_t b0 =
-      split(static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x, p.dim / C, &column) *
-      p.entries;
-  const int64_t d0 = column * C;
+      int64_t(p.by_column.split(blockIdx.x * kThreads + threadIdx.x, &column)) * p.entries;
+  const int64_t d0 = int64_t(column) * C;
   if (b0 >= p.batch) return;
   wait_for_kernel_before();
   const Parameters<WMAX, C> parameters(p, d0);
@@ -208,7 +209,9 @@ bool launch_token(const UpdateParams& params, UpdateArgs<T>& p, cudaStream_t str
   if (!has_every_kernel() || !token_fits<T, C, S, DIM_FASTEST>(params)) return false;
   // Several entries a thread share its weights, where there are enough for every thread.
   const int64_t threads = p.batch * (p.dim / C);
+  if (threads > kMostParts) return false;
   p.entries = threads >= (1 << 18) ? kEntries : 1;
+  p.by_column = Divisor(p.dim / C);
   *e = launch_early(update_token<T, C, S, DIM_FASTEST>, ceil_div(p.batch, p.entries) * (p.dim / C),
                     stream, p);
   return true;
