@@ -179,12 +179,13 @@ __global__ void __launch_bounds__(kThreads, WMAX == 8 ? (SEQ ? 2 : 4) : (C == 4 
     // in the chunk. kLast: its first row alone is. kAny: any rows, and dx may take dfinal_states.
     // MIXED: not all ids of the rows in reach are one; same is of those from t - H on. Times are
     // relative to t0.
-    enum Place { kWhole, kLast, kAny };
+    // kSilu, kLinear: whole groups with that activation.
+    enum Place { kSilu, kLinear, kWhole, kLast, kAny };
     auto row = [&](auto place, auto mixed, int t, int u, const Matches<WMAX, H>& same,
                    const Pack<T, C>& xs, const Pack<T, C>& gs) {
       constexpr Place PLACE = decltype(place)::value;
-      constexpr bool MIXED = decltype(mixed)::value;
-      const bool inside = (PLACE == kWhole || t + u < left) && !(MIXED && same.is_padding(H + u));
+      constexpr bool MIXED = decltype(mixed)::value, WHOLE = PLACE <= kWhole;
+      const bool inside = (WHOLE || t + u < left) && !(MIXED && same.is_padding(H + u));
       float xk[WMAX][C], g_row[C];
 #pragma unroll
       for (int c = 0; c < C; ++c) {
@@ -199,8 +200,16 @@ __global__ void __launch_bounds__(kThreads, WMAX == 8 ? (SEQ ? 2 : 4) : (C == 4 
         }
         dz[u][c] = z;
       }
-      p.gradients(g_row, inside, dz[u]);
-      if (PLACE == kAny ? inside && t + u < count : PLACE == kWhole || u == 0) {
+      if constexpr (PLACE == kSilu) {
+#pragma unroll
+        for (int c = 0; c < C; ++c) dz[u][c] = silu_backward<T>(dz[u][c], g_row[c]);
+      } else if constexpr (PLACE == kLinear) {
+#pragma unroll
+        for (int c = 0; c < C; ++c) dz[u][c] = g_row[c];
+      } else {
+        p.gradients(g_row, inside, dz[u]);
+      }
+      if (PLACE == kAny ? inside && t + u < count : WHOLE || u == 0) {
 #pragma unroll
         for (int c = 0; c < C; ++c) {
           db[c] += dz[u][c];
@@ -270,8 +279,17 @@ __global__ void __launch_bounds__(kThreads, WMAX == 8 ? (SEQ ? 2 : 4) : (C == 4 
         mixed_from >>= 1;
       }
     } else {
+      auto all = [&](auto place) {
 #pragma unroll 1
-      for (; t + WMAX <= end; t += WMAX) rows(whole, std::false_type{}, t);
+        for (; t + WMAX <= end; t += WMAX) rows(place, std::false_type{}, t);
+      };
+      if constexpr (!EXACT) {
+        all(whole);
+      } else if (p.silu) {
+        all(std::integral_constant<Place, kSilu>{});
+      } else {
+        all(std::integral_constant<Place, kLinear>{});
+      }
       const bool last = EXACT && t + 1 == count && dfinal_from == total;
       if constexpr (EXACT) {
         if (last) rows(std::integral_constant<Place, kLast>{}, std::false_type{}, t);
