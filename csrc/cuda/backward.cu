@@ -554,15 +554,8 @@ __global__ void __launch_bounds__(kThreads,
       const uint32_t room = dout.tile(stage - kFromDout);
       stage_before = stage;
       stage = stage == last_stage ? first_stage : stage + kStageBytes;
-      Matches<V, H> same;
-      bool mixed = false;
-      if (SEQ && p.matches != nullptr) {
-        mixed = (mixed_tiles >> 63) != 0;
-        mixed_tiles <<= 1;
-        if (mixed || (EXACT && !simple)) {
-          same.load(p.matches + b * p.matches_pitch + Matches<V, H>::kBefore + s.origin + t);
-        }
-      }
+      const bool mixed = SEQ && static_cast<int64_t>(mixed_tiles) < 0;
+      if (SEQ) mixed_tiles <<= 1;
       float h[H + V], g[V], dz[V];
 #pragma unroll
       for (int j = 0; j < H + V; ++j) h[j] = xs.get(WMAX - H + j);
@@ -572,7 +565,10 @@ __global__ void __launch_bounds__(kThreads,
       // reach are one.
       auto finish = [&](auto is_plain, auto is_mixed) {
         constexpr bool PLAIN = decltype(is_plain)::value, MIXED = decltype(is_mixed)::value;
-        if (MIXED) same.align();
+        Matches<V, H> same;
+        if (MIXED) {
+          same.load(p.matches + b * p.matches_pitch + Matches<V, H>::kBefore + s.origin + t);
+        }
         if (!PLAIN && p.initial_states.given() && s.lo >= 0 && base <= s.lo) {
           const float mine = lane < H ? p.input(b, d, lane - H) : 0.0f;
           take_states<H>(mine, t, s.lo, h);

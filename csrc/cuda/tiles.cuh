@@ -778,18 +778,17 @@ class Matches {
   // find_matches begin where tiles do.
   static constexpr int kBefore = 2 * kThreads, kAfter = 2 * kThreads;
 
-  // Starts to load those of the steps from the one at row on, which has any alignment.
+  // Loads those of the steps from the one at row on, which has any alignment.
   __device__ __forceinline__ void load(const uint8_t* row) {
     const int offset = static_cast<int>(reinterpret_cast<uintptr_t>(row) % 4);
     const uint32_t* words = reinterpret_cast<const uint32_t*>(row - offset);
+    uint32_t next = words[0];
 #pragma unroll
-    for (int i = 0; i <= kWords; ++i) of_[i] = words[i];
-    shift_ = 8 * offset;
-  }
-  // They are ready to be asked after this.
-  __device__ __forceinline__ void align() {
-#pragma unroll
-    for (int i = 0; i < kWords; ++i) of_[i] = __funnelshift_r(of_[i], of_[i + 1], shift_);
+    for (int i = 0; i < kWords; ++i) {
+      const uint32_t own = next;
+      next = words[i + 1];
+      of_[i] = __funnelshift_r(own, next, 8 * offset);
+    }
   }
   // The same of the ids of those steps, for inputs that are among them.
   __device__ __forceinline__ void compare(const int (&id)[kSteps]) {
@@ -810,8 +809,7 @@ class Matches {
   }
 
  private:
-  uint32_t of_[kWords + 1] = {};
-  int shift_ = 0;
+  uint32_t of_[kWords] = {};
 };
 
 // The same for N steps of a whole row, from t on.
