@@ -241,8 +241,9 @@ __global__ void __launch_bounds__(kThreads, WMAX == 8 ? (SEQ ? 2 : 4) : (C == 4 
       dx += p.dx_row;
     };
     auto rows = [&](auto place, auto mixed, int t) {
+      constexpr bool MIXED = decltype(mixed)::value;
       Matches<WMAX, H> same;
-      if (decltype(mixed)::value) {
+      if (MIXED) {
         int id[H + WMAX];
         load_ids(p.seq_idx.from(b, 0), t0 + t - H, p.seqlen, id);
         same.compare(id);
@@ -251,8 +252,10 @@ __global__ void __launch_bounds__(kThreads, WMAX == 8 ? (SEQ ? 2 : 4) : (C == 4 
       Pack<T, C> next_x = reader.read_x(0), next_g = reader.read_g(0);
 #pragma unroll
       for (int u = 0; u < WMAX; ++u) {
-        const Pack<T, C> xs = next_x, gs = next_g;
-        if (u + 1 < WMAX) {
+        // Mixed rows have no registers left to be read ahead.
+        const Pack<T, C> xs = MIXED ? reader.read_x(u) : next_x;
+        const Pack<T, C> gs = MIXED ? reader.read_g(u) : next_g;
+        if (u + 1 < WMAX && !MIXED) {
           next_x = reader.read_x(u + 1);
           next_g = reader.read_g(u + 1);
         }
