@@ -176,10 +176,10 @@ __global__ void __launch_bounds__(kThreads, WMAX == 8 ? (SEQ ? 2 : 4) : (C == 4 
     }
 
     // Row t + u: its dz, and the dx that is complete then, H before. kWhole: a group of rows
-    // in the chunk. kLast: its first row alone is. kAny: any rows, and dx may take dfinal_states.
+    // in the chunk; kSilu, kLinear: with that activation, so that no branch keeps its rows apart.
+    // kLast: its first row alone is in the chunk. kAny: any rows, and dx may take dfinal_states.
     // MIXED: not all ids of the rows in reach are one; same is of those from t - H on. Times are
     // relative to t0.
-    // kSilu, kLinear: whole groups with that activation.
     enum Place { kSilu, kLinear, kWhole, kLast, kAny };
     auto row = [&](auto place, auto mixed, int t, int u, const Matches<WMAX, H>& same,
                    const Pack<T, C>& xs, const Pack<T, C>& gs) {

@@ -51,7 +51,7 @@ constexpr int kRows = WMAX == 8 ? 32 : 16;  // and in all
 constexpr int kTiles = 4;                   // channel_first: tiles a warp
 
 template <typename T, int C, int N>
-struct Rows {
+struct Rows {  // an array that a function can return
   Pack<T, C> of[N];
 };
 

@@ -53,6 +53,7 @@ struct UpdateArgs {
 
 constexpr int kEntries = 2;
 
+// As many blocks at a time as registers allow without spills: it waits for memory alone.
 template <typename T, int C, int S, bool DIM_FASTEST>
 __global__ void __launch_bounds__(kThreads, C == 4 ? 7 : (S * C * sizeof(T) > 24 ? 8 : 10))
     update_token(const UpdateArgs<T> p) {
