@@ -51,6 +51,7 @@ struct BackwardArgs {
   int part_bits;              // the power of two of them that it has room for
   int64_t rows;               // channel_first: batch entries a warp
   Columns columns;            // channel_last
+  bool wide;                  // channel_last: may x and dout be read by 16 bytes
   Divisor by_dim, by_chunks;  // channel_first
 
   // x~ at s < seqlen.
@@ -87,6 +88,12 @@ struct BackwardArgs {
 
   __device__ __forceinline__ Compute<T>* partial(int64_t part, int k, int64_t d) const {
     return partials + (part * (width + 1) + k) * dim + d;
+  }
+  // Partial sums are to stay in L2 until they are read, beside all that passes through it.
+  template <int C>
+  __device__ __forceinline__ void store_partials(const float (&sums)[C], int64_t part, int k,
+                                                 int64_t d) const {
+    store_for_reading_once(pack<float>(sums), partial(part, k, d));
   }
   // The whole sum of dweight[d, k], or for k == width of dbias[d].
   __device__ __forceinline__ void store_sum(Compute<T> sum, int k, int64_t d) const {
@@ -127,7 +134,11 @@ __global__ void __launch_bounds__(kThreads, WMAX == 8 ? (SEQ ? 2 : 4) : (C == 4 
   __shared__ typename Reader::Shared ring;
   const ColumnChunk at(p.columns);
   if (at.b >= p.batch) return;
-  const int64_t b = at.b, d0 = int64_t(at.column) * C, t0 = at.chunk * p.chunk;
+  // Lanes after the last column do as that one's, for the sake of what they copy for others.
+  const int64_t columns_left = p.columns.count - at.column + threadIdx.x % 32;
+  const int columns = static_cast<int>(min(columns_left, int64_t(32)));
+  const int64_t d0 = min(int64_t(at.column), p.columns.count - 1) * C;
+  const int64_t b = at.b, t0 = at.chunk * p.chunk;
   const int first = EXACT ? 0 : WMAX - p.width;
   float w[WMAX][C], bias[C], dw[WMAX][C], db[C];
 #pragma unroll
@@ -140,14 +151,14 @@ __global__ void __launch_bounds__(kThreads, WMAX == 8 ? (SEQ ? 2 : 4) : (C == 4 
   const int count = static_cast<int>(min(p.chunk, p.seqlen - t0));
   const int total = count + H;  // rows walked along, for the dz that dx needs
   const int left = static_cast<int>(min(p.seqlen - t0, int64_t(total)));
-  const int lanes = __popc(__ballot_sync(0xffffffff, at.inside));
-  if (at.inside) {
+  if (at.chunk < p.columns.chunks) {
     // The last W-1 rows of dx may take dfinal_states.
     const int dfinal_from =
         p.dfinal_states.given()
             ? static_cast<int>(min(p.seqlen - (p.width - 1) - t0, int64_t(total)))
             : total;
-    Reader reader(&ring, p.x.at(b, d0, t0), p.dout.at(b, d0, t0), left);
+    Reader reader(&ring, p.x.at(b, d0, t0), p.dout.at(b, d0, t0), p.x_row, p.dout_row, columns,
+                  left, p.wide);
     for (int i = 0; i < kGroups; ++i) {
       reader.start(p.x_row, p.dout_row);
       commit_copies();
@@ -164,7 +175,7 @@ __global__ void __launch_bounds__(kThreads, WMAX == 8 ? (SEQ ? 2 : 4) : (C == 4 
     const int before = static_cast<int>(min(t0, int64_t(H)));
     uint64_t mixed_from = 0;  // whose bit i is of group i from t on
     if (SEQ && p.seq_idx.data != nullptr) {
-      mixed_from = mixed_groups<WMAX>(p.seq_idx.from(b, t0), -before, left, total, lanes);
+      mixed_from = mixed_groups<WMAX>(p.seq_idx.from(b, t0), -before, left, total);
     }
 #pragma unroll
     for (int j = 0; j < H; ++j) {
@@ -196,7 +207,7 @@ __global__ void __launch_bounds__(kThreads, WMAX == 8 ? (SEQ ? 2 : 4) : (C == 4 
         for (int k = 0; k < WMAX; ++k) {
           const int r = (u + 1 + k) % WMAX;
           xk[k][c] = !MIXED || same.at(H + u, k) ? h[r][c] : 0.0f;
-          if (k >= first) z = fmaf(w[k][c], xk[k][c], z);
+          if (has_tap<WMAX>(k, first)) z = fmaf(w[k][c], xk[k][c], z);
         }
         dz[u][c] = z;
       }
@@ -215,7 +226,7 @@ __global__ void __launch_bounds__(kThreads, WMAX == 8 ? (SEQ ? 2 : 4) : (C == 4 
           db[c] += dz[u][c];
 #pragma unroll
           for (int k = 0; k < WMAX; ++k) {
-            if (k >= first) dw[k][c] = fmaf(dz[u][c], xk[k][c], dw[k][c]);
+            if (has_tap<WMAX>(k, first)) dw[k][c] = fmaf(dz[u][c], xk[k][c], dw[k][c]);
           }
         }
       }
@@ -228,7 +239,7 @@ __global__ void __launch_bounds__(kThreads, WMAX == 8 ? (SEQ ? 2 : 4) : (C == 4 
         for (int j = 0; j < WMAX; ++j) {  // dz[s + j] meets weight[W-1-j]
           const int r = (u + 1 + j) % WMAX;
           const float v = !MIXED || same.at(u + j, H - j) ? dz[r][c] : 0.0f;
-          if (WMAX - 1 - j >= first) a[c] = fmaf(w[WMAX - 1 - j][c], v, a[c]);
+          if (has_tap<WMAX>(WMAX - 1 - j, first)) a[c] = fmaf(w[WMAX - 1 - j][c], v, a[c]);
         }
       }
       // The first group's rows are H steps ahead of the first dx.
@@ -249,6 +260,7 @@ __global__ void __launch_bounds__(kThreads, WMAX == 8 ? (SEQ ? 2 : 4) : (C == 4 
         same.compare(id);
       }
       wait_for_copies<kGroups - 1>();
+      __syncwarp();
       Pack<T, C> next_x = reader.read_x(0), next_g = reader.read_g(0);
 #pragma unroll
       for (int u = 0; u < WMAX; ++u) {
@@ -262,6 +274,7 @@ __global__ void __launch_bounds__(kThreads, WMAX == 8 ? (SEQ ? 2 : 4) : (C == 4 
         row(place, mixed, t, u, same, xs, gs);
       }
       if (decltype(place)::value == kLast) return;
+      __syncwarp();  // all have read the group that start() overwrites
       reader.start(p.x_row, p.dout_row);
       commit_copies();
     };
@@ -286,7 +299,7 @@ __global__ void __launch_bounds__(kThreads, WMAX == 8 ? (SEQ ? 2 : 4) : (C == 4 
 #pragma unroll 1
         for (; t + WMAX <= end; t += WMAX) rows(place, std::false_type{}, t);
       };
-      if constexpr (!EXACT) {
+      if constexpr (WMAX == 4 && !EXACT) {
         all(whole);
       } else if (p.silu) {
         all(std::integral_constant<Place, kSilu>{});
@@ -327,7 +340,7 @@ __global__ void __launch_bounds__(kThreads, WMAX == 8 ? (SEQ ? 2 : 4) : (C == 4 
 #pragma unroll
       for (int c = 0; c < C; ++c) sum.of[c] += sums[k][i][column].of[c];
     }
-    *reinterpret_cast<Sums*>(p.partial(part, k - first, d0)) = sum;
+    p.store_partials(sum.of, part, k - first, d0);
   }
 }
 
@@ -523,7 +536,7 @@ __global__ void __launch_bounds__(kThreads,
       for (int k = 0; k < WMAX; ++k) {
         float xk = __shfl_sync(0xffffffff, x_of, lane + k);
         if (SEQ) xk = __shfl_sync(0xffffffff, id_of, lane + k) == id ? xk : 0.0f;
-        if (k >= first) dz[0] = fmaf(w[k], xk, dz[0]);
+        if (has_tap<WMAX>(k, first)) dz[0] = fmaf(w[k], xk, dz[0]);
       }
       p.gradients(g, has_dz && id >= 0, dz);
 #pragma unroll
@@ -589,7 +602,7 @@ __global__ void __launch_bounds__(kThreads,
           for (int k = 0; k < WMAX; ++k) {
             float xk = h[i + k];
             if (MIXED) xk = same.at(i, k) ? xk : 0.0f;
-            if (k >= first) dz[i] = fmaf(w[k], xk, dz[i]);
+            if (has_tap<WMAX>(k, first)) dz[i] = fmaf(w[k], xk, dz[i]);
           }
         }
         if constexpr (PLAIN && !SEQ) {
@@ -606,7 +619,7 @@ __global__ void __launch_bounds__(kThreads,
             db += dz[i];
 #pragma unroll
             for (int k = 0; k < WMAX; ++k) {
-              if (k >= first) dw[k] = fmaf(dz[i], h[i + k], dw[k]);
+              if (has_tap<WMAX>(k, first)) dw[k] = fmaf(dz[i], h[i + k], dw[k]);
             }
           }
         } else {
@@ -618,7 +631,7 @@ __global__ void __launch_bounds__(kThreads,
             for (int k = 0; k < WMAX; ++k) {
               const bool inside = t + i >= s.lo && t + i < s.hi;
               const bool takes = inside && (!MIXED || same.at(i, k));
-              if (k >= first) dw[k] = fmaf(dz[i], takes ? h[i + k] : 0.0f, dw[k]);
+              if (has_tap<WMAX>(k, first)) dw[k] = fmaf(dz[i], takes ? h[i + k] : 0.0f, dw[k]);
             }
           }
         }
@@ -639,7 +652,7 @@ __global__ void __launch_bounds__(kThreads,
           for (int j = 0; j < WMAX; ++j) {  // dz[t + i + j] meets weight[W-1-j]
             float v = q[i + j];
             if (MIXED) v = same.at(i + j, H - j) ? v : 0.0f;
-            if (WMAX - 1 - j >= first) a[i] = fmaf(w[WMAX - 1 - j], v, a[i]);
+            if (has_tap<WMAX>(WMAX - 1 - j, first)) a[i] = fmaf(w[WMAX - 1 - j], v, a[i]);
           }
         }
         if (!PLAIN && p.dfinal_states.given() && base > s.hi - (p.width - 1) - TILE) {
@@ -684,7 +697,7 @@ __global__ void __launch_bounds__(kThreads,
   if ((part > 0 && p.whole) || lane < first || lane > WMAX || b0 >= p.batch || d >= p.dim) return;
   float sum = sums[lane][threadIdx.x / 32];
   if (!p.whole) {
-    *p.partial(part, lane - first, d) = sum;
+    p.store_partials({sum}, part, lane - first, d);
     return;
   }
   for (int i = 1; i < 1 << p.part_bits; ++i) sum += sums[lane][threadIdx.x / 32 + i];
@@ -805,7 +818,7 @@ __global__ void __launch_bounds__(kThreads) reduce_partials(const BackwardArgs<T
   if (i < columns) {
 #pragma unroll 4
     for (int64_t part = part_lane; part < p.parts; part += kLanes) {
-      const Compute<T> v = p.partials[part * columns + i] - lost;
+      const Compute<T> v = load_once(&p.partials[part * columns + i]) - lost;
       const Compute<T> next = sum + v;
       lost = (next - sum) - v;
       sum = next;
@@ -829,6 +842,7 @@ struct Plan {
   Access access = Access::kStrided;  // channel_first
   int64_t chunk, chunks, rows = 1;
   Columns columns;
+  bool wide = false;  // channel_last: all of x and dout is 16-byte aligned
   int64_t parts;
   bool whole = false;         // channel_first: a block has all parts of a channel, and adds them up
   int part_bits = 0;          // of the number of warps that are for them
@@ -852,6 +866,7 @@ struct Plan {
       const int widest = width > 4 || size == 4 ? 2 : 4;  // more would spill registers
       vector =
           common_channels(widest, size, dim, {&x, &params.dout, &params.dx}) == widest ? widest : 1;
+      wide = common_channels(16 / size, size, dim, {&x, &params.dout}) == 16 / size;
       // Chunks of even length, a block's worth of them at a time, of a multiple of U plus 1 steps.
       const int64_t U = width > 4 ? 8 : 4;
       auto divide = [&](int64_t most) {
@@ -977,6 +992,7 @@ cudaError_t run(const BackwardParams& params, const Plan& plan, void* workspace,
   p.chunks = plan.chunks;
   p.rows = plan.rows;
   p.columns = plan.columns;
+  p.wide = plan.wide;
   p.by_dim = Divisor(p.dim);
   p.by_chunks = Divisor(plan.chunks);
   p.parts = plan.parts;

@@ -107,7 +107,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 && WMAX == 4 ? 6 : 5)
         for (int k = 0; k < WMAX; ++k) {
           float xk = v[u + k][c];
           if (MIXED) xk = id[u + k] == id[H + u] ? xk : 0.0f;
-          if (k >= first) z[c] = fmaf(w[k][c], xk, z[c]);
+          if (has_tap<WMAX>(k, first)) z[c] = fmaf(w[k][c], xk, z[c]);
         }
       }
       if (p.silu) {
@@ -329,7 +329,7 @@ __global__ void __launch_bounds__(kThreads, WMAX == 8
       for (int k = 0; k < WMAX; ++k) {
         float xk = h[j + k];
         if (MIXED) xk = ids.takes(j, k) ? xk : 0.0f;
-        if (k >= first) z[j] = fmaf(w[k], xk, z[j]);
+        if (has_tap<WMAX>(k, first)) z[j] = fmaf(w[k], xk, z[j]);
       }
     }
     if (p.silu) {

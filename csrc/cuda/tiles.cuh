@@ -10,6 +10,13 @@ namespace causal_conv1d::gpu {
 
 constexpr int kThreads = 128;  // a block, in all fast kernels
 
+// Whether tap k counts, first being WMAX - W. Kernels of 8 taps are for W > 4; so most of them do
+// whatever W is, and there are predicate registers for the others.
+template <int WMAX>
+__device__ __forceinline__ constexpr bool has_tap(int k, int first) {
+  return k >= (WMAX == 8 ? 3 : WMAX - 1) || k >= first;
+}
+
 // Lets the next kernel's blocks take their places once all of this one's have theirs, if that is
 // started by launch_early(); else it follows when this one has ended, as it does on a GPU before
 // compute capability 9.0.
@@ -48,6 +55,34 @@ inline SeqIdx seq_idx_view(const Tensor& t) {
 __device__ __forceinline__ void prefetch(const void* from) {
   asm volatile("prefetch.global.L2 [%0];" ::"l"(from));
 }
+
+// Stores what a later kernel reads from L2, where it stays while other things come and go.
+template <int N>
+__device__ __forceinline__ void store_for_reading_once(const Pack<float, N>& p, float* to) {
+  uint64_t policy;
+  asm("createpolicy.fractional.L2::evict_last.b64 %0, 1.0;" : "=l"(policy));
+  if constexpr (N == 4) {
+    asm volatile("st.global.L2::cache_hint.v4.b32 [%0], {%1, %2, %3, %4}, %5;" ::"l"(to),
+                 "r"(p.w[0]), "r"(p.w[1]), "r"(p.w[2]), "r"(p.w[3]), "l"(policy)
+                 : "memory");
+  } else if constexpr (N == 2) {
+    asm volatile("st.global.L2::cache_hint.v2.b32 [%0], {%1, %2}, %3;" ::"l"(to), "r"(p.w[0]),
+                 "r"(p.w[1]), "l"(policy)
+                 : "memory");
+  } else {
+    asm volatile("st.global.L2::cache_hint.b32 [%0], %1, %2;" ::"l"(to), "r"(p.w[0]), "l"(policy)
+                 : "memory");
+  }
+}
+// Loads that, after which it may leave L2.
+__device__ __forceinline__ float load_once(const float* from) {
+  float v;
+  uint64_t policy;
+  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+  asm volatile("ld.global.L2::cache_hint.f32 %0, [%1], %2;" : "=f"(v) : "l"(from), "l"(policy));
+  return v;
+}
+__device__ __forceinline__ double load_once(const double* from) { return *from; }
 
 // cp.async by assembly: of cuda_pipeline.h's functions the one with zeros becomes a long switch,
 // and addresses are computed anew for each. Addresses in shared memory are 32-bit ones.
@@ -152,67 +187,92 @@ __device__ __forceinline__ T load_shared(uint32_t from) {
   return value;
 }
 
-// Rows of C adjacent channels of two tensors, from their pointers on, one every so many bytes, in
-// groups of U; those from count on read as zero. They come by cp.async through a ring of GROUPS
-// groups in shared memory: one is read while the others are on their way. A thread reads back only
-// what it copied itself, so there is no barrier. With C == 1 there is no such copy for 2 bytes, so
-// they are loaded as they are used.
+// Rows of two tensors, of which each lane of a warp reads its own C adjacent channels, a column,
+// and lanes from the number of columns on the last column. They come in groups of U, those from
+// count on as zeros, by cp.async through a ring of GROUPS groups in shared memory: one is read
+// while the others are on their way. With C == 1 there is no such copy for 2 bytes, so they are
+// loaded as they are used.
+//
+// With 16-bit elements and `wide`, which is for rows that begin and end 16-byte aligned, lanes copy
+// 16 bytes each, of several rows at a time: fewer instructions than one copy a lane and row.
 template <typename T, int C, int U, int GROUPS>
 class RowPairs {
   static constexpr int kBytes = Pack<T, C>::kBytes, kPitch = kThreads * kBytes;
   static constexpr int kGroup = 2 * U * kPitch;
+  // Columns that a lane copies of a row, and rows that a warp copies at a time.
+  static constexpr int kWide = sizeof(T) == 2 ? 16 / kBytes : 1;
+  static_assert(U % kWide == 0, "a group is whole copies");
 
  public:
   struct alignas(128) Shared {
     char bytes[GROUPS * kGroup];
   };
 
-  __device__ __forceinline__ RowPairs(Shared* shared, const T* x, const T* g, int count)
-      : ring_(shared_address(shared) + threadIdx.x * kBytes),
-        next_x_(reinterpret_cast<const char*>(x)),
-        next_g_(reinterpret_cast<const char*>(g)),
-        left_(count) {}
+  // x and g: the lane's own in the first row.
+  __device__ __forceinline__ RowPairs(Shared* shared, const T* x, const T* g, int64_t x_row,
+                                      int64_t g_row, int columns, int count, bool wide)
+      : left_(count), wide_(wide) {
+    const int n = wide ? kWide : 1;
+    const int lane = threadIdx.x % 32, own = min(lane, columns - 1);
+    const int row = lane * n / 32, column = lane * n % 32;
+    const int from = (min(column, columns - n) - own) * C;
+    const uint32_t warp = shared_address(shared) + (threadIdx.x - lane) * kBytes;
+    from_ = warp + own * kBytes;
+    to_ = warp + 2 * row * kPitch + column * kBytes;
+    left_ -= row;
+    next_x_ = reinterpret_cast<const char*>(x + from) + row * x_row;
+    next_g_ = reinterpret_cast<const char*>(g + from) + row * g_row;
+  }
 
   // Starts to copy the next group; to be called GROUPS times before the first read, and once after
-  // each group's last. It takes effect with commit_copies(). x_row and g_row are parameters of the
-  // kernel, which cost no registers.
+  // each group's last, by all lanes. It takes effect with commit_copies(). x_row and g_row are
+  // parameters of the kernel, which cost no registers.
   __device__ __forceinline__ void start(const int64_t& x_row, const int64_t& g_row) {
-    const uint32_t to = ring_ + slot_;
-    if (left_ >= U) {
+    const uint32_t to = to_ + slot_;
+    if (kWide > 1 && !wide_) {
+#pragma unroll 1
+      for (int u = 0; u < U; ++u) copy<1>(u, to, x_row, g_row);
+    } else if (left_ > U - kWide) {
 #pragma unroll
-      for (int u = 0; u < U; ++u) {
-        copy_async<kBytes>(to + 2 * u * kPitch, next_x_);
-        copy_async<kBytes>(to + (2 * u + 1) * kPitch, next_g_);
-        next_x_ += x_row;
-        next_g_ += g_row;
+      for (int u = 0; u < U; u += kWide) {
+        copy_async<kWide * kBytes>(to + 2 * u * kPitch, next_x_);
+        copy_async<kWide * kBytes>(to + (2 * u + 1) * kPitch, next_g_);
+        next_x_ += kWide * x_row;
+        next_g_ += kWide * g_row;
       }
     } else {
 #pragma unroll
-      for (int u = 0; u < U; ++u) {
-        copy_async_or_zero<kBytes>(u < left_, to + 2 * u * kPitch, next_x_);
-        copy_async_or_zero<kBytes>(u < left_, to + (2 * u + 1) * kPitch, next_g_);
-        if (u + 1 < left_) {
-          next_x_ += x_row;
-          next_g_ += g_row;
-        }
-      }
+      for (int u = 0; u < U; u += kWide) copy<kWide>(u, to, x_row, g_row);
     }
     left_ -= U;
     slot_ = slot_ + kGroup == GROUPS * kGroup ? 0 : slot_ + kGroup;
   }
 
-  // Row u of the group in hand.
+  // Row u of the group in hand, once all lanes have waited for it.
   __device__ __forceinline__ Pack<T, C> read_x(int u) const {
-    return load_shared<T, C>(ring_ + slot_ + 2 * u * kPitch);
+    return load_shared<T, C>(from_ + slot_ + 2 * u * kPitch);
   }
   __device__ __forceinline__ Pack<T, C> read_g(int u) const {
-    return load_shared<T, C>(ring_ + slot_ + (2 * u + 1) * kPitch);
+    return load_shared<T, C>(from_ + slot_ + (2 * u + 1) * kPitch);
   }
 
  private:
-  uint32_t ring_;
+  // The lane's part of N rows from u on, or zeros.
+  template <int N>
+  __device__ __forceinline__ void copy(int u, uint32_t to, const int64_t& x_row,
+                                       const int64_t& g_row) {
+    copy_async_or_zero<N * kBytes>(u < left_, to + 2 * u * kPitch, next_x_);
+    copy_async_or_zero<N * kBytes>(u < left_, to + (2 * u + 1) * kPitch, next_g_);
+    if (u + N < left_) {
+      next_x_ += N * x_row;
+      next_g_ += N * g_row;
+    }
+  }
+
+  uint32_t from_, to_;  // where the lane reads, and copies to
   const char *next_x_, *next_g_;
-  int left_;
+  int left_;  // rows, from the lane's on
+  bool wide_;
   int slot_ = 0;
 };
 
@@ -221,7 +281,8 @@ class RowPairs<T, 1, U, GROUPS> {
  public:
   struct Shared {};
 
-  __device__ __forceinline__ RowPairs(Shared*, const T* x, const T* g, int count)
+  __device__ __forceinline__ RowPairs(Shared*, const T* x, const T* g, int64_t, int64_t, int,
+                                      int count, bool)
       : next_x_(reinterpret_cast<const char*>(x)),
         next_g_(reinterpret_cast<const char*>(g)),
         left_(count) {}
@@ -713,21 +774,19 @@ __device__ __forceinline__ bool one_id(const SeqIdx& ids, int first, int last, i
 
 // For groups of U rows, of rows 0 to count - 1: a bit each, set if the ids of a group and of the
 // U - 1 rows before it are not one, or that of padding. There are at most 64; ids.data is at 0, and
-// rows outside [first, last) count as the nearest inside. The warp's first lanes, as many as given,
-// share the work.
+// rows outside [first, last) count as the nearest inside. All lanes must call it.
 template <int U>
-__device__ __forceinline__ uint64_t mixed_groups(const SeqIdx& ids, int first, int last, int count,
-                                                 int lanes) {
+__device__ __forceinline__ uint64_t mixed_groups(const SeqIdx& ids, int first, int last,
+                                                 int count) {
   uint64_t mixed = 0;
 #pragma unroll 1
-  for (int group = 0; group * U < count; group += lanes) {
+  for (int group = 0; group * U < count; group += 32) {
     const int row = (group + static_cast<int>(threadIdx.x) % 32) * U;
     const int id = ids.at(0, min(row + U, last) - 1);
     bool one = id >= 0;
 #pragma unroll
     for (int j = 1 - U; j < U - 1; ++j) one &= ids.at(0, max(min(row + j, last - 1), first)) == id;
-    const uint32_t all = lanes == 32 ? 0xffffffff : (1u << lanes) - 1;
-    mixed |= uint64_t(__ballot_sync(all, !one)) << group;
+    mixed |= uint64_t(__ballot_sync(0xffffffff, !one)) << group;
   }
   return mixed;
 }
