@@ -299,7 +299,7 @@ __global__ void __launch_bounds__(kThreads, WMAX == 8 ? (SEQ ? 2 : 4) : (C == 4 
 #pragma unroll 1
         for (; t + WMAX <= end; t += WMAX) rows(place, std::false_type{}, t);
       };
-      if constexpr (WMAX == 4 && !EXACT) {
+      if constexpr (!EXACT) {
         all(whole);
       } else if (p.silu) {
         all(std::integral_constant<Place, kSilu>{});
@@ -374,7 +374,8 @@ __global__ void __launch_bounds__(kThreads,
   ReaderG dout(lane);
   constexpr int kBetween = 128, kTileBytes = TILE * static_cast<int>(sizeof(T));
   constexpr int kFromDout = kTileBytes + kBetween;  // to x
-  constexpr int kStageBytes = kFromDout + kTileBytes + (ReaderX::kBytesAfter > 0 ? kBetween : 0);
+  constexpr int kStageBytes =
+      kFromDout + kTileBytes + (ReaderX::kBytesAfter > 0 || ReaderX::kPlaced ? kBetween : 0);
   static_assert(ReaderG::kBytesAfter + ReaderX::kBytesBefore <= kBetween, "room for both");
   constexpr int kStages = 4;
   struct alignas(128) Ring {
@@ -472,6 +473,9 @@ __global__ void __launch_bounds__(kThreads,
   // x's and dout's rows, as misalignment() takes them.
   uint32_t place_x = misalignment(p.x.at(b0, d, aligned.origin));
   uint32_t place_g = misalignment(p.dout.at(b0, d, aligned.origin));
+  uint32_t at_x = static_cast<uint32_t>(reinterpret_cast<uintptr_t>(p.x.at(b0, d, aligned.origin)));
+  uint32_t at_g =
+      static_cast<uint32_t>(reinterpret_cast<uintptr_t>(p.dout.at(b0, d, aligned.origin)));
   Segment s = aligned;
   // Of a row whose tiles begin with it, those from first_simple to last_simple take no states, and
   // need no care for x~ that is not finite; without SEQ they have SiLU.
@@ -490,6 +494,13 @@ __global__ void __launch_bounds__(kThreads,
   for (int left = static_cast<int>(b1 - b0); left > 0; --left) {
     const int64_t b = b1 - left;
     int shift_x = 0, shift_g = 0;
+    uint32_t line_x = 0, line_g = 0;
+    if (ReaderX::kPlaced) {
+      line_x = (at_x - offset * uint32_t(sizeof(T))) & 127;
+      line_g = (at_g - offset * uint32_t(sizeof(T))) & 127;
+      at_x += static_cast<uint32_t>(p.x.batch) * uint32_t(sizeof(T));
+      at_g += static_cast<uint32_t>(p.dout.batch) * uint32_t(sizeof(T));
+    }
     if (ACCESS == Access::kUnit) {
       shift_x = (place_x - offset) % G;
       shift_g = (place_g - offset) % G;
@@ -551,23 +562,24 @@ __global__ void __launch_bounds__(kThreads,
       wait_for_copies<kStages - 2>();
       __syncwarp();  // the tile has come, and the one before is read
       start_next(stage_before);
+      const uint32_t own_x = stage + line_x, own_g = stage - kFromDout + line_g;
       if (kRagged && !plain) {
         const int i = outside - base;
         if (i >= 0 && i < ReaderX::kPlaces) {
-          const uint32_t tile = is_for_dout ? dout.tile(stage - kFromDout) : x.tile(stage);
+          const uint32_t tile = is_for_dout ? dout.tile(own_g) : x.tile(own_x);
           store_shared(tile + i * int(sizeof(T)), from_compute<T>(0.0f));
         }
         if (partial_end) {
           int64_t row = b;
           asm volatile("" : "+l"(row));  // or what follows were computed for every row
-          x.load_end(stage, base, s.lo, s.hi, shift_x, p.x.at(row, d, s.origin));
-          dout.load_end(stage - kFromDout, base, s.lo, s.hi, shift_g, p.dout.at(row, d, s.origin));
+          x.load_end(own_x, base, s.lo, s.hi, shift_x, p.x.at(row, d, s.origin));
+          dout.load_end(own_g, base, s.lo, s.hi, shift_g, p.dout.at(row, d, s.origin));
         }
         __syncwarp();
       }
-      const auto xs = x.read(stage, shift_x);
-      const auto gs = dout.read(stage - kFromDout, shift_g);
-      const uint32_t room = dout.tile(stage - kFromDout);
+      const auto xs = x.read(own_x, shift_x);
+      const auto gs = dout.read(own_g, shift_g);
+      const uint32_t room = dout.tile(own_g);
       stage_before = stage;
       stage = stage == last_stage ? first_stage : stage + kStageBytes;
       const bool mixed = SEQ && static_cast<int64_t>(mixed_tiles) < 0;

@@ -467,6 +467,8 @@ class TileReader {
   static constexpr int kBefore = (kHalo + 3) / 4, kAfter = ACCESS == Access::kUnit ? 1 : 0;
 
  public:
+  // Whether a tile in shared memory begins where it does in a line of memory.
+  static constexpr bool kPlaced = ACCESS == Access::kDense;
   // Those in shared memory before and after a tile that are written too.
   static constexpr int kBytesBefore = kBefore * 16, kBytesAfter = kAfter * 16;
 
@@ -493,6 +495,10 @@ class TileReader {
     }
     shifted_ = shift != 0;
     if (ACCESS != Access::kStrided) keep(mine_);
+    if (kPlaced) {
+      line_ = static_cast<uint32_t>(reinterpret_cast<uintptr_t>(mine_)) - lane_ * V * kSize;
+      line_ &= 127;
+    }
     place_ = lane_ * V - (lo + offset + shift - (G - 1));
   }
 
@@ -504,6 +510,7 @@ class TileReader {
   // Starts to read the tile at base of a row to where the lane's own bytes are `to`. It takes
   // effect with commit_copies().
   __device__ __forceinline__ void start(uint32_t to, int base, uint32_t span) const {
+    if (kPlaced) to += line_;
     const int place = base + place_;
     if constexpr (ACCESS == Access::kStrided) {
 #pragma unroll
@@ -596,6 +603,7 @@ class TileReader {
   int64_t stride_;
   int place_, lane_;  // place_: of the lane's granule in a tile at 0, from the row's first on
   bool shifted_ = false;
+  uint32_t line_ = 0;
 };
 
 // Writes steps [lo, hi) of a row.
