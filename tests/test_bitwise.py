@@ -204,3 +204,23 @@ def test_dx_of_packed_sequences_equals_each_alone(width, layout, dtype, activati
         case.x, case.dout = xs[i], douts[i]
         expected = run_backward(case, layout)["dx"] if ids[i] >= 0 else torch.zeros_like(xs[i])
         assert torch.equal(packed[i], expected), i
+
+
+@pytest.mark.parametrize("width", (2, 4, 7))
+def test_gradients_wherever_channels_begin(width, dtype, activation, device):
+    """channel_last, x and dout are slices of wider tensors from a channel on: 16-byte aligned, less,
+    or not at all, and not both alike; the last warp has a few channels, or one, of its own."""
+    for dim in (8, 136, 260):
+        case = make_case(
+            (2, dim, 150), width, dtype, activation=activation, layout="channel_last", device=device
+        )
+        x, dout = case.x, case.dout
+        expected = run_backward(case, "channel_last")
+        for begins in ((4, 4), (8, 4), (4, 0), (2, 2), (1, 3)):
+            wide = [torch.full((2, 150, dim + 16), 3.0, dtype=dtype, device=device) for _ in begins]
+            case.x, case.dout = (w[:, :, n : n + dim].transpose(1, 2) for w, n in zip(wide, begins))
+            case.x.copy_(x)
+            case.dout.copy_(dout)
+            found = run_backward(case, "channel_last")
+            for name in ("dx", "dweight", "dbias"):
+                assert torch.equal(found[name], expected[name]), (dim, begins, name)

@@ -547,7 +547,7 @@ __global__ void __launch_bounds__(kThreads,
       for (int k = 0; k < WMAX; ++k) {
         float xk = __shfl_sync(0xffffffff, x_of, lane + k);
         if (SEQ) xk = __shfl_sync(0xffffffff, id_of, lane + k) == id ? xk : 0.0f;
-        if (has_tap<WMAX>(k, first)) dz[0] = fmaf(w[k], xk, dz[0]);
+        if (k >= first) dz[0] = fmaf(w[k], xk, dz[0]);
       }
       p.gradients(g, has_dz && id >= 0, dz);
 #pragma unroll
@@ -614,7 +614,7 @@ __global__ void __launch_bounds__(kThreads,
           for (int k = 0; k < WMAX; ++k) {
             float xk = h[i + k];
             if (MIXED) xk = same.at(i, k) ? xk : 0.0f;
-            if (has_tap<WMAX>(k, first)) dz[i] = fmaf(w[k], xk, dz[i]);
+            if (k >= first) dz[i] = fmaf(w[k], xk, dz[i]);
           }
         }
         if constexpr (PLAIN && !SEQ) {
@@ -631,7 +631,7 @@ __global__ void __launch_bounds__(kThreads,
             db += dz[i];
 #pragma unroll
             for (int k = 0; k < WMAX; ++k) {
-              if (has_tap<WMAX>(k, first)) dw[k] = fmaf(dz[i], h[i + k], dw[k]);
+              if (k >= first) dw[k] = fmaf(dz[i], h[i + k], dw[k]);
             }
           }
         } else {
@@ -643,7 +643,7 @@ __global__ void __launch_bounds__(kThreads,
             for (int k = 0; k < WMAX; ++k) {
               const bool inside = t + i >= s.lo && t + i < s.hi;
               const bool takes = inside && (!MIXED || same.at(i, k));
-              if (has_tap<WMAX>(k, first)) dw[k] = fmaf(dz[i], takes ? h[i + k] : 0.0f, dw[k]);
+              if (k >= first) dw[k] = fmaf(dz[i], takes ? h[i + k] : 0.0f, dw[k]);
             }
           }
         }
@@ -664,7 +664,7 @@ __global__ void __launch_bounds__(kThreads,
           for (int j = 0; j < WMAX; ++j) {  // dz[t + i + j] meets weight[W-1-j]
             float v = q[i + j];
             if (MIXED) v = same.at(i + j, H - j) ? v : 0.0f;
-            if (has_tap<WMAX>(WMAX - 1 - j, first)) a[i] = fmaf(w[WMAX - 1 - j], v, a[i]);
+            if (WMAX - 1 - j >= first) a[i] = fmaf(w[WMAX - 1 - j], v, a[i]);
           }
         }
         if (!PLAIN && p.dfinal_states.given() && base > s.hi - (p.width - 1) - TILE) {
@@ -909,11 +909,17 @@ struct Plan {
         parts = rows > 0 ? ceil_div(batch, rows) * chunks : 0;
       };
       // A block takes all parts of a channel if these are few enough: one, two or four warps a
-      // channel, as many as there need be for so many of them, if each has 8 tiles or more.
+      // channel, as many as there need be for so many of them, or for blocks that are nearly a
+      // multiple of the 528 that 132 SMs run at a time, if each has 8 tiles or more.
       const int64_t warps = size == 2 ? 4096 : 8192;
+      auto idle = [&](int bits) {  // of 100 places for blocks, until the last have ended
+        const int64_t blocks = ceil_div(dim << bits, kThreads / 32), rounds = ceil_div(blocks, 528);
+        return 100 - 100 * blocks / (rounds * 528);
+      };
       for (int bits = 0; bits <= 2 && !whole && all > 0; ++bits) {
         const int64_t most = ceil_div(all, 1 << bits);
-        const bool more = bits < 2 && dim << bits < warps && most >= 16;
+        const bool few = dim << bits < warps || (!ragged && idle(bits) > idle(bits + 1) + 10);
+        const bool more = bits < 2 && most >= 16 && few;
         if (more || most > (dim >= 1024 ? 64 : 8)) continue;
         divide(most);
         whole = parts <= 1 << bits;

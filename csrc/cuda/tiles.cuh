@@ -14,7 +14,7 @@ constexpr int kThreads = 128;  // a block, in all fast kernels
 // whatever W is, and there are predicate registers for the others.
 template <int WMAX>
 __device__ __forceinline__ constexpr bool has_tap(int k, int first) {
-  return k >= (WMAX == 8 ? 3 : WMAX - 1) || k >= first;
+  return (WMAX == 8 && k >= 3) || k >= first;
 }
 
 // Lets the next kernel's blocks take their places once all of this one's have theirs, if that is
