@@ -208,8 +208,8 @@ def test_dx_of_packed_sequences_equals_each_alone(width, layout, dtype, activati
 
 @pytest.mark.parametrize("width", (2, 4, 7))
 def test_gradients_wherever_channels_begin(width, dtype, activation, device):
-    """channel_last, x and dout are slices of wider tensors from a channel on: 16-byte aligned, less,
-    or not at all, and not both alike; the last warp has a few channels, or one, of its own."""
+    """channel_last, with slices of wider tensors from a channel on that is 16-byte aligned, or less,
+    or not at all, x's and dout's not alike; the last warp has some channels, or one vector."""
     for dim in (8, 136, 260):
         case = make_case(
             (2, dim, 150), width, dtype, activation=activation, layout="channel_last", device=device
@@ -218,7 +218,9 @@ def test_gradients_wherever_channels_begin(width, dtype, activation, device):
         expected = run_backward(case, "channel_last")
         for begins in ((4, 4), (8, 4), (4, 0), (2, 2), (1, 3)):
             wide = [torch.full((2, 150, dim + 16), 3.0, dtype=dtype, device=device) for _ in begins]
-            case.x, case.dout = (w[:, :, n : n + dim].transpose(1, 2) for w, n in zip(wide, begins))
+            case.x, case.dout = (
+                w[:, :, n : n + dim].transpose(1, 2) for w, n in zip(wide, begins, strict=True)
+            )
             case.x.copy_(x)
             case.dout.copy_(dout)
             found = run_backward(case, "channel_last")
