@@ -208,7 +208,7 @@ def test_dx_of_packed_sequences_equals_each_alone(width, layout, dtype, activati
 
 @pytest.mark.parametrize("width", (2, 4, 7))
 def test_gradients_wherever_channels_begin(width, dtype, activation, device):
-    """channel_last, with slices of wider tensors from a channel on that is 16-byte aligned, or less,
+    """channel_last, slices of wider tensors from a channel on that is 16-byte aligned, or less,
     or not at all, x's and dout's not alike; the last warp has some channels, or one vector."""
     for dim in (8, 136, 260):
         case = make_case(
