@@ -49,6 +49,8 @@ constexpr int kBurst = WMAX == 8 ? 8 : 16;  // channel_last: steps that a thread
 template <int WMAX>
 constexpr int kRows = WMAX == 8 ? 32 : 16;  // and in all
 constexpr int kTiles = 4;                   // channel_first: tiles a warp
+// From which the next kernel's blocks are let in early; fewer, all at work at once, are slowed by it.
+constexpr unsigned kManyBlocks = 2048;
 
 template <typename T, int C, int N>
 struct Rows {  // an array that a function can return
@@ -72,6 +74,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 && WMAX == 4 ? 6 : 5)
   T* out = p.out.at(b, d0, t0);
   float w[WMAX][C], bias[C], h[H][C];
   wait_for_kernel_before();
+  if (gridDim.x > kManyBlocks) let_next_kernel_start();
 
   // The next N rows, of which count are inside.
   auto load = [&](auto n, int count) {
@@ -280,6 +283,7 @@ __global__ void __launch_bounds__(kThreads, WMAX == 8
   const bool states = p.initial_states.given() && s.lo >= 0;
 
   wait_for_kernel_before();
+  if (gridDim.x > kManyBlocks) let_next_kernel_start();
   using Reader = RowReader<T, V, WMAX, ACCESS>;
   const Reader x(x_row + s.origin * time(p.x), p.x.time, p.x_end, s.lo, s.end, lane);
   const RowWriter<T, V, ACCESS> out(out_row + s.origin * time(p.out), p.out.time, max(s.lo, 0),

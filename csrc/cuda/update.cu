@@ -65,6 +65,7 @@ __global__ void __launch_bounds__(kThreads, C == 4 ? 7 : (S * C * sizeof(T) > 24
   const int64_t d0 = int64_t(column) * C;
   if (b0 >= p.batch) return;
   wait_for_kernel_before();
+  let_next_kernel_start();
   const Parameters<WMAX, C> parameters(p, d0);
   T* state[kEntries];
   Pack<T, S * C> old[kEntries];  // [channel][input], or [input][channel] if DIM_FASTEST
