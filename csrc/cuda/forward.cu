@@ -49,7 +49,8 @@ constexpr int kBurst = WMAX == 8 ? 8 : 16;  // channel_last: steps that a thread
 template <int WMAX>
 constexpr int kRows = WMAX == 8 ? 32 : 16;  // and in all
 constexpr int kTiles = 4;                   // channel_first: tiles a warp
-// Above it the next kernel's blocks are let in early; fewer, all at work at once, are slowed by it.
+// Above it the next kernel's blocks are let in early; where about as many as the GPU holds at a
+// time are all there are, that was slower.
 constexpr unsigned kManyBlocks = 2048;
 
 template <typename T, int C, int N>
