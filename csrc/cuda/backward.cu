@@ -124,7 +124,7 @@ __device__ Compute<T> dz_at(const BackwardArgs<T>& p, int64_t b, int64_t d, int6
 constexpr int kBackwardLines = 4;  // channel_last: chunks a block, one a warp
 
 template <typename T, int C, int WMAX, bool EXACT, bool SEQ>
-__global__ void __launch_bounds__(kThreads, WMAX == 8 ? (SEQ ? 2 : 4) : (C == 4 ? 4 : 5))
+__global__ void __launch_bounds__(kThreads, WMAX == 8 ? (SEQ ? 3 : 4) : (C == 4 ? 4 : 5))
     backward_channel_last(const BackwardArgs<T> p) {
   if (kSmallPtx && C > 1) return;
   wait_for_kernel_before();
@@ -136,9 +136,9 @@ __global__ void __launch_bounds__(kThreads, WMAX == 8 ? (SEQ ? 2 : 4) : (C == 4 
   if (at.b >= p.batch) return;
   // Lanes after the last column do as that one's, for the sake of what they copy for others.
   const int64_t columns_left = p.columns.count - at.column + threadIdx.x % 32;
-  const int columns = static_cast<int>(min(columns_left, int64_t(32)));
+  const int columns = uniform(static_cast<int>(min(columns_left, int64_t(32))));
   const int64_t d0 = min(int64_t(at.column), p.columns.count - 1) * C;
-  const int64_t b = at.b, t0 = at.chunk * p.chunk;
+  const int64_t chunk = uniform(at.chunk), b = at.b, t0 = chunk * p.chunk;
   const int first = EXACT ? 0 : WMAX - p.width;
   float w[WMAX][C], bias[C], dw[WMAX][C], db[C];
 #pragma unroll
@@ -151,7 +151,7 @@ __global__ void __launch_bounds__(kThreads, WMAX == 8 ? (SEQ ? 2 : 4) : (C == 4 
   const int count = static_cast<int>(min(p.chunk, p.seqlen - t0));
   const int total = count + H;  // rows walked along, for the dz that dx needs
   const int left = static_cast<int>(min(p.seqlen - t0, int64_t(total)));
-  if (at.chunk < p.columns.chunks) {
+  if (chunk < p.columns.chunks) {
     // The last W-1 rows of dx may take dfinal_states.
     const int dfinal_from =
         p.dfinal_states.given()
@@ -345,14 +345,14 @@ __global__ void __launch_bounds__(kThreads, WMAX == 8 ? (SEQ ? 2 : 4) : (C == 4 
 }
 
 template <typename T, int V, int WMAX, bool EXACT, bool SEQ, Access ACCESS>
-__global__ void __launch_bounds__(kThreads,
-                                  (WMAX == 4 ? 4 : 3) - (SEQ && ACCESS != Access::kAligned))
+__global__ void __launch_bounds__(kThreads, 4 - (SEQ && WMAX == 8) -
+                                                (SEQ && ACCESS != Access::kAligned))
     backward_channel_first(const BackwardArgs<T> p) {
   if (kSmallPtx && ACCESS != Access::kStrided) return;
   constexpr int H = WMAX - 1, TILE = 32 * V;
   const int lane = threadIdx.x % 32;
   // Warps are numbered by (part, d), or by (d, part) if a block is to have all parts of a channel.
-  const uint32_t warp = blockIdx.x * (kThreads / 32) + threadIdx.x / 32;
+  const uint32_t warp = blockIdx.x * (kThreads / 32) + uniform(threadIdx.x / 32);
   uint32_t index, d = warp >> p.part_bits, part = warp & ((1u << p.part_bits) - 1);
   if (!p.whole) part = p.by_dim.split(warp, &d);
   const int64_t b0 = p.by_chunks.split(part, &index) * p.rows;
@@ -486,8 +486,8 @@ __global__ void __launch_bounds__(kThreads,
     last_simple = aligned.hi - TILE - max(dfinal ? p.width - 1 : 0, kRagged ? G : 0);
   }
   if (!SEQ && !p.silu) first_simple = kFar;
-  keep(first_simple);
-  keep(last_simple);
+  if (SEQ) keep(first_simple);
+  if (SEQ) keep(last_simple);
   // Of 4 * G lanes: which tensor has a place, in a tile at 0, that the lane makes zero.
   const bool is_for_dout = (lane & (2 * G)) != 0;
   int offset_before = 0;
@@ -510,8 +510,7 @@ __global__ void __launch_bounds__(kThreads,
     const bool partial_end = ragged_end && ends_within(b);
     s = aligned.with(offset);
     const int first_plain = s.lo + ((shift_x | shift_g) != 0);
-    int last_plain = s.hi - TILE - (partial_end ? G : 0);
-    if (kRagged) keep(last_plain);
+    const int last_plain = s.hi - TILE - (partial_end ? G : 0);
     const int row_first_simple = first_simple + offset, row_last_simple = last_simple + offset;
     int outside = kNowhere;
     if (kRagged && lane < 4 * G) {
@@ -547,7 +546,7 @@ __global__ void __launch_bounds__(kThreads,
       for (int k = 0; k < WMAX; ++k) {
         float xk = __shfl_sync(0xffffffff, x_of, lane + k);
         if (SEQ) xk = __shfl_sync(0xffffffff, id_of, lane + k) == id ? xk : 0.0f;
-        if (k >= first) dz[0] = fmaf(w[k], xk, dz[0]);
+        if (has_tap<WMAX>(k, first)) dz[0] = fmaf(w[k], xk, dz[0]);
       }
       p.gradients(g, has_dz && id >= 0, dz);
 #pragma unroll
@@ -598,8 +597,8 @@ __global__ void __launch_bounds__(kThreads,
           same.load(p.matches + b * p.matches_pitch + Matches<V, H>::kBefore + s.origin + t);
         }
         if (!PLAIN && p.initial_states.given() && s.lo >= 0 && base <= s.lo) {
-          const float mine = lane < H ? p.input(b, d, lane - H) : 0.0f;
-          take_states<H>(mine, t, s.lo, h);
+          const float mine = load_nearest(p.initial_states, b, d, lane - first, p.width - 1);
+          take_states<H>(lane < first ? 0.0f : mine, t, s.lo, h);
         }
         if (MIXED) {
 #pragma unroll
@@ -614,7 +613,7 @@ __global__ void __launch_bounds__(kThreads,
           for (int k = 0; k < WMAX; ++k) {
             float xk = h[i + k];
             if (MIXED) xk = same.at(i, k) ? xk : 0.0f;
-            if (k >= first) dz[i] = fmaf(w[k], xk, dz[i]);
+            if (has_tap<WMAX>(k, first)) dz[i] = fmaf(w[k], xk, dz[i]);
           }
         }
         if constexpr (PLAIN && !SEQ) {
@@ -631,7 +630,7 @@ __global__ void __launch_bounds__(kThreads,
             db += dz[i];
 #pragma unroll
             for (int k = 0; k < WMAX; ++k) {
-              if (k >= first) dw[k] = fmaf(dz[i], h[i + k], dw[k]);
+              if (has_tap<WMAX>(k, first)) dw[k] = fmaf(dz[i], h[i + k], dw[k]);
             }
           }
         } else {
@@ -643,7 +642,7 @@ __global__ void __launch_bounds__(kThreads,
             for (int k = 0; k < WMAX; ++k) {
               const bool inside = t + i >= s.lo && t + i < s.hi;
               const bool takes = inside && (!MIXED || same.at(i, k));
-              if (k >= first) dw[k] = fmaf(dz[i], takes ? h[i + k] : 0.0f, dw[k]);
+              if (has_tap<WMAX>(k, first)) dw[k] = fmaf(dz[i], takes ? h[i + k] : 0.0f, dw[k]);
             }
           }
         }
@@ -664,12 +663,12 @@ __global__ void __launch_bounds__(kThreads,
           for (int j = 0; j < WMAX; ++j) {  // dz[t + i + j] meets weight[W-1-j]
             float v = q[i + j];
             if (MIXED) v = same.at(i + j, H - j) ? v : 0.0f;
-            if (WMAX - 1 - j >= first) a[i] = fmaf(w[WMAX - 1 - j], v, a[i]);
+            if (has_tap<WMAX>(WMAX - 1 - j, first)) a[i] = fmaf(w[WMAX - 1 - j], v, a[i]);
           }
         }
         if (!PLAIN && p.dfinal_states.given() && base > s.hi - (p.width - 1) - TILE) {
           const int last = p.width - 1;
-          const float mine = lane < last ? p.dfinal_states.load(b, d, lane) : 0.0f;
+          const float mine = load_nearest(p.dfinal_states, b, d, lane, last);
 #pragma unroll
           for (int i = 0; i < V; ++i) {
             const int j = t + i - s.hi + last;
@@ -881,20 +880,31 @@ struct Plan {
       wide = common_channels(16 / size, size, dim, {&x, &params.dout}) == 16 / size;
       // Chunks of even length, a block's worth of them at a time, of a multiple of U plus 1 steps.
       const int64_t U = width > 4 ? 8 : 4;
-      auto divide = [&](int64_t most) {
-        const int64_t lines = ceil_div(seqlen, most * kBackwardLines) * kBackwardLines;
+      auto divide = [&](int64_t blocks_a_row) {
+        const int64_t lines = blocks_a_row * kBackwardLines;
         chunk = seqlen == 0 ? 1 : ceil_div(ceil_div(seqlen, lines) - 1, U) * U + 1;
         chunks = ceil_div(seqlen, chunk);
         columns = Columns(dim / vector, chunks, 5);  // whatever vector is, kBackwardLines high
         parts = batch * ceil_div(chunks, kBackwardLines);
       };
-      // Long chunks repeat less work at their ends, short ones make more blocks. 128 steps if these
-      // blocks are nearly a multiple of 512, about what 132 SMs run at a time, else 64, and fewer
-      // for less than 64 << 19 elements: measured best there.
-      const int64_t fair = ceil_div(batch * dim * seqlen, 1 << 19);
-      divide(fair >= 64 ? 128 : (fair < 16 ? 16 : fair));
-      const int64_t blocks = columns.threads(batch) / kThreads;
-      if (fair >= 64 && (512 - blocks % 512) % 512 * 10 > blocks) divide(64);
+      // Where there is little to do, short chunks make more blocks. Else those count, of 129 steps
+      // or fewer, for which the GPU's blocks take the fewest steps one after the other: so many at
+      // a time as 132 SMs run, with 8 steps more for a block to begin and end.
+      const int64_t columns_of_blocks = batch * ceil_div(ceil_div(dim, widest), 32);
+      const int64_t at_a_time = size == 4 && width <= 4 ? 660 : 528;
+      const bool little = batch * dim * seqlen < 1 << 23;
+      const int64_t longest = ceil_div(seqlen, kBackwardLines * (little ? 16 : 129));
+      int64_t best = longest, fewest = 0;
+      for (int64_t n = longest; !little && n <= longest + 8; ++n) {
+        divide(n);
+        if (chunk < 33 && n > longest) break;
+        const int64_t blocks = columns_of_blocks * ceil_div(chunks, kBackwardLines);
+        const int64_t steps = ceil_div(blocks, at_a_time) * (chunk + 8);
+        if (fewest > 0 && steps >= fewest) continue;
+        fewest = steps;
+        best = n;
+      }
+      divide(best);
     } else {
       vector = width > 4 || size == 2 ? 8 : 4;
       access = common_access({&x, &params.dout, &params.dx}, size);

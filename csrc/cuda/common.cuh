@@ -491,11 +491,15 @@ View<T> view(const Tensor& t) {
   return {static_cast<T*>(t.data), t.strides[0], t.strides[1], time};
 }
 
+// One without elements counts as not given.
 template <typename F>
 AnyView<F> any_view(const Tensor& t) {
   AnyView<F> v{t.data, t.dtype, {0, 0, 0}};
   if (!given(t)) v.data = nullptr;
-  for (int i = 0; i < t.ndim; ++i) v.strides[i] = t.strides[i];
+  for (int i = 0; i < t.ndim; ++i) {
+    v.strides[i] = t.strides[i];
+    if (t.sizes[i] == 0) v.data = nullptr;
+  }
   return v;
 }
 

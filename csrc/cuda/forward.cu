@@ -270,7 +270,11 @@ __global__ void __launch_bounds__(kThreads, WMAX == 8
     spare = d >= p.dim;
     if (spare) d = 0;
   } else {
-    const uint32_t warp = blockIdx.x * kWarps + threadIdx.x / 32;
+    // uniform() takes its time, which pays where much code follows from it.
+    constexpr bool kUniform = EXACT && ACCESS == Access::kUnit;
+    const uint32_t warp_of_block = threadIdx.x / 32;
+    const uint32_t warp =
+        blockIdx.x * kWarps + (kUniform ? uniform(warp_of_block) : warp_of_block);
     b = p.by_dim.split(p.by_chunks.split(warp, &index), &d);
   }
   if (b >= p.batch) return;

@@ -215,11 +215,11 @@ class RowPairs {
     const int n = wide ? kWide : 1;
     const int lane = threadIdx.x % 32, own = min(lane, columns - 1);
     const int row = lane * n / 32, column = lane * n % 32;
+    left_ -= row;
     const int from = (min(column, columns - n) - own) * C;
     const uint32_t warp = shared_address(shared) + (threadIdx.x - lane) * kBytes;
     from_ = warp + own * kBytes;
     to_ = warp + 2 * row * kPitch + column * kBytes;
-    left_ -= row;
     next_x_ = reinterpret_cast<const char*>(x + from) + row * x_row;
     next_g_ = reinterpret_cast<const char*>(g + from) + row * g_row;
   }
@@ -232,14 +232,6 @@ class RowPairs {
     if (kWide > 1 && !wide_) {
 #pragma unroll 1
       for (int u = 0; u < U; ++u) copy<1>(u, to, x_row, g_row);
-    } else if (left_ > U - kWide) {
-#pragma unroll
-      for (int u = 0; u < U; u += kWide) {
-        copy_async<kWide * kBytes>(to + 2 * u * kPitch, next_x_);
-        copy_async<kWide * kBytes>(to + (2 * u + 1) * kPitch, next_g_);
-        next_x_ += kWide * x_row;
-        next_g_ += kWide * g_row;
-      }
     } else {
 #pragma unroll
       for (int u = 0; u < U; u += kWide) copy<kWide>(u, to, x_row, g_row);
@@ -263,10 +255,8 @@ class RowPairs {
                                        const int64_t& g_row) {
     copy_async_or_zero<N * kBytes>(u < left_, to + 2 * u * kPitch, next_x_);
     copy_async_or_zero<N * kBytes>(u < left_, to + (2 * u + 1) * kPitch, next_g_);
-    if (u + N < left_) {
-      next_x_ += N * x_row;
-      next_g_ += N * g_row;
-    }
+    next_x_ += N * x_row;
+    next_g_ += N * g_row;
   }
 
   uint32_t from_, to_;  // where the lane reads, and copies to
@@ -320,6 +310,14 @@ __device__ __forceinline__ void keep(T& v) {
   } else {
     v = __shfl_sync(0xffffffff, v, lane);
   }
+}
+
+// v of lane 0, if it is the same in all lanes, which the compiler then knows: it keeps what follows
+// from it in uniform registers, and takes branches without preparing for lanes to part. All lanes
+// must call it.
+template <typename T>
+__device__ __forceinline__ T uniform(T v) {
+  return __shfl_sync(0xffffffff, v, 0);
 }
 
 // How a channel-first kernel may access the rows of its tensors: they begin and end 16-byte
@@ -490,7 +488,7 @@ class TileReader {
       mine_ += after + (before - offset) * stride_;
     } else {
       mine_ += after + (before - offset);
-      if (ACCESS == Access::kUnit) shift = misalignment(mine_);
+      if (ACCESS == Access::kUnit) shift = uniform(misalignment(mine_));
       mine_ -= shift;
     }
     shifted_ = shift != 0;
@@ -627,7 +625,7 @@ class RowWriter {
     own_ += after;
     lo_ = lo;
     hi_ = hi;
-    if (ACCESS == Access::kUnit) shift_ = misalignment(own_);
+    if (ACCESS == Access::kUnit) shift_ = uniform(misalignment(own_));
     keep(own_);
   }
 
@@ -891,6 +889,13 @@ __device__ __forceinline__ void load_ids(const SeqIdx& row, int64_t t, int64_t s
 __device__ __forceinline__ float from_lane(float v, int from) {
   const float r = __shfl_sync(0xffffffff, v, from & 31);
   return from >= 0 && from < 8 ? r : 0.0f;
+}
+
+// Column j of (b, d), or the nearest of the count > 0 that there are. A load by some lanes alone
+// would make the compiler prepare all loops around it for lanes to part.
+__device__ __forceinline__ float load_nearest(const AnyView<float>& states, int64_t b, int64_t d,
+                                              int j, int count) {
+  return states.load(b, d, max(min(j, count - 1), 0));
 }
 
 // Puts initial_states into a lane's inputs h at t - H, t - H + 1, ...: of the row that begins at
