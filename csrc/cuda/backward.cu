@@ -128,10 +128,15 @@ __global__ void __launch_bounds__(kThreads, WMAX == 8 ? (SEQ ? 3 : 4) : (C == 4 
     backward_channel_last(const BackwardArgs<T> p) {
   if (kSmallPtx && C > 1) return;
   wait_for_kernel_before();
-  let_next_kernel_start();
-  constexpr int H = WMAX - 1, kGroups = WMAX == 8 ? 2 : 3;
+  constexpr int H = WMAX - 1, kGroups = WMAX == 8 ? 2 : 4;
   using Reader = RowPairs<T, C, WMAX, kGroups>;
-  __shared__ typename Reader::Shared ring;
+  struct alignas(sizeof(float) * C) Sums {
+    float of[C];
+  };
+  __shared__ union {
+    typename Reader::Shared ring;
+    Sums sums[WMAX + 1][kBackwardLines][32];
+  } shared;
   const ColumnChunk at(p.columns);
   if (at.b >= p.batch) return;
   // Lanes after the last column do as that one's, for the sake of what they copy for others.
@@ -157,8 +162,10 @@ __global__ void __launch_bounds__(kThreads, WMAX == 8 ? (SEQ ? 3 : 4) : (C == 4 
         p.dfinal_states.given()
             ? static_cast<int>(min(p.seqlen - (p.width - 1) - t0, int64_t(total)))
             : total;
-    Reader reader(&ring, p.x.at(b, d0, t0), p.dout.at(b, d0, t0), p.x_row, p.dout_row, columns,
+    Reader reader(&shared.ring, p.x.at(b, d0, t0), p.dout.at(b, d0, t0), p.x_row, p.dout_row, columns,
                   left, p.wide);
+    const History<T, H, C> rows_before(p, b, d0, t0);
+    const Parameters<WMAX, C> parameters(p, d0);
     for (int i = 0; i < kGroups; ++i) {
       reader.start(p.x_row, p.dout_row);
       commit_copies();
@@ -166,8 +173,6 @@ __global__ void __launch_bounds__(kThreads, WMAX == 8 ? (SEQ ? 3 : 4) : (C == 4 
     char* dx = reinterpret_cast<char*>(p.dx.at(b, d0, t0 - H));
     // Row r is entry r % WMAX of these.
     float h[WMAX][C], dz[WMAX][C];  // x~ and dz of the last rows
-    const History<T, H, C> rows_before(p, b, d0, t0);
-    const Parameters<WMAX, C> parameters(p, d0);
     float history[H][C];
     rows_before.get(p, b, d0, t0, history);
     parameters.get(p.scale, w, bias);
@@ -317,11 +322,11 @@ __global__ void __launch_bounds__(kThreads, WMAX == 8 ? (SEQ ? 3 : 4) : (C == 4 
     }
   }
 
+  let_next_kernel_start();
   if (p.partials == nullptr) return;
-  struct alignas(sizeof(float) * C) Sums {
-    float of[C];
-  };
-  __shared__ Sums sums[WMAX + 1][kBackwardLines][32];
+  wait_for_copies<0>();
+  __syncthreads();  // all have read the ring
+  auto& sums = shared.sums;
   const int line = threadIdx.x / 32, column = threadIdx.x % 32;
 #pragma unroll
   for (int k = 0; k <= WMAX; ++k) {
@@ -358,7 +363,6 @@ __global__ void __launch_bounds__(kThreads, 4 - (SEQ && WMAX == 8) -
   const int64_t b0 = p.by_chunks.split(part, &index) * p.rows;
   const int64_t b1 = d < p.dim ? min(b0 + p.rows, p.batch) : b0;
   wait_for_kernel_before();
-  let_next_kernel_start();
 
   const int first = EXACT ? 0 : WMAX - p.width;
   float w[WMAX], bias = 0.0f, dw[WMAX], db = 0.0f;
@@ -691,6 +695,7 @@ __global__ void __launch_bounds__(kThreads, 4 - (SEQ && WMAX == 8) -
     dx.flush(head);
   }
 
+  let_next_kernel_start();
   if (!p.sums) return;
   __shared__ float sums[WMAX + 1][kThreads / 32];
 #pragma unroll
@@ -887,20 +892,24 @@ struct Plan {
         columns = Columns(dim / vector, chunks, 5);  // whatever vector is, kBackwardLines high
         parts = batch * ceil_div(chunks, kBackwardLines);
       };
-      // Where there is little to do, short chunks make more blocks. Else those count, of 129 steps
-      // or fewer, for which the GPU's blocks take the fewest steps one after the other: so many at
-      // a time as 132 SMs run, with 8 steps more for a block to begin and end.
-      const int64_t columns_of_blocks = batch * ceil_div(ceil_div(dim, widest), 32);
-      const int64_t at_a_time = size == 4 && width <= 4 ? 660 : 528;
-      const bool little = batch * dim * seqlen < 1 << 23;
+      // Long chunks repeat less work at their ends, short ones make more blocks. Where there is
+      // little to do, chunks have about 16 steps. Else those of about 128 steps and shorter ones
+      // count, or of half as many where there is much to do, for which the GPU's blocks take the
+      // fewest steps one after the other: so many blocks at a time as 132 SMs run, each with 8 steps
+      // more to begin and end.
+      const int64_t elements = batch * dim * seqlen;
+      const bool little = elements < 1 << 23, much = elements >= 1 << 25;
       const int64_t longest = ceil_div(seqlen, kBackwardLines * (little ? 16 : 129));
+      const int64_t step = much ? longest : 1, count = little ? 1 : (much ? 2 : 9);
+      const int64_t blocks_of_columns = batch * ceil_div(ceil_div(dim, widest), 32);
+      const int64_t at_a_time = size == 4 && width <= 4 ? 660 : 528;
       int64_t best = longest, fewest = 0;
-      for (int64_t n = longest; !little && n <= longest + 8; ++n) {
+      for (int64_t n = longest; n < longest + count * step; n += step) {
         divide(n);
-        if (chunk < 33 && n > longest) break;
-        const int64_t blocks = columns_of_blocks * ceil_div(chunks, kBackwardLines);
+        if (n > longest && chunk < 33) break;
+        const int64_t blocks = blocks_of_columns * ceil_div(chunks, kBackwardLines);
         const int64_t steps = ceil_div(blocks, at_a_time) * (chunk + 8);
-        if (fewest > 0 && steps >= fewest) continue;
+        if (n > longest && steps >= fewest) continue;
         fewest = steps;
         best = n;
       }
