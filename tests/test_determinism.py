@@ -63,6 +63,21 @@ def test_strides_and_alignment_do_not_change_dweight_and_dbias(layout, device):
         assert torch.equal(found[name], expected[name]), name
 
 
+def test_alignment_does_not_change_the_sums_of_much_work(device):
+    if device == "cpu":
+        pytest.skip("about how a GPU divides much work")
+    case = make_case((1, 5120, 1), 4, torch.bfloat16, device=device)
+    sliced = [
+        torch.randn(8, 1003, 5121, dtype=torch.bfloat16, device=device)[:, :, 1:] for _ in range(2)
+    ]
+    case.x, case.dout = (t.transpose(1, 2) for t in sliced)
+    found = run_backward(case, "channel_last")
+    case.x, case.dout = (t.contiguous().transpose(1, 2) for t in sliced)
+    expected = run_backward(case, "channel_last")
+    for name in ("dx", "dweight", "dbias"):
+        assert torch.equal(found[name], expected[name]), name
+
+
 def test_empty_memory_does_not_matter(device):
     """The same result whatever the allocator's memory held before: no uninitialised read."""
     case = make_case((2, 70, 300), 4, states=True, device=device)

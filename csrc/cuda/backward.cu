@@ -162,8 +162,8 @@ __global__ void __launch_bounds__(kThreads, WMAX == 8 ? (SEQ ? 3 : 4) : (C == 4 
         p.dfinal_states.given()
             ? static_cast<int>(min(p.seqlen - (p.width - 1) - t0, int64_t(total)))
             : total;
-    Reader reader(&shared.ring, p.x.at(b, d0, t0), p.dout.at(b, d0, t0), p.x_row, p.dout_row, columns,
-                  left, p.wide);
+    Reader reader(&shared.ring, p.x.at(b, d0, t0), p.dout.at(b, d0, t0), p.x_row, p.dout_row,
+                  columns, left, p.wide);
     const History<T, H, C> rows_before(p, b, d0, t0);
     const Parameters<WMAX, C> parameters(p, d0);
     for (int i = 0; i < kGroups; ++i) {
@@ -350,8 +350,8 @@ __global__ void __launch_bounds__(kThreads, WMAX == 8 ? (SEQ ? 3 : 4) : (C == 4 
 }
 
 template <typename T, int V, int WMAX, bool EXACT, bool SEQ, Access ACCESS>
-__global__ void __launch_bounds__(kThreads, 4 - (SEQ && WMAX == 8) -
-                                                (SEQ && ACCESS != Access::kAligned))
+__global__ void __launch_bounds__(kThreads,
+                                  4 - (SEQ && WMAX == 8) - (SEQ && ACCESS != Access::kAligned))
     backward_channel_first(const BackwardArgs<T> p) {
   if (kSmallPtx && ACCESS != Access::kStrided) return;
   constexpr int H = WMAX - 1, TILE = 32 * V;
@@ -490,8 +490,10 @@ __global__ void __launch_bounds__(kThreads, 4 - (SEQ && WMAX == 8) -
     last_simple = aligned.hi - TILE - max(dfinal ? p.width - 1 : 0, kRagged ? G : 0);
   }
   if (!SEQ && !p.silu) first_simple = kFar;
-  if (SEQ) keep(first_simple);
-  if (SEQ) keep(last_simple);
+  if (SEQ) {  // or registers would be spilled
+    keep(first_simple);
+    keep(last_simple);
+  }
   // Of 4 * G lanes: which tensor has a place, in a tile at 0, that the lane makes zero.
   const bool is_for_dout = (lane & (2 * G)) != 0;
   int offset_before = 0;
@@ -885,18 +887,18 @@ struct Plan {
       wide = common_channels(16 / size, size, dim, {&x, &params.dout}) == 16 / size;
       // Chunks of even length, a block's worth of them at a time, of a multiple of U plus 1 steps.
       const int64_t U = width > 4 ? 8 : 4;
-      auto divide = [&](int64_t blocks_a_row) {
-        const int64_t lines = blocks_a_row * kBackwardLines;
+      auto divide = [&](int64_t blocks) {  // one after the other along time
+        const int64_t lines = blocks * kBackwardLines;
         chunk = seqlen == 0 ? 1 : ceil_div(ceil_div(seqlen, lines) - 1, U) * U + 1;
         chunks = ceil_div(seqlen, chunk);
         columns = Columns(dim / vector, chunks, 5);  // whatever vector is, kBackwardLines high
         parts = batch * ceil_div(chunks, kBackwardLines);
       };
-      // Long chunks repeat less work at their ends, short ones make more blocks. Where there is
-      // little to do, chunks have about 16 steps. Else those of about 128 steps and shorter ones
-      // count, or of half as many where there is much to do, for which the GPU's blocks take the
-      // fewest steps one after the other: so many blocks at a time as 132 SMs run, each with 8 steps
-      // more to begin and end.
+      // Long chunks repeat less work at their ends, short ones make more blocks. Of chunks of 129
+      // steps and shorter ones, or half as long if there is much to do, those are taken whose
+      // blocks need the fewest steps one after the other: so many blocks at a time as 132 SMs run,
+      // with 8 steps more a block to begin and end. If there is little to do, chunks have about 16
+      // steps.
       const int64_t elements = batch * dim * seqlen;
       const bool little = elements < 1 << 23, much = elements >= 1 << 25;
       const int64_t longest = ceil_div(seqlen, kBackwardLines * (little ? 16 : 129));

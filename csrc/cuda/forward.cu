@@ -273,8 +273,7 @@ __global__ void __launch_bounds__(kThreads, WMAX == 8
     // uniform() takes its time, which pays where much code follows from it.
     constexpr bool kUniform = EXACT && ACCESS == Access::kUnit;
     const uint32_t warp_of_block = threadIdx.x / 32;
-    const uint32_t warp =
-        blockIdx.x * kWarps + (kUniform ? uniform(warp_of_block) : warp_of_block);
+    const uint32_t warp = blockIdx.x * kWarps + (kUniform ? uniform(warp_of_block) : warp_of_block);
     b = p.by_dim.split(p.by_chunks.split(warp, &index), &d);
   }
   if (b >= p.batch) return;

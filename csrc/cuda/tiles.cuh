@@ -215,11 +215,11 @@ class RowPairs {
     const int n = wide ? kWide : 1;
     const int lane = threadIdx.x % 32, own = min(lane, columns - 1);
     const int row = lane * n / 32, column = lane * n % 32;
-    left_ -= row;
     const int from = (min(column, columns - n) - own) * C;
     const uint32_t warp = shared_address(shared) + (threadIdx.x - lane) * kBytes;
     from_ = warp + own * kBytes;
     to_ = warp + 2 * row * kPitch + column * kBytes;
+    left_ -= row;
     next_x_ = reinterpret_cast<const char*>(x + from) + row * x_row;
     next_g_ = reinterpret_cast<const char*>(g + from) + row * g_row;
   }
