@@ -78,16 +78,6 @@ def test_one_of_each(layout, width, device):
         assert_backward(case, allow_zero=width == 1)
 
 
-@pytest.mark.parametrize("layout", ("channel_first", "channel_last"))
-def test_states_of_no_column_that_point_to_memory(layout, device):
-    case = make_case((2, 3, 300), 1, states=True, layout=layout, device=device)
-    memory = torch.full((2, 3, 5), math.nan, device=device)
-    case.initial_states, case.dfinal_states = memory[:, :, 1:1], memory[:, :, 2:2]
-    assert case.initial_states.data_ptr() != 0
-    assert_forward(case)
-    assert_backward(case)
-
-
 @pytest.mark.parametrize("width", (17, 64, 257))
 @pytest.mark.parametrize("layout", ("channel_first", "channel_last"))
 def test_wide(layout, width, device):
