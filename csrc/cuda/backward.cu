@@ -124,7 +124,7 @@ __device__ Compute<T> dz_at(const BackwardArgs<T>& p, int64_t b, int64_t d, int6
 constexpr int kBackwardLines = 4;  // channel_last: chunks a block, one a warp
 
 template <typename T, int C, int WMAX, bool EXACT, bool SEQ>
-__global__ void __launch_bounds__(kThreads, WMAX == 8 ? (SEQ ? 3 : 4) : (C == 4 ? 4 : 5))
+__global__ void __launch_bounds__(kThreads, WMAX == 8 && SEQ ? 3 : 4)
     backward_channel_last(const BackwardArgs<T> p) {
   if (kSmallPtx && C > 1) return;
   wait_for_kernel_before();
@@ -136,6 +136,7 @@ __global__ void __launch_bounds__(kThreads, WMAX == 8 ? (SEQ ? 3 : 4) : (C == 4 
   __shared__ union {
     typename Reader::Shared ring;
     Sums sums[WMAX + 1][kBackwardLines][32];
+    char room[kRoomFor < WMAX == 8 && SEQ ? 3 : 4 > ];
   } shared;
   const ColumnChunk at(p.columns);
   if (at.b >= p.batch) return;
@@ -386,14 +387,7 @@ __global__ void __launch_bounds__(kThreads, kBackwardBlocks<T, WMAX, SEQ, ACCESS
       kFromDout + kTileBytes + (ReaderX::kBytesAfter > 0 || ReaderX::kPlaced ? kBetween : 0);
   static_assert(ReaderG::kBytesAfter + ReaderX::kBytesBefore <= kBetween, "room for both");
   constexpr int kStages = 4, kBlocks = kBackwardBlocks<T, WMAX, SEQ, ACCESS>;
-  // More blocks at a time than these get in each other's way at the memory, and all take 1 to 10 %
-  // longer on an H200. So that fewer registers do not bring more, shared memory has no room for
-  // one.
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 900
-  constexpr int kRoom = kBlocks < 4 ? 0 : (228 * 1024 / (kBlocks + 1) - 1024) / (kThreads / 32);
-#else
-  constexpr int kRoom = 0;
-#endif
+  constexpr int kRoom = kRoomFor<kBlocks> / (kThreads / 32);
   struct alignas(128) Ring {
     char bytes[kStages * kStageBytes > kRoom ? kStages* kStageBytes : kRoom];
   };
@@ -916,13 +910,12 @@ struct Plan {
       const int64_t longest = ceil_div(seqlen, kBackwardLines * (little ? 16 : 129));
       const int64_t step = much ? longest : 1, count = little ? 1 : (much ? 2 : 9);
       const int64_t blocks_of_columns = batch * ceil_div(ceil_div(dim, widest), 32);
-      const int64_t at_a_time = size == 4 && width <= 4 ? 660 : 528;
       int64_t best = longest, fewest = 0;
       for (int64_t n = longest; n < longest + count * step; n += step) {
         divide(n);
         if (n > longest && chunk < 33) break;
         const int64_t blocks = blocks_of_columns * ceil_div(chunks, kBackwardLines);
-        const int64_t steps = ceil_div(blocks, at_a_time) * (chunk + 8);
+        const int64_t steps = ceil_div(blocks, 528) * (chunk + 8);
         if (n > longest && steps >= fewest) continue;
         fewest = steps;
         best = n;
