@@ -123,8 +123,15 @@ __device__ Compute<T> dz_at(const BackwardArgs<T>& p, int64_t b, int64_t d, int6
 
 constexpr int kBackwardLines = 4;  // channel_last: chunks a block, one a warp
 
+// Blocks that a multiprocessor has registers for.
+template <int WMAX, bool SEQ>
+constexpr int kChannelLastBlocks = WMAX == 8 && SEQ ? 3 : 4;
+template <typename T, int WMAX, bool SEQ, Access ACCESS>
+constexpr int kChannelFirstBlocks = SEQ ? 4 - (WMAX == 8) - (ACCESS != Access::kAligned)
+                                        : (ACCESS == Access::kDense && sizeof(T) == 2 ? 5 : 4);
+
 template <typename T, int C, int WMAX, bool EXACT, bool SEQ>
-__global__ void __launch_bounds__(kThreads, WMAX == 8 && SEQ ? 3 : 4)
+__global__ void __launch_bounds__(kThreads, kChannelLastBlocks<WMAX, SEQ>)
     backward_channel_last(const BackwardArgs<T> p) {
   if (kSmallPtx && C > 1) return;
   wait_for_kernel_before();
@@ -136,7 +143,7 @@ __global__ void __launch_bounds__(kThreads, WMAX == 8 && SEQ ? 3 : 4)
   __shared__ union {
     typename Reader::Shared ring;
     Sums sums[WMAX + 1][kBackwardLines][32];
-    char room[kRoomFor < WMAX == 8 && SEQ ? 3 : 4 > ];
+    char room[kRoomFor<kChannelLastBlocks<WMAX, SEQ>>];
   } shared;
   const ColumnChunk at(p.columns);
   if (at.b >= p.batch) return;
@@ -350,13 +357,8 @@ __global__ void __launch_bounds__(kThreads, WMAX == 8 && SEQ ? 3 : 4)
   }
 }
 
-// Blocks of backward_channel_first that a multiprocessor has registers for.
-template <typename T, int WMAX, bool SEQ, Access ACCESS>
-constexpr int kBackwardBlocks = SEQ ? 4 - (WMAX == 8) - (ACCESS != Access::kAligned)
-                                    : (ACCESS == Access::kDense && sizeof(T) == 2 ? 5 : 4);
-
 template <typename T, int V, int WMAX, bool EXACT, bool SEQ, Access ACCESS>
-__global__ void __launch_bounds__(kThreads, kBackwardBlocks<T, WMAX, SEQ, ACCESS>)
+__global__ void __launch_bounds__(kThreads, kChannelFirstBlocks<T, WMAX, SEQ, ACCESS>)
     backward_channel_first(const BackwardArgs<T> p) {
   if (kSmallPtx && ACCESS != Access::kStrided) return;
   constexpr int H = WMAX - 1, TILE = 32 * V;
@@ -386,10 +388,10 @@ __global__ void __launch_bounds__(kThreads, kBackwardBlocks<T, WMAX, SEQ, ACCESS
   constexpr int kStageBytes =
       kFromDout + kTileBytes + (ReaderX::kBytesAfter > 0 || ReaderX::kPlaced ? kBetween : 0);
   static_assert(ReaderG::kBytesAfter + ReaderX::kBytesBefore <= kBetween, "room for both");
-  constexpr int kStages = 4, kBlocks = kBackwardBlocks<T, WMAX, SEQ, ACCESS>;
-  constexpr int kRoom = kRoomFor<kBlocks> / (kThreads / 32);
+  constexpr int kStages = 4, kBlocks = kChannelFirstBlocks<T, WMAX, SEQ, ACCESS>;
+  constexpr int kRingBytes = kStages * kStageBytes, kRoom = kRoomFor<kBlocks> / (kThreads / 32);
   struct alignas(128) Ring {
-    char bytes[kStages * kStageBytes > kRoom ? kStages* kStageBytes : kRoom];
+    char bytes[kRingBytes > kRoom ? kRingBytes : kRoom];
   };
   __shared__ Ring rings[kThreads / 32];
   uint32_t first_stage =
