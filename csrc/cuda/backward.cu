@@ -125,7 +125,7 @@ constexpr int kBackwardLines = 4;  // channel_last: chunks a block, one a warp
 
 // Blocks that a multiprocessor has registers for.
 template <int WMAX, bool SEQ>
-constexpr int kChannelLastBlocks = WMAX == 8 && SEQ ? 3 : 4;
+constexpr int kChannelLastBlocks = WMAX == 8 && SEQ ? 2 : 4;
 template <typename T, int WMAX, bool SEQ, Access ACCESS>
 constexpr int kChannelFirstBlocks = SEQ ? 4 - (WMAX == 8) - (ACCESS != Access::kAligned)
                                         : (ACCESS == Access::kDense && sizeof(T) == 2 ? 5 : 4);
