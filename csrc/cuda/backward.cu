@@ -330,7 +330,7 @@ __global__ void __launch_bounds__(kThreads, kChannelLastBlocks<WMAX, SEQ>)
     }
   }
 
-  let_next_kernel_start();
+  let_next_kernel_start();  // measured faster here than at the beginning
   if (p.partials == nullptr) return;
   wait_for_copies<0>();
   __syncthreads();  // all have read the ring
@@ -611,8 +611,7 @@ __global__ void __launch_bounds__(kThreads, kChannelFirstBlocks<T, WMAX, SEQ, AC
           same.load(p.matches + b * p.matches_pitch + Matches<V, H>::kBefore + s.origin + t);
         }
         if (!PLAIN && p.initial_states.given() && s.lo >= 0 && base <= s.lo) {
-          const float mine = load_nearest(p.initial_states, b, d, lane - first, p.width - 1);
-          take_states<H>(lane < first ? 0.0f : mine, t, s.lo, h);
+          take_states<H>(p, b, d, lane, first, t, s.lo, h);
         }
         if (MIXED) {
 #pragma unroll
@@ -705,7 +704,7 @@ __global__ void __launch_bounds__(kThreads, kChannelFirstBlocks<T, WMAX, SEQ, AC
     dx.flush(head);
   }
 
-  let_next_kernel_start();
+  let_next_kernel_start();  // as in backward_channel_last
   if (!p.sums) return;
   __shared__ float sums[WMAX + 1][kThreads / 32];
 #pragma unroll
@@ -906,14 +905,14 @@ struct Plan {
       // steps and shorter ones, or half as long if there is much to do, those are taken whose
       // blocks need the fewest steps one after the other: so many blocks at a time as 132 SMs run,
       // with 8 steps more a block to begin and end. If there is little to do, chunks have about 16
-      // steps.
+      // steps. Blocks are counted as if aligned, for the sums' order not to depend on that.
       const int64_t elements = batch * dim * seqlen;
       const bool little = elements < 1 << 23, much = elements >= 1 << 25;
       const int64_t longest = ceil_div(seqlen, kBackwardLines * (little ? 16 : 129));
-      const int64_t step = much ? longest : 1, count = little ? 1 : (much ? 2 : 9);
+      const int64_t apart = much ? longest : 1, count = little ? 1 : (much ? 2 : 9);
       const int64_t blocks_of_columns = batch * ceil_div(ceil_div(dim, widest), 32);
       int64_t best = longest, fewest = 0;
-      for (int64_t n = longest; n < longest + count * step; n += step) {
+      for (int64_t n = longest; n < longest + count * apart; n += apart) {
         divide(n);
         if (n > longest && chunk < 33) break;
         const int64_t blocks = blocks_of_columns * ceil_div(chunks, kBackwardLines);

@@ -491,7 +491,7 @@ View<T> view(const Tensor& t) {
   return {static_cast<T*>(t.data), t.strides[0], t.strides[1], time};
 }
 
-// One without elements counts as not given.
+// One without elements counts as not given, so that what is given has a nearest one.
 template <typename F>
 AnyView<F> any_view(const Tensor& t) {
   AnyView<F> v{t.data, t.dtype, {0, 0, 0}};

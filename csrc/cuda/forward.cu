@@ -322,8 +322,7 @@ __global__ void __launch_bounds__(kThreads, WMAX == 8
       for (int j = 0; j < H + V; ++j) h[j] = t - H + j < s.lo ? 0.0f : h[j];
     }
     if (EDGE && base <= s.lo && states) {
-      const float mine = load_nearest(p.initial_states, b, d, lane - first, p.width - 1);
-      take_states<H>(lane < first ? 0.0f : mine, t, s.lo, h);
+      take_states<H>(p, b, d, lane, first, t, s.lo, h);
     }
     [[maybe_unused]] Ids ids(nullptr);
     if constexpr (MIXED) {

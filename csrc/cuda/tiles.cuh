@@ -101,16 +101,6 @@ __device__ __forceinline__ uint32_t shared_address(const void* p) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(p));
 }
 
-template <int BYTES>
-__device__ __forceinline__ void copy_async(uint32_t to, const void* from) {
-  if constexpr (BYTES == 16) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
-  } else {
-    asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(to), "l"(from), "n"(BYTES)
-                 : "memory");
-  }
-}
-
 // Zeros unless inside; from is not accessed then.
 template <int BYTES>
 __device__ __forceinline__ void copy_async_or_zero(bool inside, uint32_t to, const void* from) {
@@ -902,17 +892,21 @@ __device__ __forceinline__ float from_lane(float v, int from) {
   return from >= 0 && from < 8 ? r : 0.0f;
 }
 
-// Column j of (b, d), or the nearest of the count > 0 that there are. A load by some lanes alone
+// Column j of (b, d), or the nearest of the count > 0 that there are: a load by some lanes alone
 // would make the compiler prepare all loops around it for lanes to part.
 __device__ __forceinline__ float load_nearest(const AnyView<float>& states, int64_t b, int64_t d,
                                               int j, int count) {
   return states.load(b, d, max(min(j, count - 1), 0));
 }
 
-// Puts initial_states into a lane's inputs h at t - H, t - H + 1, ...: of the row that begins at
-// lo, lane j's mine is x~ at lo - H + j. All lanes must call it.
-template <int H, int N>
-__device__ __forceinline__ void take_states(float mine, int t, int lo, float (&h)[N]) {
+// Puts the initial_states of (b, d) into a lane's inputs h at t - H, t - H + 1, ... of the row that
+// begins at lo. first is H + 1 - W. All lanes must call it.
+template <int H, typename Args, int N>
+__device__ __forceinline__ void take_states(const Args& p, int64_t b, int64_t d, int lane,
+                                            int first, int t, int lo, float (&h)[N]) {
+  // Lane j's is x~ at lo - H + j.
+  const float state = load_nearest(p.initial_states, b, d, lane - first, p.width - 1);
+  const float mine = lane < first ? 0.0f : state;
 #pragma unroll
   for (int j = 0; j < N; ++j) {
     const int from = t + j - lo;
