@@ -6,7 +6,7 @@
     python scripts/benchmark.py --upstream FILE     # and upstream's causal_conv1d_cuda*.so
 
 GPU times are medians of CUDA graph replays over buffers that are rotated so that none is served
-from L2. "of copy" is the time of a copy of x divided by the forward's time, and 1.5 times that copy
+from L2, with a pause before each. "of copy" is the time of a copy of x divided by the forward's time, and 1.5 times that copy
 divided by the backward's, since it reads x and dout and writes dx. Other implementations are timed
 in the same way: F.conv1d + F.silu; torch.compile of shifted products; FLA where it is installed;
 upstream's raw functions, whose dweight and dbias are fp32 and not zeroed here. The CPU's rows are
@@ -23,7 +23,7 @@ import json
 import platform
 import statistics
 import sys
-from time import perf_counter
+from time import perf_counter, sleep
 
 import torch
 import torch.nn.functional as F
@@ -45,10 +45,15 @@ OPTIONS_SHAPE = (2, 4096, 8192)
 UPDATE_SHAPES = ((1, 2048), (64, 4096), (256, 8192))
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 LAYOUTS = ("first", "last")
+# Seconds before each timing: without them an H200 reaches its power limit after a few rows and
+# lowers its clock, by up to a quarter, for those that follow.
+PAUSE = 0.15
 
 
 def time_gpu(calls, seconds=0.05, graph=True):
     """Median microseconds of one of calls, which are run in rotation."""
+    torch.cuda.synchronize()
+    sleep(PAUSE)
     for call in calls:
         call()
     torch.cuda.synchronize()

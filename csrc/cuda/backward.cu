@@ -140,11 +140,14 @@ __global__ void __launch_bounds__(kThreads, kChannelLastBlocks<WMAX, SEQ>)
   struct alignas(sizeof(float) * C) Sums {
     float of[C];
   };
+  using FirstDz = Sums[SEQ ? 1 : kBackwardLines - 1][H][32];
   __shared__ union {
     typename Reader::Shared ring;
     Sums sums[WMAX + 1][kBackwardLines][32];
-    char room[kRoomFor<kChannelLastBlocks<WMAX, SEQ>>];
+    char room[kRoomFor<kChannelLastBlocks<WMAX, SEQ>, sizeof(FirstDz)>];
   } shared;
+  // The dz of each warp's first rows, for the warp before.
+  __shared__ FirstDz first_dz;
   const ColumnChunk at(p.columns);
   if (at.b >= p.batch) return;
   // Lanes after the last column do as that one's, for the sake of what they copy for others.
@@ -161,9 +164,16 @@ __global__ void __launch_bounds__(kThreads, kChannelLastBlocks<WMAX, SEQ>)
     for (int k = 0; k < WMAX; ++k) dw[k][c] = 0.0f;
   }
 
+  const int line = uniform(threadIdx.x / 32);
+  // Whether a chunk of this block gives the dz of its first rows to the one before.
+  auto gives = [&](int line, int64_t chunk) {
+    return !SEQ && p.chunk > H && line > 0 && line < kBackwardLines && chunk < p.columns.chunks &&
+           !(p.dfinal_states.given() && p.seqlen - (p.width - 1) < chunk * p.chunk + H);
+  };
+  const bool has_next = gives(line + 1, chunk + 1);
   const int count = static_cast<int>(min(p.chunk, p.seqlen - t0));
   const int total = count + H;  // rows walked along, for the dz that dx needs
-  const int left = static_cast<int>(min(p.seqlen - t0, int64_t(total)));
+  const int left = static_cast<int>(min(p.seqlen - t0, int64_t(has_next ? count : total)));
   if (chunk < p.columns.chunks) {
     // The last W-1 rows of dx may take dfinal_states.
     const int dfinal_from =
@@ -201,10 +211,11 @@ __global__ void __launch_bounds__(kThreads, kChannelLastBlocks<WMAX, SEQ>)
 
     // Row t + u: its dz, and the dx that is complete then, H before. kWhole: a group of rows
     // in the chunk; kSilu, kLinear: with that activation, so that no branch keeps its rows apart.
-    // kLast: its first row alone is in the chunk. kAny: any rows, and dx may take dfinal_states.
+    // kLast: its first row alone is in the chunk; kShared: and the other dz come from the next
+    // warp. kAny: any rows, and dx may take dfinal_states.
     // MIXED: not all ids of the rows in reach are one; same is of those from t - H on. Times are
     // relative to t0.
-    enum Place { kSilu, kLinear, kWhole, kLast, kAny };
+    enum Place { kSilu, kLinear, kWhole, kShared, kLast, kAny };
     auto row = [&](auto place, auto mixed, int t, int u, const Matches<WMAX, H>& same,
                    const Pack<T, C>& xs, const Pack<T, C>& gs) {
       constexpr Place PLACE = decltype(place)::value;
@@ -232,6 +243,11 @@ __global__ void __launch_bounds__(kThreads, kChannelLastBlocks<WMAX, SEQ>)
         for (int c = 0; c < C; ++c) dz[u][c] = g_row[c];
       } else {
         p.gradients(g_row, inside, dz[u]);
+      }
+      if (PLACE == kShared && u > 0) {
+        const Sums next = first_dz[line][u - 1][threadIdx.x % 32];
+#pragma unroll
+        for (int c = 0; c < C; ++c) dz[u][c] = next.of[c];
       }
       if (PLACE == kAny ? inside && t + u < count : WHOLE || u == 0) {
 #pragma unroll
@@ -286,7 +302,17 @@ __global__ void __launch_bounds__(kThreads, kChannelLastBlocks<WMAX, SEQ>)
         }
         row(place, mixed, t, u, same, xs, gs);
       }
-      if (decltype(place)::value == kLast) return;
+      if (t == 0 && gives(line, chunk)) {
+#pragma unroll
+        for (int u = 0; u < H; ++u) {
+          Sums own;
+#pragma unroll
+          for (int c = 0; c < C; ++c) own.of[c] = dz[u][c];
+          first_dz[line - 1][u][threadIdx.x % 32] = own;
+        }
+        arrive_at_barrier<kBackwardLines - 1>(line, 64);
+      }
+      if (decltype(place)::value == kShared || decltype(place)::value == kLast) return;
       __syncwarp();  // all have read the group that start() overwrites
       reader.start(p.x_row, p.dout_row);
       commit_copies();
@@ -312,18 +338,19 @@ __global__ void __launch_bounds__(kThreads, kChannelLastBlocks<WMAX, SEQ>)
 #pragma unroll 1
         for (; t + WMAX <= end; t += WMAX) rows(place, std::false_type{}, t);
       };
-      if constexpr (!EXACT) {
+      if constexpr (!EXACT && WMAX == 4) {
         all(whole);
       } else if (p.silu) {
         all(std::integral_constant<Place, kSilu>{});
       } else {
         all(std::integral_constant<Place, kLinear>{});
       }
-      const bool last = EXACT && t + 1 == count && dfinal_from == total;
-      if constexpr (EXACT) {
-        if (last) rows(std::integral_constant<Place, kLast>{}, std::false_type{}, t);
-      }
-      if (!last) {
+      if (has_next) {
+        wait_at_barrier<kBackwardLines - 1>(line + 1, 64);
+        rows(std::integral_constant<Place, kShared>{}, std::false_type{}, t);
+      } else if (EXACT && t + 1 == count && dfinal_from == total) {
+        if constexpr (EXACT) rows(std::integral_constant<Place, kLast>{}, std::false_type{}, t);
+      } else {
 #pragma unroll 1
         for (; t < total; t += WMAX) rows(any, std::false_type{}, t);
       }
@@ -335,7 +362,7 @@ __global__ void __launch_bounds__(kThreads, kChannelLastBlocks<WMAX, SEQ>)
   wait_for_copies<0>();
   __syncthreads();  // all have read the ring
   auto& sums = shared.sums;
-  const int line = threadIdx.x / 32, column = threadIdx.x % 32;
+  const int column = threadIdx.x % 32;
 #pragma unroll
   for (int k = 0; k <= WMAX; ++k) {
     Sums own;
@@ -892,36 +919,34 @@ struct Plan {
       vector =
           common_channels(widest, size, dim, {&x, &params.dout, &params.dx}) == widest ? widest : 1;
       wide = common_channels(16 / size, size, dim, {&x, &params.dout}) == 16 / size;
-      // Chunks of even length, a block's worth of them at a time, of a multiple of U plus 1 steps.
+      // Chunks of even length, of a multiple of U plus 1 steps, as many as `down` blocks take.
       const int64_t U = width > 4 ? 8 : 4;
-      auto divide = [&](int64_t blocks) {  // one after the other along time
-        const int64_t lines = blocks * kBackwardLines;
-        chunk = seqlen == 0 ? 1 : ceil_div(ceil_div(seqlen, lines) - 1, U) * U + 1;
-        chunks = ceil_div(seqlen, chunk);
-        columns = Columns(dim / vector, chunks, 5);  // whatever vector is, kBackwardLines high
-        parts = batch * ceil_div(chunks, kBackwardLines);
+      auto even_chunk = [&](int64_t down) {
+        return ceil_div(ceil_div(seqlen, down * kBackwardLines) - 1, U) * U + 1;
       };
-      // Long chunks repeat less work at their ends, short ones make more blocks. Of chunks of 129
-      // steps and shorter ones, or half as long if there is much to do, those are taken whose
-      // blocks need the fewest steps one after the other: so many blocks at a time as 132 SMs run,
-      // with 8 steps more a block to begin and end. If there is little to do, chunks have about 16
-      // steps. Blocks are counted as if aligned, for the sums' order not to depend on that.
-      const int64_t elements = batch * dim * seqlen;
-      const bool little = elements < 1 << 23, much = elements >= 1 << 25;
-      const int64_t longest = ceil_div(seqlen, kBackwardLines * (little ? 16 : 129));
-      const int64_t apart = much ? longest : 1, count = little ? 1 : (much ? 2 : 9);
-      const int64_t blocks_of_columns = batch * ceil_div(ceil_div(dim, widest), 32);
-      int64_t best = longest, fewest = 0;
-      for (int64_t n = longest; n < longest + count * apart; n += apart) {
-        divide(n);
-        if (n > longest && chunk < 33) break;
-        const int64_t blocks = blocks_of_columns * ceil_div(chunks, kBackwardLines);
-        const int64_t steps = ceil_div(blocks, 528) * (chunk + 8);
-        if (n > longest && steps >= fewest) continue;
-        fewest = steps;
-        best = n;
+      // Long chunks repeat less work at their ends, short ones make more blocks. Those are taken
+      // whose blocks need the fewest steps one after the other, so many blocks at a time as 132 SMs
+      // run, with 3 steps more a block, a fifth of a chunk until the last have ended, and 0.15
+      // steps to add up the sums of a block: so fitted to 42 shapes. Blocks are counted as if
+      // tensors were aligned, for the sums' order not to depend on that.
+      const int64_t across = ceil_div(ceil_div(dim, widest), 32);
+      int64_t best = 1, fewest = INT64_MAX, down_before = 0;
+      for (int64_t most = 129; most >= 17 && seqlen > 0; most -= U) {
+        const int64_t down = ceil_div(seqlen, most * kBackwardLines);
+        if (down == down_before) continue;
+        down_before = down;
+        const int64_t steps = even_chunk(down);
+        const int64_t blocks = batch * ceil_div(ceil_div(seqlen, steps), kBackwardLines);
+        const int64_t rounds = ceil_div(blocks * across, 528);
+        const int64_t cost = 20 * rounds * (steps + 3) + 4 * steps + 3 * blocks;
+        if (cost >= fewest) continue;
+        fewest = cost;
+        best = steps;
       }
-      divide(best);
+      chunk = best;
+      chunks = ceil_div(seqlen, chunk);
+      columns = Columns(dim / vector, chunks, 5);  // whatever vector is, kBackwardLines high
+      parts = batch * ceil_div(chunks, kBackwardLines);
     } else {
       vector = width > 4 || size == 2 ? 8 : 4;
       access = common_access({&x, &params.dout, &params.dx}, size);

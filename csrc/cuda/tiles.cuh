@@ -32,13 +32,13 @@ __device__ __forceinline__ void wait_for_kernel_before() {
 #endif
 }
 
-// Bytes of static shared memory that leave no room for more than BLOCKS blocks on a multiprocessor
-// of compute capability 9.0. More than measured best there, as fewer registers may bring, get in
-// each other's way at the memory, and all take 1 to 10 % longer. Static memory can do that for four
-// or more.
-template <int BLOCKS>
+// Bytes of static shared memory that, with USED others, leave no room for more than BLOCKS blocks
+// on a multiprocessor of compute capability 9.0. More than measured best there, as fewer registers
+// may bring, get in each other's way at the memory, and all take 1 to 10 % longer. Static memory
+// can do that for four or more.
+template <int BLOCKS, int USED = 0>
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 900
-constexpr int kRoomFor = BLOCKS < 4 ? 1 : 228 * 1024 / (BLOCKS + 1) - 1023;
+constexpr int kRoomFor = BLOCKS < 4 ? 1 : 228 * 1024 / (BLOCKS + 1) - 1023 - USED;
 #else
 constexpr int kRoomFor = 1;
 #endif
@@ -94,6 +94,24 @@ __device__ __forceinline__ float load_once(const float* from) {
   return v;
 }
 __device__ __forceinline__ double load_once(const double* from) { return *from; }
+
+// Some of a block's warps wait for each other at barrier 1 to COUNT. Those that arrive only tell
+// that they have come. The number is made a constant, since else a block takes all barriers that
+// there are.
+template <int COUNT>
+__device__ __forceinline__ void arrive_at_barrier(int barrier, int threads) {
+#pragma unroll
+  for (int i = 1; i <= COUNT; ++i) {
+    if (i == barrier) asm volatile("bar.arrive %0, %1;" ::"r"(i), "r"(threads) : "memory");
+  }
+}
+template <int COUNT>
+__device__ __forceinline__ void wait_at_barrier(int barrier, int threads) {
+#pragma unroll
+  for (int i = 1; i <= COUNT; ++i) {
+    if (i == barrier) asm volatile("bar.sync %0, %1;" ::"r"(i), "r"(threads) : "memory");
+  }
+}
 
 // cp.async by assembly: of cuda_pipeline.h's functions the one with zeros becomes a long switch,
 // and addresses are computed anew for each. Addresses in shared memory are 32-bit ones.
