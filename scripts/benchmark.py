@@ -6,11 +6,11 @@
     python scripts/benchmark.py --upstream FILE     # and upstream's causal_conv1d_cuda*.so
 
 GPU times are medians of CUDA graph replays over buffers that are rotated so that none is served
-from L2, with a pause before each. "of copy" is the time of a copy of x divided by the forward's time, and 1.5 times that copy
-divided by the backward's, since it reads x and dout and writes dx. Other implementations are timed
-in the same way: F.conv1d + F.silu; torch.compile of shifted products; FLA where it is installed;
-upstream's raw functions, whose dweight and dbias are fp32 and not zeroed here. The CPU's rows are
-those of scripts/benchmark_cpu.py.
+from L2, with a pause before each. "of copy" is the time of a copy of x divided by the forward's
+time, and 1.5 times that copy divided by the backward's, since it reads x and dout and writes dx.
+Other implementations are timed in the same way: F.conv1d + F.silu; torch.compile of shifted
+products; FLA where it is installed; upstream's raw functions, whose dweight and dbias are fp32 and
+not zeroed here. The CPU's rows are those of scripts/benchmark_cpu.py.
 """
 
 from __future__ import annotations
