@@ -34,13 +34,11 @@ ctest_in() {
   }
   (cd "$folder" && ctest --output-on-failure | sed '/Test *#.*Passed/d; /^ *Start /d')
 }
-case "$(printf %s "${CAUSAL_CONV1D_CUDA:-auto}" | tr '[:upper:]' '[:lower:]')" in
-0 | false | no | off) cuda=OFF ;;
-*) cuda=AUTO ;;
-esac
-
 say "C++ tests"
-ctest_in cpp "-DCAUSAL_CONV1D_CUDA=$cuda" -DCAUSAL_CONV1D_TORCH_INCLUDE="$(
+# Of the libraries that are installed.
+ctest_in cpp -DCAUSAL_CONV1D_BUILT="$(
+  run_python -c 'import causal_conv1d, os; print(os.path.dirname(causal_conv1d.__file__))'
+)" -DCAUSAL_CONV1D_TORCH_INCLUDE="$(
   run_python -c 'import os, torch; print(os.path.join(os.path.dirname(torch.__file__), "include"))'
 )"
 
