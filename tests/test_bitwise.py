@@ -60,6 +60,23 @@ def test_dx_in_every_layout(width, dtype, activation, device):
             assert torch.equal(found[name], expected[name]), (where, name)
 
 
+@pytest.mark.parametrize("states", (False, True))
+@pytest.mark.parametrize("width", (2, 4, 7))
+def test_dx_wherever_a_row_is_divided(width, states, dtype, activation, device):
+    """Channel-last, a row is cut into chunks along time, some of which share what lies between."""
+    for seqlen in (*range(1, 12), *range(60, 150)):
+        case = make_case(
+            (1, 40, seqlen), width, dtype, states=states, activation=activation, device=device
+        )
+        expected = run_backward(case, "channel_first")
+        case.x, case.dout = (lay_out(t, "channel_last") for t in (case.x, case.dout))
+        found = run_backward(case, "channel_last")
+        for name in ("dx", "dinitial_states") if states else ("dx",):
+            assert torch.equal(found[name], expected[name]), (seqlen, name)
+        for name in ("dweight", "dbias"):
+            assert torch.allclose(found[name], expected[name], rtol=1e-4, atol=1e-4), (seqlen, name)
+
+
 @pytest.mark.parametrize("layout", ("channel_first", "channel_last"))
 def test_every_alignment(layout, dtype, activation, device):
     case = make_case((1, 16, 64), 4, dtype, layout=layout, activation=activation, device=device)

@@ -204,9 +204,8 @@ BackwardPlan::BackwardPlan(const BackwardParams& params) {
     parts = batch * chunks;
   } else if (channel_last) {
     const int widest = width > 4 || size == 4 ? 2 : 4;  // more would spill registers
-    const int common = common_channels(widest, size, dim, {&x, &params.dout, &params.dx});
-    // Several sequences and W > 4 are rare enough to do without faster kernels.
-    vector = common == widest && !(width > 4 && given(params.seq_idx)) ? widest : 1;
+    vector =
+        common_channels(widest, size, dim, {&x, &params.dout, &params.dx}) == widest ? widest : 1;
     wide = common_channels(16 / size, size, dim, {&x, &params.dout}) == 16 / size;
     // Chunks of even length, of a multiple of U plus 1 steps, as many as `down` blocks take.
     const int64_t U = width > 4 ? 8 : 4;

@@ -17,7 +17,6 @@ template <typename T, int C, int WMAX, bool EXACT, bool SEQ>
 __global__ void __launch_bounds__(kThreads, kChannelLastBlocks<WMAX, SEQ>)
     backward_channel_last(const BackwardArgs<T> p) {
   if (kSmallPtx && C > 1) return;
-  wait_for_kernel_before();
   constexpr int H = WMAX - 1, kGroups = WMAX == 8 ? 2 : 4;
   using Reader = RowPairs<T, C, WMAX, kGroups>;
   struct alignas(sizeof(float) * C) Sums {
@@ -31,6 +30,12 @@ __global__ void __launch_bounds__(kThreads, kChannelLastBlocks<WMAX, SEQ>)
   } shared;
   // The dz of each warp's first rows, for the warp before.
   __shared__ FirstDz first_dz;
+  __shared__ WarpSignal has_given[kBackwardLines - 1];
+  if (!SEQ) {
+    if (threadIdx.x < kBackwardLines - 1) has_given[threadIdx.x].init();
+    __syncthreads();
+  }
+  wait_for_kernel_before();
   const ColumnChunk at(p.columns);
   if (at.b >= p.batch) return;
   // Lanes after the last column do as that one's, for the sake of what they copy for others.
@@ -193,7 +198,7 @@ __global__ void __launch_bounds__(kThreads, kChannelLastBlocks<WMAX, SEQ>)
           for (int c = 0; c < C; ++c) own.of[c] = dz[u][c];
           first_dz[line - 1][u][threadIdx.x % 32] = own;
         }
-        arrive_at_barrier<kBackwardLines - 1>(line, 64);
+        has_given[line - 1].give();
       }
       if (decltype(place)::value == kShared || decltype(place)::value == kLast) return;
       __syncwarp();  // all have read the group that start() overwrites
@@ -229,7 +234,7 @@ __global__ void __launch_bounds__(kThreads, kChannelLastBlocks<WMAX, SEQ>)
         all(std::integral_constant<Place, kLinear>{});
       }
       if (has_next) {
-        wait_at_barrier<kBackwardLines - 1>(line + 1, 64);
+        has_given[line].wait();
         rows(std::integral_constant<Place, kShared>{}, std::false_type{}, t);
       } else if (EXACT && t + 1 == count && dfinal_from == total) {
         if constexpr (EXACT) rows(std::integral_constant<Place, kLast>{}, std::false_type{}, t);
@@ -275,8 +280,8 @@ cudaError_t launch_width(const BackwardArgs<T>& p, const BackwardPlan& plan, cud
   if (plan.vector > 1 && !seq) {
     kernel = exact ? backward_channel_last<T, C, WMAX, WMAX == 4, false>
                    : backward_channel_last<T, C, WMAX, false, false>;
-  } else if constexpr (WMAX == 4) {
-    if (plan.vector > 1) kernel = backward_channel_last<T, C, WMAX, false, true>;
+  } else if (plan.vector > 1) {
+    kernel = backward_channel_last<T, C, WMAX, false, true>;
   }
   return launch_early(kernel, p.columns.threads(p.batch), stream, p);
 }

@@ -95,23 +95,36 @@ __device__ __forceinline__ float load_once(const float* from) {
 }
 __device__ __forceinline__ double load_once(const double* from) { return *from; }
 
-// Some of a block's warps wait for each other at barrier 1 to COUNT. Those that arrive only tell
-// that they have come. The number is made a constant, since else a block takes all barriers that
-// there are.
-template <int COUNT>
-__device__ __forceinline__ void arrive_at_barrier(int barrier, int threads) {
-#pragma unroll
-  for (int i = 1; i <= COUNT; ++i) {
-    if (i == barrier) asm volatile("bar.arrive %0, %1;" ::"r"(i), "r"(threads) : "memory");
+// A barrier in shared memory, at which one warp tells others once that it has come, and does not
+// wait. Named barriers (bar.arrive) do that too, but compute-sanitizer does not know of them.
+class WarpSignal {
+ public:
+  // By one thread, before the block is synchronised.
+  __device__ __forceinline__ void init() {
+    asm volatile("mbarrier.init.shared.b64 [%0], 32;" ::"r"(address()) : "memory");
   }
-}
-template <int COUNT>
-__device__ __forceinline__ void wait_at_barrier(int barrier, int threads) {
-#pragma unroll
-  for (int i = 1; i <= COUNT; ++i) {
-    if (i == barrier) asm volatile("bar.sync %0, %1;" ::"r"(i), "r"(threads) : "memory");
+  // By all lanes of the one warp: what they wrote is there for those that have waited.
+  __device__ __forceinline__ void give() {
+    asm volatile("{ .reg .b64 state; mbarrier.arrive.shared.b64 state, [%0]; }" ::"r"(address())
+                 : "memory");
   }
-}
+  __device__ __forceinline__ void wait() {
+    uint32_t done;
+    do {
+      asm volatile(
+          "{ .reg .pred p; mbarrier.test_wait.parity.shared.b64 p, [%1], 0; selp.b32 %0, 1, 0, p; }"
+          : "=r"(done)
+          : "r"(address())
+          : "memory");
+    } while (!done);
+  }
+
+ private:
+  __device__ __forceinline__ uint32_t address() const {
+    return static_cast<uint32_t>(__cvta_generic_to_shared(&barrier_));
+  }
+  uint64_t barrier_;
+};
 
 // cp.async by assembly: of cuda_pipeline.h's functions the one with zeros becomes a long switch,
 // and addresses are computed anew for each. Addresses in shared memory are 32-bit ones.
