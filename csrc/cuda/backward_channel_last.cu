@@ -30,11 +30,6 @@ __global__ void __launch_bounds__(kThreads, kChannelLastBlocks<WMAX, SEQ>)
   } shared;
   // The dz of each warp's first rows, for the warp before.
   __shared__ FirstDz first_dz;
-  __shared__ WarpSignal has_given[kBackwardLines - 1];
-  if (!SEQ) {
-    if (threadIdx.x < kBackwardLines - 1) has_given[threadIdx.x].init();
-    __syncthreads();
-  }
   wait_for_kernel_before();
   const ColumnChunk at(p.columns);
   if (at.b >= p.batch) return;
@@ -53,12 +48,11 @@ __global__ void __launch_bounds__(kThreads, kChannelLastBlocks<WMAX, SEQ>)
   }
 
   const int line = uniform(threadIdx.x / 32);
-  // Whether a chunk of this block gives the dz of its first rows to the one before.
-  auto gives = [&](int line, int64_t chunk) {
-    return !SEQ && p.chunk > H && line > 0 && line < kBackwardLines && chunk < p.columns.chunks &&
-           !(p.dfinal_states.given() && p.seqlen - (p.width - 1) < chunk * p.chunk + H);
-  };
-  const bool has_next = gives(line + 1, chunk + 1);
+  // Whether the dz after the chunk are those of the next warp's first rows. Not where dx needs
+  // dfinal_states too.
+  const bool has_next =
+      !SEQ && p.chunk > H && line + 1 < kBackwardLines && chunk + 1 < p.columns.chunks &&
+      !(p.dfinal_states.given() && p.seqlen - (p.width - 1) < (chunk + 1) * p.chunk + H);
   const int count = static_cast<int>(min(p.chunk, p.seqlen - t0));
   const int total = count + H;  // rows walked along, for the dz that dx needs
   const int left = static_cast<int>(min(p.seqlen - t0, int64_t(has_next ? count : total)));
@@ -190,15 +184,17 @@ __global__ void __launch_bounds__(kThreads, kChannelLastBlocks<WMAX, SEQ>)
         }
         row(place, mixed, t, u, same, xs, gs);
       }
-      if (t == 0 && gives(line, chunk)) {
+      if (!SEQ && t == 0) {
+        if (line > 0) {
 #pragma unroll
-        for (int u = 0; u < H; ++u) {
-          Sums own;
+          for (int u = 0; u < H; ++u) {
+            Sums own;
 #pragma unroll
-          for (int c = 0; c < C; ++c) own.of[c] = dz[u][c];
-          first_dz[line - 1][u][threadIdx.x % 32] = own;
+            for (int c = 0; c < C; ++c) own.of[c] = dz[u][c];
+            first_dz[line - 1][u][threadIdx.x % 32] = own;
+          }
         }
-        has_given[line - 1].give();
+        synchronize_warps();
       }
       if (decltype(place)::value == kShared || decltype(place)::value == kLast) return;
       __syncwarp();  // all have read the group that start() overwrites
@@ -234,7 +230,6 @@ __global__ void __launch_bounds__(kThreads, kChannelLastBlocks<WMAX, SEQ>)
         all(std::integral_constant<Place, kLinear>{});
       }
       if (has_next) {
-        has_given[line].wait();
         rows(std::integral_constant<Place, kShared>{}, std::false_type{}, t);
       } else if (EXACT && t + 1 == count && dfinal_from == total) {
         if constexpr (EXACT) rows(std::integral_constant<Place, kLast>{}, std::false_type{}, t);
@@ -243,6 +238,8 @@ __global__ void __launch_bounds__(kThreads, kChannelLastBlocks<WMAX, SEQ>)
         for (; t < total; t += WMAX) rows(any, std::false_type{}, t);
       }
     }
+  } else if (!SEQ) {
+    synchronize_warps();
   }
 
   let_next_kernel_start();  // measured faster here than at the beginning

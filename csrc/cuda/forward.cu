@@ -202,7 +202,7 @@ class ChunkIds {
     window.load(ids, warp * TILE - kBefore, lo, hi, lane);
     const bool several = !window.one();
     if (lane == 0) shared_->mixed[warp] = static_cast<uint8_t>(all ? int(kAll) : several);
-    barrier();
+    synchronize_warps();
     uint32_t mixed = 0;
 #pragma unroll
     for (int i = 0; i < kTiles; ++i) {
@@ -221,7 +221,7 @@ class ChunkIds {
         shared_->matches[t + kEarly] = static_cast<uint8_t>(id[H] < 0 ? int(kPadding) : match);
       }
     }
-    barrier();
+    synchronize_warps();
     return mixed;
   }
 
@@ -244,9 +244,6 @@ class ChunkIds {
   }
 
  private:
-  // Not __syncthreads(), which all warps would have to come to in one place.
-  static __device__ __forceinline__ void barrier() { asm volatile("bar.sync 0;" ::: "memory"); }
-
   Shared* shared_;
   uint32_t of_[V / 4];  // a byte a step
 };

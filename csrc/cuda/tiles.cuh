@@ -95,36 +95,8 @@ __device__ __forceinline__ float load_once(const float* from) {
 }
 __device__ __forceinline__ double load_once(const double* from) { return *from; }
 
-// A barrier in shared memory, at which one warp tells others once that it has come, and does not
-// wait. Named barriers (bar.arrive) do that too, but compute-sanitizer does not know of them.
-class WarpSignal {
- public:
-  // By one thread, before the block is synchronised.
-  __device__ __forceinline__ void init() {
-    asm volatile("mbarrier.init.shared.b64 [%0], 32;" ::"r"(address()) : "memory");
-  }
-  // By all lanes of the one warp: what they wrote is there for those that have waited.
-  __device__ __forceinline__ void give() {
-    asm volatile("{ .reg .b64 state; mbarrier.arrive.shared.b64 state, [%0]; }" ::"r"(address())
-                 : "memory");
-  }
-  __device__ __forceinline__ void wait() {
-    uint32_t done;
-    do {
-      asm volatile(
-          "{ .reg .pred p; mbarrier.test_wait.parity.shared.b64 p, [%1], 0; selp.b32 %0, 1, 0, p; }"
-          : "=r"(done)
-          : "r"(address())
-          : "memory");
-    } while (!done);
-  }
-
- private:
-  __device__ __forceinline__ uint32_t address() const {
-    return static_cast<uint32_t>(__cvta_generic_to_shared(&barrier_));
-  }
-  uint64_t barrier_;
-};
+// For all warps of a block, which with __syncthreads() would have to come to it in one place.
+__device__ __forceinline__ void synchronize_warps() { asm volatile("bar.sync 0;" ::: "memory"); }
 
 // cp.async by assembly: of cuda_pipeline.h's functions the one with zeros becomes a long switch,
 // and addresses are computed anew for each. Addresses in shared memory are 32-bit ones.
