@@ -19,13 +19,13 @@ __global__ void __launch_bounds__(kThreads, kChannelLastBlocks<WMAX, SEQ>)
   if (kSmallPtx && C > 1) return;
   constexpr int H = WMAX - 1, kGroups = WMAX == 8 ? 2 : 4;
   using Reader = RowPairs<T, C, WMAX, kGroups>;
-  struct alignas(sizeof(float) * C) Sums {
+  struct alignas(sizeof(float) * C) PerChannel {
     float of[C];
   };
-  using FirstDz = Sums[SEQ ? 1 : kBackwardLines - 1][H][32];
+  using FirstDz = PerChannel[SEQ ? 1 : kBackwardLines - 1][H][32];
   __shared__ union {
     typename Reader::Shared ring;
-    Sums sums[WMAX + 1][kBackwardLines][32];
+    PerChannel sums[WMAX + 1][kBackwardLines][32];
     char room[kRoomFor<kChannelLastBlocks<WMAX, SEQ>, sizeof(FirstDz)>];
   } shared;
   // The dz of each warp's first rows, for the warp before.
@@ -127,7 +127,7 @@ __global__ void __launch_bounds__(kThreads, kChannelLastBlocks<WMAX, SEQ>)
         p.gradients(g_row, inside, dz[u]);
       }
       if (PLACE == kShared && u > 0) {
-        const Sums next = first_dz[line][u - 1][threadIdx.x % 32];
+        const PerChannel next = first_dz[line][u - 1][threadIdx.x % 32];
 #pragma unroll
         for (int c = 0; c < C; ++c) dz[u][c] = next.of[c];
       }
@@ -188,7 +188,7 @@ __global__ void __launch_bounds__(kThreads, kChannelLastBlocks<WMAX, SEQ>)
         if (line > 0) {
 #pragma unroll
           for (int u = 0; u < H; ++u) {
-            Sums own;
+            PerChannel own;
 #pragma unroll
             for (int c = 0; c < C; ++c) own.of[c] = dz[u][c];
             first_dz[line - 1][u][threadIdx.x % 32] = own;
@@ -250,7 +250,7 @@ __global__ void __launch_bounds__(kThreads, kChannelLastBlocks<WMAX, SEQ>)
   const int column = threadIdx.x % 32;
 #pragma unroll
   for (int k = 0; k <= WMAX; ++k) {
-    Sums own;
+    PerChannel own;
 #pragma unroll
     for (int c = 0; c < C; ++c) own.of[c] = k < WMAX ? dw[k % WMAX][c] : db[c];
     sums[k][line][column] = own;
@@ -259,7 +259,7 @@ __global__ void __launch_bounds__(kThreads, kChannelLastBlocks<WMAX, SEQ>)
   if (at.column >= p.columns.count) return;
   const int64_t part = b * p.columns.down.count + at.part;
   for (int k = first + line; k <= WMAX; k += kBackwardLines) {
-    Sums sum = sums[k][0][column];
+    PerChannel sum = sums[k][0][column];
 #pragma unroll
     for (int i = 1; i < kBackwardLines; ++i) {
 #pragma unroll
