@@ -20,6 +20,7 @@ from causal_conv1d import _library, causal_conv1d_fn, causal_conv1d_update
 
 TEXTS = ("/usr/share/common-licenses/GPL-3", Path(__file__).resolve().parent.parent / "README.md")
 WIDTH = 4
+LEAST_STEPS = 100  # for the loss to fall, on a machine however slow
 
 
 class Mixer(nn.Module):
@@ -139,7 +140,7 @@ def progress_bar(total):
 
 
 def train(model, text, steps, seconds, batch, seqlen):
-    """The losses of all steps; it ends early once the time is over."""
+    """The losses of all steps; it ends early once the time is over, but not before LEAST_STEPS."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=steps)
     losses, bar, start = [], progress_bar(steps), time.monotonic()
@@ -156,7 +157,7 @@ def train(model, text, steps, seconds, batch, seqlen):
         losses.append(loss.item())
         bar.set_postfix_str(f"loss {losses[-1]:.3f}", refresh=False)
         bar.update(1)
-        if time.monotonic() - start > seconds:
+        if len(losses) >= LEAST_STEPS and time.monotonic() - start > seconds:
             break
     bar.close()
     return losses
@@ -178,7 +179,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument(
-        "--seconds", type=float, default=60, help="end the training after this time"
+        "--seconds",
+        type=float,
+        default=60,
+        help=f"end the training after this time, if {LEAST_STEPS} steps are done",
     )
     parser.add_argument("--length", type=int, default=300, help="bytes to write")
     parser.add_argument("--text", type=Path, default=next(t for t in TEXTS if Path(t).exists()))
