@@ -215,8 +215,8 @@ BackwardPlan::BackwardPlan(const BackwardParams& params) {
     // Long chunks repeat less work at their ends, short ones make more blocks. Those are taken
     // whose blocks need the fewest steps one after the other, so many blocks at a time as 132 SMs
     // run, with 3 steps more a block, a fifth of a chunk until the last have ended, and 0.15
-    // steps to add up the sums of a block: so fitted to 42 shapes. Blocks are counted as if
-    // tensors were aligned, for the sums' order not to depend on that.
+    // steps to add up the sums of a block: so fitted to 21 shapes in two types. Blocks are counted
+    // as if tensors were aligned, for the sums' order not to depend on that.
     const int64_t across = ceil_div(ceil_div(dim, widest), 32);
     int64_t best = 1, fewest = INT64_MAX, down_before = 0;
     for (int64_t most = 129; most >= 17 && seqlen > 0; most -= U) {
