@@ -37,8 +37,6 @@ const Kernels* best_kernels() {
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Elements that are worth a thread of their own: about 100 microseconds of work.
-constexpr int64_t kElementsPerThread = 128 * 1024;
 // Outputs of more bytes are stored past the caches, which saves reading the lines first.
 constexpr int64_t kStreamBytes = 16 << 20;
 
@@ -115,15 +113,15 @@ Tiling make_tiling(const Tensor& x, const Tensor& weight, const Tensor& seq_idx,
 
 int64_t units_of(const Tiling& t) { return t.batch_groups * t.channel_groups * t.chunks; }
 
-int threads_for(const Tiling& t, int num_threads, int64_t cost) {
-  const int64_t work = t.batch * t.dim * t.seqlen * (cost + t.width / 8);
-  return thread_count(num_threads, work / kElementsPerThread);
+// In elements of a forward, each of which takes `cost` of them.
+int64_t work_of(const Tiling& t, int64_t cost) {
+  return t.batch * t.dim * t.seqlen * (cost + t.width / 8);
 }
 
 void run_forward(const ForwardParams& p, int num_threads) {
   const Kernels& kernels = *active_kernels;
   const Tiling tiling = make_tiling(p.x, p.weight, p.seq_idx, Operation::kForward);
-  parallel_for(units_of(tiling), threads_for(tiling, num_threads, 1),
+  parallel_for(units_of(tiling), num_threads, work_of(tiling, 1),
                kernels.scratch_bytes(tiling, Operation::kForward),
                [&](int64_t unit, char* scratch) { kernels.forward(p, tiling, unit, scratch); });
 }
@@ -136,7 +134,7 @@ void run_backward(const BackwardParams& p, int num_threads) {
     const int64_t slots = tiling.batch_groups * tiling.chunks;
     partials.reset(new double[static_cast<size_t>(slots * (tiling.width + 1) * tiling.dim)]);
   }
-  parallel_for(units_of(tiling), threads_for(tiling, num_threads, 3),
+  parallel_for(units_of(tiling), num_threads, work_of(tiling, 3),
                kernels.scratch_bytes(tiling, Operation::kBackward),
                [&](int64_t unit, char* scratch) {
                  kernels.backward(p, tiling, unit, scratch, partials.get());
@@ -145,11 +143,10 @@ void run_backward(const BackwardParams& p, int num_threads) {
   constexpr int64_t kChannels = 256;
   const int64_t slots = tiling.batch_groups * tiling.chunks;
   const int64_t work = slots * (tiling.width + 1) * tiling.dim;
-  parallel_for(divide_up(tiling.dim, kChannels),
-               thread_count(num_threads, work / kElementsPerThread), 0, [&](int64_t unit, char*) {
-                 kernels.reduce(p, tiling, partials.get(), unit * kChannels,
-                                std::min(tiling.dim, (unit + 1) * kChannels));
-               });
+  parallel_for(divide_up(tiling.dim, kChannels), num_threads, work, 0, [&](int64_t unit, char*) {
+    kernels.reduce(p, tiling, partials.get(), unit * kChannels,
+                   std::min(tiling.dim, (unit + 1) * kChannels));
+  });
 }
 
 // A (batch, dim) tensor as (batch, dim, 1).
@@ -168,7 +165,7 @@ void run_update(UpdateParams p, int num_threads) {
   if (p.x.sizes[2] == 0) return;
   const Kernels& kernels = *active_kernels;
   const Tiling tiling = make_tiling(p.x, p.weight, {}, Operation::kUpdate);
-  parallel_for(units_of(tiling), threads_for(tiling, num_threads, 8),
+  parallel_for(units_of(tiling), num_threads, work_of(tiling, 8),
                kernels.scratch_bytes(tiling, Operation::kUpdate),
                [&](int64_t unit, char* scratch) { kernels.update(p, tiling, unit, scratch); });
 }
@@ -212,7 +209,7 @@ void run_varlen_states(const VarlenStatesParams& p, int num_threads) {
   const auto function = p.x.dtype == CAUSAL_CONV1D_FLOAT64   ? varlen_states_of<uint64_t>
                         : p.x.dtype == CAUSAL_CONV1D_FLOAT32 ? varlen_states_of<uint32_t>
                                                              : varlen_states_of<uint16_t>;
-  parallel_for(batch, thread_count(num_threads, elements * 2 / kElementsPerThread), 0,
+  parallel_for(batch, num_threads, elements * 2, 0,
                [&](int64_t sequence, char*) { function(p, sequence); });
 }
 

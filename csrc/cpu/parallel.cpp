@@ -1,6 +1,9 @@
 // See parallel.h.
 #include "parallel.h"
 
+#include <dlfcn.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <atomic>
 #include <exception>
@@ -15,14 +18,37 @@ namespace {
 constexpr size_t kAlignment = 64;
 // Enough for an update; below it a call of one thread allocates nothing.
 constexpr size_t kStackBytes = 32 * 1024;
+// Work that is worth a thread: some ten microseconds where threads wait for it, else a hundred.
+constexpr int64_t kWorkOfWaitingThread = 16 * 1024;
+constexpr int64_t kWorkOfNewThread = 128 * 1024;
+
+// What a compiler makes of `#pragma omp parallel num_threads(n)`: libgomp's interface, which LLVM's
+// and Intel's libraries have too.
+using OpenMpParallel = void (*)(void (*function)(void*), void* data, unsigned num_threads,
+                                unsigned flags);
+
+const pid_t process = getpid();
+
+// Null where no OpenMP is loaded, and in a forked child: it has not the threads that OpenMP counts
+// on, and would wait for them for ever.
+OpenMpParallel openmp_parallel() {
+  static const auto found = reinterpret_cast<OpenMpParallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
+  return getpid() == process ? found : nullptr;
+}
 
 class Loop {
  public:
-  Loop(int64_t units, size_t scratch_bytes, UnitFunction function, const void* context)
-      : units_(units), scratch_bytes_(scratch_bytes), function_(function), context_(context) {}
+  Loop(int64_t units, int64_t threads, size_t scratch_bytes, UnitFunction function,
+       const void* context)
+      : units_(units),
+        threads_(threads),
+        scratch_bytes_(scratch_bytes),
+        function_(function),
+        context_(context) {}
 
-  // Takes units until none is left.
+  // Takes units until none is left; does nothing on more threads than are worth it.
   void work() noexcept {
+    if (started_.fetch_add(1) >= threads_) return;
     try {
       if (scratch_bytes_ <= kStackBytes) {
         alignas(kAlignment) char scratch[kStackBytes];
@@ -48,31 +74,39 @@ class Loop {
     for (int64_t unit; (unit = next_.fetch_add(1)) < units_;) function_(context_, unit, scratch);
   }
 
-  const int64_t units_;
+  const int64_t units_, threads_;
   const size_t scratch_bytes_;
   const UnitFunction function_;
   const void* const context_;
-  std::atomic<int64_t> next_{0};
+  std::atomic<int64_t> started_{0}, next_{0};
   std::mutex mutex_;
   std::exception_ptr error_;
 };
 
 }  // namespace
 
-int thread_count(int requested, int64_t useful) {
-  if (useful <= 1 || requested == 1)
-    return 1;  // asking for the number of cores costs a system call
-  if (requested <= 0) requested = static_cast<int>(std::thread::hardware_concurrency());
-  return static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(requested, useful)));
-}
-
-void parallel_for(int64_t units, int num_threads, size_t scratch_bytes, UnitFunction function,
-                  const void* context) {
-  Loop loop(units, scratch_bytes, function, context);
+void parallel_for(int64_t units, int num_threads, int64_t work, size_t scratch_bytes,
+                  UnitFunction function, const void* context) {
+  int64_t count = std::min(units, work / kWorkOfWaitingThread);
+  if (count <= 1 || num_threads == 1) {
+    Loop loop(units, 1, scratch_bytes, function, context);
+    loop.work();
+    return loop.rethrow();
+  }
+  if (num_threads <= 0) num_threads = static_cast<int>(std::thread::hardware_concurrency());
+  count = std::min<int64_t>(count, num_threads);
+  if (const OpenMpParallel parallel = openmp_parallel()) {
+    Loop loop(units, count, scratch_bytes, function, context);
+    // With fewer threads than torch's, OpenMP would end the others and torch start them again.
+    parallel([](void* data) { static_cast<Loop*>(data)->work(); }, &loop,
+             static_cast<unsigned>(num_threads), 0);
+    return loop.rethrow();
+  }
+  count = std::min(count, std::max<int64_t>(1, work / kWorkOfNewThread));
+  Loop loop(units, count, scratch_bytes, function, context);
   std::vector<std::thread> threads;
-  const int64_t others = std::min<int64_t>(num_threads, units) - 1;
-  if (others > 0) threads.reserve(static_cast<size_t>(others));
-  for (int64_t i = 0; i < others; ++i) {
+  threads.reserve(static_cast<size_t>(count));
+  while (static_cast<int64_t>(threads.size()) + 1 < count) {
     try {
       threads.emplace_back([&loop] { loop.work(); });
     } catch (const std::exception&) {
