@@ -296,7 +296,7 @@ struct FirstState {
   alignas(64) float sums[(4 + 1) * Native::kLanes];
 };
 
-// (A loop over i would keep acc out of registers.)
+// Of a group, what vectors i add to the sums. (A loop over i would keep acc out of registers.)
 template <int kWidth, int i>
 CAUSAL_CONV1D_INLINE void accumulate(Vec dz, const Vec* window, Native* acc) {
   static_assert(kVectorsInPack == 2);
@@ -311,8 +311,10 @@ template <class T, int kWidth>
 __attribute__((noinline)) void sum_dweight(const T* x, const float* dz, const float* mask,
                                            int64_t groups, FirstState* state) {
   Vec before = Vec::load(state->x);
-  Native acc[kWidth + 1];
+  // Both vectors of a group would wait for each other's sums, but 16 registers hold no more.
+  Native acc[kWidth + 1], more[kWidth + 1];
   for (int k = 0; k <= kWidth; ++k) acc[k] = Native::load(state->sums + k * Native::kLanes);
+  for (int k = 0; k <= kWidth; ++k) more[k] = Native::set(0.0f);
   const auto add_group = [&](int64_t g, auto masked) {
     const Vec current = load_group(x + g * kGroup);
     Vec window[kWidth];
@@ -323,7 +325,7 @@ __attribute__((noinline)) void sum_dweight(const T* x, const float* dz, const fl
     }
     const Vec here = Vec::load(dz + g * kGroup);
     accumulate<kWidth, 0>(here, window, acc);
-    accumulate<kWidth, 1>(here, window, acc);
+    accumulate<kWidth, 1>(here, window, kHas32Registers ? more : acc);
   };
   if (mask == nullptr) {
     for (int64_t g = 0; g < groups; ++g) add_group(g, Flag<false>());
@@ -331,7 +333,10 @@ __attribute__((noinline)) void sum_dweight(const T* x, const float* dz, const fl
     for (int64_t g = 0; g < groups; ++g) add_group(g, Flag<true>());
   }
   before.store(state->x);
-  for (int k = 0; k <= kWidth; ++k) acc[k].store(state->sums + k * Native::kLanes);
+  for (int k = 0; k <= kWidth; ++k) {
+    if (kHas32Registers) acc[k] = add(acc[k], more[k]);
+    acc[k].store(state->sums + k * Native::kLanes);
+  }
 }
 
 // dx of the groups one before those of dz; state->dz is the group before dz, and then its last one.

@@ -117,6 +117,7 @@ CAUSAL_CONV1D_INLINE Native select_or_zero(NativeMask m, Native a) {
   return {_mm512_maskz_mov_ps(m.m, a.v)};
 }
 constexpr int kVectorsInPack = 2;
+constexpr bool kHas32Registers = true;
 
 CAUSAL_CONV1D_INLINE NativeMask both(NativeMask a, NativeMask b) {
   return {static_cast<__mmask16>(a.m & b.m)};
@@ -259,6 +260,7 @@ CAUSAL_CONV1D_INLINE Native select_or_zero(NativeMask m, Native a) {
   return {_mm256_and_ps(m.m, a.v)};
 }
 constexpr int kVectorsInPack = 2;
+constexpr bool kHas32Registers = false;
 
 CAUSAL_CONV1D_INLINE NativeMask both(NativeMask a, NativeMask b) {
   return {_mm256_and_ps(a.m, b.m)};
@@ -370,6 +372,7 @@ CAUSAL_CONV1D_INLINE Native select_or_zero(NativeMask m, Native a) {
   return {vreinterpretq_f32_u32(vandq_u32(m.m, vreinterpretq_u32_f32(a.v)))};
 }
 constexpr int kVectorsInPack = 2;
+constexpr bool kHas32Registers = true;
 
 CAUSAL_CONV1D_INLINE NativeMask both(NativeMask a, NativeMask b) { return {vandq_u32(a.m, b.m)}; }
 CAUSAL_CONV1D_INLINE NativeMask equal_ids(Native, const int32_t* a, const int32_t* b) {
