@@ -85,7 +85,7 @@ Tiling make_tiling(const Tensor& x, const Tensor& weight, const Tensor& seq_idx,
   } else {
     // Pieces of 512 bytes, 4096 elements a block: the fastest of 128 to 4096 columns on Zen 5.
     const bool narrow = size == 2 && operation == Operation::kForward;
-    t.cols = t.width > 64 ? 32 : narrow || update ? 256 : 128;
+    t.cols = t.width > 64 ? 32 : update ? 512 : narrow ? 256 : 128;
     t.block = std::max<int64_t>(4096 / t.cols, wide);
   }
   t.cols = std::min(t.cols, std::max<int64_t>(1, t.dim));

@@ -218,6 +218,66 @@ CAUSAL_CONV1D_INLINE void load_row(int32_t, const char* src, int64_t stride, int
   load_row_as<DoubleVec, double>(src, stride, n, dst);
 }
 
+// Rows first to kRows - 1 of n columns, whose kRows elements lie beside each other in memory. Bits
+// is an arithmetic type of T's size, for compilers vectorize no loops over structs.
+template <class T, class Bits, int kRows>
+void load_interleaved_as(const char* src, int64_t n, int64_t first, float* dst, int64_t pitch) {
+  for (int64_t c = 0; c < n; c += kPad) {
+    Bits columns[kPad * kRows], rows[kRows][kPad];
+    if (c + kPad <= n) {
+      __builtin_memcpy(columns, src + c * kRows * sizeof(T), sizeof(columns));
+    } else {
+      __builtin_memset(columns, 0, sizeof(columns));
+      __builtin_memcpy(columns, src + c * kRows * sizeof(T),
+                       static_cast<size_t>(n - c) * kRows * sizeof(T));
+    }
+    for (int i = 0; i < kPad; ++i) {
+      for (int r = 0; r < kRows; ++r) rows[r][i] = columns[i * kRows + r];
+    }
+    for (int64_t r = first; r < kRows; ++r) {
+      for (int64_t i = 0; i < kPad; i += Vec::kLanes) {
+        const T* const row = reinterpret_cast<const T*>(rows[r] + i);
+        Vec::load(row).store(dst + (r - first) * pitch + c + i);
+      }
+    }
+  }
+}
+
+template <class T, class Bits>
+bool load_interleaved(const char* src, int64_t rows, int64_t n, int64_t first, float* dst,
+                      int64_t pitch) {
+  switch (rows) {
+    case 2: load_interleaved_as<T, Bits, 2>(src, n, first, dst, pitch); return true;
+    case 3: load_interleaved_as<T, Bits, 3>(src, n, first, dst, pitch); return true;
+    case 4: load_interleaved_as<T, Bits, 4>(src, n, first, dst, pitch); return true;
+    default: return false;
+  }
+}
+
+// Rows first to rows - 1 of n columns into scratch, each padded with zeros to a whole vector.
+inline void load_rows(int32_t dtype, const char* src, int64_t row_stride, int64_t stride,
+                      int64_t rows, int64_t n, int64_t first, float* dst, int64_t pitch) {
+  if (row_stride == 1 && stride == rows) {
+    const bool done = dtype == CAUSAL_CONV1D_FLOAT32
+                          ? load_interleaved<float, float>(src, rows, n, first, dst, pitch)
+                      : dtype == CAUSAL_CONV1D_FLOAT16
+                          ? load_interleaved<Half, uint16_t>(src, rows, n, first, dst, pitch)
+                          : load_interleaved<Bfloat16, uint16_t>(src, rows, n, first, dst, pitch);
+    if (done) return;
+  }
+  for (int64_t r = first; r < rows; ++r) {
+    load_row(dtype, src + r * row_stride * element_size(dtype), stride, n,
+             dst + (r - first) * pitch);
+  }
+}
+
+inline void load_rows(int32_t dtype, const char* src, int64_t row_stride, int64_t stride,
+                      int64_t rows, int64_t n, int64_t first, double* dst, int64_t pitch) {
+  for (int64_t r = first; r < rows; ++r) {
+    load_row(dtype, src + r * row_stride * 8, stride, n, dst + (r - first) * pitch);
+  }
+}
+
 // n elements of scratch to the caller's memory.
 template <class V, class T>
 void store_row_as(const typename V::Scalar* src, bool stream, char* dst, int64_t stride,
@@ -344,10 +404,8 @@ void load_weights(const Tile& tile, const Tensor& weight, const Tensor& bias, S*
   if (tile.channel_first) {
     load_row(weight.dtype, address(weight, tile.d), weight.strides[1], tile.width, w);
   } else {
-    for (int64_t k = 0; k < tile.width; ++k) {
-      load_row(weight.dtype, address(weight, tile.d, k), weight.strides[0], tile.cols,
-               w + k * tile.pitch);
-    }
+    load_rows(weight.dtype, address(weight, tile.d), weight.strides[1], weight.strides[0],
+              tile.width, tile.cols, 0, w, tile.pitch);
   }
   if (is_given(bias)) {
     load_row(bias.dtype, address(bias, tile.d), bias.strides[0], tile.cols, w0);
@@ -480,13 +538,13 @@ struct ForwardScratch {
 
   ForwardScratch(Arena* arena, const Tiling& tiling) {
     const int64_t pitch = tiling.channel_first ? 1 : padded(tiling.cols);
-    const int64_t window = padded(tiling.width - 1 + tiling.block);
-    w = arena->take<S>(padded(tiling.width) * pitch);
+    const auto rows = [&](int64_t n) { return tiling.channel_first ? padded(n) : n * pitch; };
+    w = arena->take<S>(rows(tiling.width));
     bias = arena->take<S>(padded(pitch));
     zeros = arena->take<S>(padded(pitch));
-    x = arena->take<S>(window * pitch);
-    z = arena->take<S>(padded(tiling.block) * pitch);
-    ids = arena->take<int32_t>(window);
+    x = arena->take<S>(rows(tiling.width - 1 + tiling.block));
+    z = arena->take<S>(rows(tiling.block));
+    ids = arena->take<int32_t>(padded(tiling.width - 1 + tiling.block));
   }
 };
 
@@ -561,17 +619,17 @@ struct BackwardScratch {
 
   BackwardScratch(Arena* arena, const Tiling& tiling) {
     const int64_t pitch = tiling.channel_first ? 1 : padded(tiling.cols);
-    const int64_t window = padded(tiling.width - 1 + tiling.block);
-    w = arena->take<S>(padded(tiling.width) * pitch);
+    const auto rows = [&](int64_t n) { return tiling.channel_first ? padded(n) : n * pitch; };
+    w = arena->take<S>(rows(tiling.width));
     bias = arena->take<S>(padded(pitch));
     zeros = arena->take<S>(padded(pitch));
-    x = arena->take<S>(window * pitch);
-    dz = arena->take<S>(window * pitch);
-    z = arena->take<S>(padded(tiling.block) * pitch);
-    dfinal = arena->take<S>(padded(tiling.block) * pitch);
+    x = arena->take<S>(rows(tiling.width - 1 + tiling.block));
+    dz = arena->take<S>(rows(tiling.width - 1 + tiling.block));
+    z = arena->take<S>(rows(tiling.block));
+    dfinal = arena->take<S>(rows(tiling.block));
     sums = arena->take<S>((tiling.width + 1) * pitch);
     totals = arena->take<double>((tiling.width + 1) * pitch);
-    ids = arena->take<int32_t>(window);
+    ids = arena->take<int32_t>(padded(tiling.width - 1 + tiling.block));
   }
 };
 
@@ -805,22 +863,38 @@ void reduce(const BackwardParams& p, const Tiling& tiling, const double* partial
 
 // ---- update ---------------------------------------------------------------------------------
 
-// Moves positions [shift, size) of the state to [0, size - shift), channel by channel.
-template <class T>
-void shift_state_as(const Tile& tile, const Tensor& state, int64_t row, int64_t shift) {
-  const int64_t kept = state.sizes[2] - shift;
-  const int64_t step = state.strides[2] * static_cast<int64_t>(sizeof(T));
-  for (int64_t c = 0; c < tile.cols; ++c) {
-    char* p = address(state, row, tile.d + c);
-    for (int64_t j = 0; j < kept; ++j, p += step) __builtin_memcpy(p, p + shift * step, sizeof(T));
+// Moves positions [shift, size) of the state to [0, size - shift); what the others hold then is
+// unspecified.
+inline void shift_state(const Tile& tile, const Tensor& state, int64_t row, int64_t shift) {
+  const int64_t size = state.sizes[2], bytes = element_size(state.dtype);
+  char* const first = address(state, row, tile.d);
+  if (state.strides[2] == 1 && state.strides[1] == size) {
+    const int64_t moved = (tile.cols * size - shift) * bytes;
+    __builtin_memmove(first, first + shift * bytes, static_cast<size_t>(moved));
+    return;
+  }
+  for (int64_t j = 0; j + shift < size; ++j) {
+    char* const to = address(state, row, tile.d, j);
+    const char* const from = address(state, row, tile.d, j + shift);
+    if (state.strides[1] == 1) {
+      __builtin_memcpy(to, from, static_cast<size_t>(tile.cols * bytes));
+      continue;
+    }
+    const int64_t step = state.strides[1] * bytes;
+    for (int64_t c = 0; c < tile.cols; ++c) {
+      __builtin_memcpy(to + c * step, from + c * step, static_cast<size_t>(bytes));
+    }
   }
 }
 
-inline void shift_state(const Tile& tile, const Tensor& state, int64_t row, int64_t shift) {
-  switch (element_size(state.dtype)) {
-    case 2: return shift_state_as<uint16_t>(tile, state, row, shift);
-    case 4: return shift_state_as<uint32_t>(tile, state, row, shift);
-    default: return shift_state_as<uint64_t>(tile, state, row, shift);
+// Asks for a row of states that will be needed next: it lies too far off to be foreseen.
+CAUSAL_CONV1D_INLINE void prefetch_state(const Tile& tile, const Tensor& state, int64_t row) {
+  const int64_t size = state.sizes[2], bytes = tile.cols * element_size(state.dtype);
+  const bool interleaved = state.strides[2] == 1 && state.strides[1] == size;
+  if (row < 0 || (!interleaved && state.strides[1] != 1)) return;
+  for (int64_t j = 0; j < (interleaved ? 1 : size); ++j) {
+    const char* const p = address(state, row, tile.d, j);
+    for (int64_t i = 0; i < (interleaved ? size : 1) * bytes; i += 64) __builtin_prefetch(p + i, 1);
   }
 }
 
@@ -832,11 +906,15 @@ void update_unit(const UpdateParams& p, const Tiling& tiling, int64_t unit, char
   const Range range = range_of(tiling, unit);
   const int64_t halo = tiling.width - 1, seqlen = tiling.seqlen, size = p.conv_state.sizes[2];
   const bool ring = is_given(p.cache_seqlens);
+  const auto row_of = [&](int64_t b) -> int64_t {
+    return is_given(p.conv_state_indices) ? read_int32(p.conv_state_indices, b) : b;
+  };
   for (int64_t d = range.d0; d < range.d1; d += tiling.cols) {
     const Tile tile = tile_at(tiling, d, range.d1);
     load_weights(tile, p.weight, p.bias, s.w, s.bias);
     for (int64_t b = range.b0; b < range.b1; ++b) {
-      const int64_t row = is_given(p.conv_state_indices) ? read_int32(p.conv_state_indices, b) : b;
+      const int64_t row = row_of(b);
+      if (b + 1 < range.b1) prefetch_state(tile, p.conv_state, row_of(b + 1));
       if (row < 0) {
         zero_rows(tile, s.z, 0, smaller(tiling.block, seqlen));
         for (int64_t t = 0; t < seqlen; t += tiling.block) {
@@ -850,10 +928,15 @@ void update_unit(const UpdateParams& p, const Tiling& tiling, int64_t unit, char
         head = read_int32(p.cache_seqlens, b) % size;
         if (head < 0) head += size;
       }
-      for (int64_t j = 0; j < halo; ++j) {
-        const int64_t position = (head + size - halo + j) % size;
-        load_row(p.conv_state.dtype, address(p.conv_state, row, d, position),
-                 p.conv_state.strides[1], tile.cols, s.x + j * tile.pitch);
+      if (head == 0) {
+        load_rows(p.conv_state.dtype, address(p.conv_state, row, d), p.conv_state.strides[2],
+                  p.conv_state.strides[1], size, tile.cols, size - halo, s.x, tile.pitch);
+      } else {
+        for (int64_t j = 0; j < halo; ++j) {
+          const int64_t position = (head + size - halo + j) % size;
+          load_row(p.conv_state.dtype, address(p.conv_state, row, d, position),
+                   p.conv_state.strides[1], tile.cols, s.x + j * tile.pitch);
+        }
       }
       // The state first: out may be x, in place.
       if (!ring && seqlen < size) shift_state(tile, p.conv_state, row, seqlen);
