@@ -1,5 +1,8 @@
 """Autocast, no_grad, inference_mode; on CUDA streams, graphs and a second GPU."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from helpers import GRADIENTS, assert_gradients, lay_out, make_case, ops, randn, run_backward
@@ -88,6 +91,28 @@ def test_autograd_in_another_thread(device):
     thread.join()
     for name in GRADIENTS:
         assert torch.equal(found[name], expected[name])
+
+
+FORKED = """
+import os, signal, sys, torch
+from causal_conv1d import causal_conv1d_fn
+
+torch.set_num_threads(2)
+x, weight = torch.randn(4, 256, 1024), torch.randn(256, 4)
+expected = causal_conv1d_fn(x, weight)
+child = os.fork()
+if child == 0:
+    signal.alarm(60)
+    found = causal_conv1d_fn(x, weight)
+    torch.set_num_threads(1)  # torch's own operators would hang with more
+    os._exit(0 if torch.equal(found, expected) else 3)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+def test_a_forked_child_has_threads_of_its_own():
+    """Those of the parent's OpenMP are not there, and OpenMP waits for them for ever."""
+    subprocess.run([sys.executable, "-c", FORKED], check=True, cwd="/")
 
 
 def test_current_stream_is_used(cuda):
