@@ -111,7 +111,7 @@ def test_every_width(seqlen, dtype, width, mode, device):
 @pytest.mark.parametrize("bias", (False, True), ids=("", "bias"))
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("seqlen", (None, 1, 2, 7))
+@pytest.mark.parametrize("seqlen", (None, 1, 2, 7, 40))
 def test_every_option(seqlen, mode, activation, bias, device):
     assert_update(make_update(seqlen, mode=mode, bias=bias, device=device), activation)
 

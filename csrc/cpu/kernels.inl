@@ -863,12 +863,22 @@ void reduce(const BackwardParams& p, const Tiling& tiling, const double* partial
 
 // ---- update ---------------------------------------------------------------------------------
 
+template <class T>
+void move_elements(char* to, const char* from, int64_t stride, int64_t n) {
+  const int64_t step = stride * static_cast<int64_t>(sizeof(T));
+  for (int64_t i = 0; i < n; ++i) __builtin_memcpy(to + i * step, from + i * step, sizeof(T));
+}
+
 // Moves positions [shift, size) of the state to [0, size - shift); what the others hold then is
 // unspecified.
 inline void shift_state(const Tile& tile, const Tensor& state, int64_t row, int64_t shift) {
-  const int64_t size = state.sizes[2], bytes = element_size(state.dtype);
+  const int64_t size = state.sizes[2], stride = state.strides[1];
+  const int64_t bytes = element_size(state.dtype);
+  const auto move = bytes == 2   ? move_elements<uint16_t>
+                    : bytes == 4 ? move_elements<uint32_t>
+                                 : move_elements<uint64_t>;
   char* const first = address(state, row, tile.d);
-  if (state.strides[2] == 1 && state.strides[1] == size) {
+  if (state.strides[2] == 1 && stride == size) {
     const int64_t moved = (tile.cols * size - shift) * bytes;
     __builtin_memmove(first, first + shift * bytes, static_cast<size_t>(moved));
     return;
@@ -876,13 +886,10 @@ inline void shift_state(const Tile& tile, const Tensor& state, int64_t row, int6
   for (int64_t j = 0; j + shift < size; ++j) {
     char* const to = address(state, row, tile.d, j);
     const char* const from = address(state, row, tile.d, j + shift);
-    if (state.strides[1] == 1) {
-      __builtin_memcpy(to, from, static_cast<size_t>(tile.cols * bytes));
-      continue;
-    }
-    const int64_t step = state.strides[1] * bytes;
-    for (int64_t c = 0; c < tile.cols; ++c) {
-      __builtin_memcpy(to + c * step, from + c * step, static_cast<size_t>(bytes));
+    if (stride == 1) {
+      __builtin_memmove(to, from, static_cast<size_t>(tile.cols * bytes));
+    } else {
+      move(to, from, stride, tile.cols);
     }
   }
 }
