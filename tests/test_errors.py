@@ -1,12 +1,19 @@
 """A wrong argument gives an error that names it, and nothing is written."""
 
+import ctypes
 import math
 
 import pytest
 import torch
 from helpers import ops
 
-from causal_conv1d import causal_conv1d_fn, causal_conv1d_update, causal_conv1d_varlen_states
+from causal_conv1d import (
+    _ctypes_ops,
+    _library,
+    causal_conv1d_fn,
+    causal_conv1d_update,
+    causal_conv1d_varlen_states,
+)
 
 B, D, L, W, S, ROWS = 2, 8, 10, 4, 5, 3
 PREFIX = {
@@ -286,3 +293,17 @@ def test_causal_conv1d_varlen_states_names_the_argument(device):
     arguments = arguments_of("varlen_states", device)
     with pytest.raises(RuntimeError, match=r"^causal_conv1d_varlen_states: cu_seqlens\b"):
         causal_conv1d_varlen_states(arguments["x"], arguments["cu_seqlens"].float(), S)
+
+
+@pytest.mark.parametrize("name", PREFIX)
+def test_cuda_error_is_not_left_for_the_next_kernel(name, cuda):
+    """The C functions return it; torch's check after its own launches must not find it too."""
+    library = _library.cuda.library
+    schema = _ctypes_ops.schemas(_library.cpu.library)[name]
+    params = _ctypes_ops.Packer(name, schema)(tuple(arguments_of(name, cuda).values()))
+    workspace = (None, ctypes.c_int64(0)) if name == "backward" else ()
+    call = getattr(library, f"causal_conv1d_cuda_{name}")
+    call.restype = _ctypes_ops.Status
+    status = call(params, ctypes.c_int(torch.cuda.device_count()), None, *workspace)
+    assert status.code != 0 and b"invalid device ordinal" in status.message
+    assert (torch.ones(3, device=cuda) + 1).tolist() == [2, 2, 2]

@@ -477,6 +477,7 @@ class DeviceGuard {
 
 inline Status to_status(const char* caller, cudaError_t e) {
   if (e == cudaSuccess) return ok();
+  cudaGetLastError();  // or whoever launches the next kernel would find this error again
   return error(CAUSAL_CONV1D_RUNTIME_ERROR, "%s: CUDA: %s (%s)", caller, cudaGetErrorString(e),
                cudaGetErrorName(e));
 }

@@ -35,6 +35,7 @@ bool may_start_early(Kernel* kernel) {
     const bool can = cudaDriverGetVersion(&driver) == cudaSuccess && driver >= 12040 &&
                      cudaRuntimeGetVersion(&runtime) == cudaSuccess && runtime >= 12040 &&
                      cudaFuncGetAttributes(&code, kernel) == cudaSuccess && code.ptxVersion >= 90;
+    if (!can) cudaGetLastError();
     answer = can ? kYes : kNo;
     known[device].store(answer, std::memory_order_relaxed);
   }
