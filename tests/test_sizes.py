@@ -99,6 +99,30 @@ def test_one_large_size(shape, layout, dtype, device):
     assert_backward(case)
 
 
+@pytest.mark.parametrize("width", (3, 4, 8))
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=dtype_id)
+@pytest.mark.parametrize("where", ("channel_first_padded", "channel_first_slice", "strided"))
+def test_nothing_of_a_row_in_its_last_part(where, dtype, width, device):
+    """Channel-first, CUDA's parts of a row begin up to 16 bytes early, by where it lies in the
+    tensor, and so the last of them may be past its end, where the poison is."""
+    tile = 32 * (4 if dtype == torch.float32 and width <= 4 else 8)
+    for seqlen in range(56 * tile - 8, 56 * tile + 4):
+        assert_backward(make_case((2, 1, seqlen), width, dtype, layout=where, device=device))
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=dtype_id)
+def test_nothing_of_a_row_in_its_last_part_but_the_next_row(dtype, device):
+    tile = 128 if dtype == torch.float32 else 256
+    for seqlen in range(56 * tile - 8, 56 * tile + 4):
+        case = make_case((2, 3, seqlen), 4, dtype, device=device)
+        expected = run_backward(case)
+        case.x[:, ::2] = math.nan
+        found = run_backward(case)
+        for name in ("dx", "dweight", "dbias"):
+            channel = (slice(None), 1) if name == "dx" else 1
+            assert torch.equal(found[name][channel], expected[name][channel]), (seqlen, name)
+
+
 def test_update_of_a_large_batch_and_dim(device):
     assert_update(make_update(1, batch=3, dim=70_000, device=device))
     assert_update(make_update(None, batch=1500, dim=8, device=device))

@@ -24,7 +24,7 @@ __global__ void __launch_bounds__(kThreads, kChannelFirstBlocks<T, WMAX, SEQ, AC
   uint32_t index, d = warp >> p.part_bits, part = warp & ((1u << p.part_bits) - 1);
   if (!p.whole) part = p.by_dim.split(warp, &d);
   const int64_t b0 = p.by_chunks.split(part, &index) * p.rows;
-  const int64_t b1 = d < p.dim ? min(b0 + p.rows, p.batch) : b0;
+  int64_t b1 = d < p.dim ? min(b0 + p.rows, p.batch) : b0;
   wait_for_kernel_before();
 
   const int first = EXACT ? 0 : WMAX - p.width;
@@ -95,6 +95,7 @@ __global__ void __launch_bounds__(kThreads, kChannelFirstBlocks<T, WMAX, SEQ, AC
   int next_base = -1, rows_left = static_cast<int>(b1 - b0);
   int offset = ACCESS == Access::kAligned ? 0 : static_cast<int>(steps_before % G);
   int next_offset = offset;
+  if (ACCESS != Access::kAligned && aligned.hi + offset <= 0) b1 = b0;  // ends before this part
   uint32_t span = 0;
   x.begin(p.x.at(b0 - 1, d, aligned.origin), p.x.time, aligned.lo);
   dout.begin(p.dout.at(b0 - 1, d, aligned.origin), p.dout.time, aligned.lo);
