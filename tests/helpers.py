@@ -351,7 +351,8 @@ def assert_close(actual, expected, tolerance, typical=None, allow_zero=False, na
 
     typical, of the same shape, is how large the elements are when the terms of their sums have
     random signs. It stands in for an expected value that happens to be smaller, which only occurs
-    with a handful of elements. Below FEW elements one unit in the last place is always allowed.
+    with a handful of elements. Always allowed are the error of the expected value when it is
+    rounded to the type, and below FEW elements one unit in the last place.
     An expected value of 0 throughout must be met exactly, and only where the test says that it may
     occur.
     """
@@ -368,6 +369,9 @@ def assert_close(actual, expected, tolerance, typical=None, allow_zero=False, na
         assert not actual.any(), f"{name}: must be 0"
         return
     allowed = tolerance * max(size, 0.0 if typical is None else typical.norm().item())
+    rounding = (expected.to(actual.dtype).double() - expected).norm().item()
+    if math.isfinite(rounding):
+        allowed = max(allowed, rounding)
     if expected.numel() < FEW:
         info = torch.finfo(actual.dtype)
         allowed = max(allowed, info.eps * expected.abs().max().item(), info.smallest_normal)
