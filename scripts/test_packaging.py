@@ -144,7 +144,7 @@ FAILURES = {
         "there is no nvcc: put it on PATH or set CUDACXX.",
     ),
     "a word unknown": ({"CAUSAL_CONV1D_CUDA": "maybe"}, "set it to 1, 0 or auto."),
-    "no CMake": ({"PATH": "/nonexistent"}, "apt-get install cmake, or pip install cmake."),
+    "old CMake": ({"PATH": "{folder}"}, "apt-get install cmake, or pip install cmake."),
     "no compiler": (
         {"CXX": "/nonexistent/c++"},
         "apt-get install g++, or set CXX to one that works.",
@@ -168,6 +168,10 @@ FAILURES = {
 
 @pytest.mark.parametrize("settings, advice", FAILURES.values(), ids=FAILURES.keys())
 def test_failures_end_with_what_to_do(settings, advice, tree, tmp_path):
+    cmake = tmp_path / "cmake"
+    cmake.write_text("#!/bin/sh\necho cmake version 3.21.7\n")
+    cmake.chmod(0o755)
+    settings = {name: value.format(folder=tmp_path) for name, value in settings.items()}
     code = f"import build_backend; build_backend.build_wheel({str(tmp_path)!r})"
     result = attempt(sys.executable, "-c", code, cwd=tree, **settings)
     assert result.returncode != 0
