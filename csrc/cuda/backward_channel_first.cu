@@ -95,7 +95,8 @@ __global__ void __launch_bounds__(kThreads, kChannelFirstBlocks<T, WMAX, SEQ, AC
   int next_base = -1, rows_left = static_cast<int>(b1 - b0);
   int offset = ACCESS == Access::kAligned ? 0 : static_cast<int>(steps_before % G);
   int next_offset = offset;
-  if (ACCESS != Access::kAligned && aligned.hi + offset <= 0) b1 = b0;  // ends before this part
+  // A row whose tiles begin early may end before its last part: what follows it is to meet no sum.
+  if (ACCESS != Access::kAligned && aligned.hi + offset <= 0) b1 = b0;
   uint32_t span = 0;
   x.begin(p.x.at(b0 - 1, d, aligned.origin), p.x.time, aligned.lo);
   dout.begin(p.dout.at(b0 - 1, d, aligned.origin), p.dout.time, aligned.lo);
