@@ -11,25 +11,22 @@ import ctypes
 import struct
 
 import torch
+from torch.autograd.graph import increment_version
 
-# Operators of torch.ops.causal_conv1d, and how errors call them.
-OPERATORS = {
-    "forward": "causal_conv1d_fn",
-    "backward": "causal_conv1d_bwd",
-    "update": "causal_conv1d_update",
-    "varlen_states": "causal_conv1d_varlen_states",
-}
+from causal_conv1d._operators import ARGUMENTS, CALLERS, WRITTEN
 
-# causal_conv1d_dtype
+# causal_conv1d_dtype; those from bool on have a number for errors to name them.
+_DTYPE_NAMES = (
+    "float32 float16 bfloat16 float64 int32 int64 an_unsupported_dtype bool uint8 int8 int16 uint16 "
+    "uint32 uint64 complex32 complex64 complex128 float8_e4m3fn float8_e5m2 float8_e4m3fnuz "
+    "float8_e5m2fnuz float8_e8m0fnu"
+).split()
 DTYPES = {
-    torch.float32: 0,
-    torch.float16: 1,
-    torch.bfloat16: 2,
-    torch.float64: 3,
-    torch.int32: 4,
-    torch.int64: 5,
+    getattr(torch, name): number
+    for number, name in enumerate(_DTYPE_NAMES)
+    if hasattr(torch, name)
 }
-_UNSUPPORTED_DTYPE = 6
+_UNSUPPORTED_DTYPE = _DTYPE_NAMES.index("an_unsupported_dtype")
 # causal_conv1d_tensor: data, sizes[3], strides[3], ndim, dtype
 _TENSOR = "Q3q3qii"
 _NOT_GIVEN = (0,) * 9
@@ -56,15 +53,14 @@ def schemas(cpu_library: ctypes.CDLL) -> dict[str, str]:
 
 
 class Packer:
-    """Turns an operator's arguments into the parameter struct of the C function of its name.
+    """Turns an operation's arguments into the parameter struct of the C function of its name.
 
-    The struct has the tensors in the schema's order, and then ``silu`` if there is one.
+    The struct has the tensors in order, and then ``silu`` if there is one.
     """
 
-    def __init__(self, operator: str, schema: str):
-        self.caller = OPERATORS[operator]
-        arguments = schema[schema.index("(") + 1 : schema.rindex(") ->")].split(", ")
-        names = [argument.rpartition(" ")[2] for argument in arguments]
+    def __init__(self, operation: str):
+        self.caller = CALLERS[operation]
+        names = ARGUMENTS[operation]
         self.tensors = [(i, name) for i, name in enumerate(names) if name != "silu"]
         self.silu = names.index("silu") if "silu" in names else None
         ending = "" if self.silu is None else "i4x"
@@ -79,6 +75,8 @@ class Packer:
             if tensor is None:
                 fields += _NOT_GIVEN
                 continue
+            if tensor.layout is not torch.strided:
+                raise RuntimeError(f"{self.caller}: {name} must be a strided tensor")
             shape = tensor.shape
             ndim = len(shape)
             padding = _PADDING.get(ndim)
@@ -104,6 +102,9 @@ class Packer:
         return self.struct.pack(*fields)
 
 
+PACKERS = {operation: Packer(operation) for operation in ARGUMENTS}
+
+
 def _function(library: ctypes.CDLL, name: str, *argtypes):
     function = getattr(library, name)
     function.restype = Status
@@ -111,30 +112,46 @@ def _function(library: ctypes.CDLL, name: str, *argtypes):
     return function
 
 
-def cpu_kernels(library: ctypes.CDLL, packers: dict[str, Packer]) -> dict:
-    """The operators on CPU tensors, by name."""
+def telling_torch(operation: str, function):
+    """The operation, which tells torch what it writes before it does, so that autograd notices.
 
-    def kernel(operator):
-        pack = packers[operator]
-        call = _function(library, f"causal_conv1d_cpu_{operator}", ctypes.c_int)
+    torch refuses an inference tensor outside of inference mode.
+    """
+    written = [i for i, name in enumerate(ARGUMENTS[operation]) if name in WRITTEN[operation]]
+
+    def run(*args):
+        for i in written:
+            if args[i] is not None:
+                increment_version(args[i])
+        function(*args)
+
+    return run
+
+
+def cpu_operations(library: ctypes.CDLL) -> dict:
+    """The operations on CPU tensors, by name."""
+
+    def make(operation):
+        pack = PACKERS[operation]
+        call = _function(library, f"causal_conv1d_cpu_{operation}", ctypes.c_int)
 
         def run(*args):
             status = call(pack(args), torch.get_num_threads())
             if status.code != 0:
                 raise_if_failed(status)
 
-        return run
+        return telling_torch(operation, run)
 
-    return {operator: kernel(operator) for operator in OPERATORS}
+    return {operation: make(operation) for operation in ARGUMENTS}
 
 
-def cuda_kernels(library: ctypes.CDLL, packers: dict[str, Packer]) -> dict:
-    """The operators on CUDA tensors, by name; on the current stream of their device."""
+def cuda_operations(library: ctypes.CDLL) -> dict:
+    """The operations on CUDA tensors, by name; on the current stream of their device."""
     current_stream = torch._C._cuda_getCurrentRawStream  # a tenth of the time of the public one
 
-    def kernel(operator):
-        pack = packers[operator]
-        name = f"causal_conv1d_cuda_{operator}"
+    def make(operation):
+        pack = PACKERS[operation]
+        name = f"causal_conv1d_cuda_{operation}"
         call = _function(library, name, ctypes.c_int, ctypes.c_void_p)
 
         def run(*args):
@@ -148,7 +165,7 @@ def cuda_kernels(library: ctypes.CDLL, packers: dict[str, Packer]) -> dict:
     workspace_size = library.causal_conv1d_cuda_backward_workspace_size
     workspace_size.restype = ctypes.c_int64
     workspace_size.argtypes = [ctypes.c_char_p]
-    pack_backward = packers["backward"]
+    pack_backward = PACKERS["backward"]
     call_backward = _function(
         library,
         "causal_conv1d_cuda_backward",
@@ -169,16 +186,28 @@ def cuda_kernels(library: ctypes.CDLL, packers: dict[str, Packer]) -> dict:
         if status.code != 0:
             raise_if_failed(status)
 
-    others = [operator for operator in OPERATORS if operator != "backward"]
-    return {operator: kernel(operator) for operator in others} | {"backward": backward}
+    others = {operation: make(operation) for operation in ARGUMENTS if operation != "backward"}
+    functions = others | {"backward": backward}
+    return {name: telling_torch(name, functions[name]) for name in ARGUMENTS}
 
 
-def checks(cpu_library: ctypes.CDLL, packers: dict[str, Packer]) -> dict:
-    """By operator, a function that raises RuntimeError for arguments that its kernel refuses."""
+def checks(cpu_library: ctypes.CDLL) -> dict:
+    """By operation, a function that raises RuntimeError for arguments that its kernel refuses."""
 
-    def check(operator):
-        pack = packers[operator]
-        call = _function(cpu_library, f"causal_conv1d_check_{operator}")
+    def check(operation):
+        pack = PACKERS[operation]
+        call = _function(cpu_library, f"causal_conv1d_check_{operation}")
         return lambda args: raise_if_failed(call(pack(args)))
 
-    return {operator: check(operator) for operator in OPERATORS}
+    return {operation: check(operation) for operation in ARGUMENTS}
+
+
+def varlen_sizes_check(cpu_library: ctypes.CDLL):
+    """Raises RuntimeError for (x, cu_seqlens, state_len) that no states can be made of."""
+    call = _function(cpu_library, "causal_conv1d_check_varlen_sizes", ctypes.c_int64)
+    pack = PACKERS["varlen_states"]
+
+    def check(x, cu_seqlens, state_len):
+        raise_if_failed(call(pack((x, cu_seqlens, None)), state_len))
+
+    return check

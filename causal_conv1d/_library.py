@@ -11,13 +11,13 @@ from __future__ import annotations
 import ctypes
 import os
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
-from causal_conv1d import _ctypes_ops, _self_test, _torch_ops
-from causal_conv1d._ctypes_ops import OPERATORS, Status
+from causal_conv1d import _ctypes_ops, _operators, _plain, _self_test
+from causal_conv1d._ctypes_ops import Status
 
 STABLE_ABI, CTYPES = "torch's stable C ABI", "Python"
 
@@ -39,21 +39,29 @@ class Backend:
         return call().decode()
 
 
-_registrations = []  # torch drops what a Library object registered with the object
+@dataclass
+class Loaded:
+    """What a process has of this library, once: torch keeps operators for as long as it lives."""
 
+    cpu: Backend = None
+    cuda: Backend = None
+    self_test: _self_test.SelfTest | None = None  # of the CUDA kernels
+    schemas: dict[str, str] = field(default_factory=dict)
+    # torch drops what a Library object registered with the object.
+    registrations: list = field(default_factory=list)
 
-def _define(schemas) -> None:
-    library = torch.library.Library("causal_conv1d", "FRAGMENT")
-    for schema in schemas:
-        library.define(schema)
-    _registrations.append(library)
+    def define(self, schemas) -> None:
+        library = torch.library.Library("causal_conv1d", "FRAGMENT")
+        for schema in schemas:
+            library.define(schema)
+        self.registrations.append(library)
 
-
-def _register(functions: dict, dispatch_key: str) -> None:
-    library = torch.library.Library("causal_conv1d", "IMPL", dispatch_key)
-    for name, function in functions.items():
-        library.impl(name, function)
-    _registrations.append(library)
+    def register(self, functions: dict, dispatch_key: str) -> None:
+        """Registers functions as the operators' kernels of a dispatch key, by name."""
+        library = torch.library.Library("causal_conv1d", "IMPL", dispatch_key)
+        for name, function in functions.items():
+            library.impl(name, function)
+        self.registrations.append(library)
 
 
 def _may_use_stable_abi() -> bool:
@@ -98,89 +106,90 @@ def _load_cuda() -> Backend:
         path = Path(__file__).with_name("libcausal_conv1d_cuda.so")
         return Backend("cuda", path, None, "torch is built without CUDA")
     backend = _load("cuda")
-    if backend.problem is not None:
-        _refuse_cuda(backend.problem)
-        if backend.path.exists():  # a build without nvcc has none, which needs no warning
-            warnings.warn(
-                f"causal_conv1d: the CUDA kernels could not be loaded and only CPU tensors work: "
-                f"{backend.problem}",
-                RuntimeWarning,
-                stacklevel=2,
-            )
+    if backend.problem is not None and backend.path.exists():
+        # A build without nvcc has none, which needs no warning.
+        warnings.warn(
+            f"causal_conv1d: the CUDA kernels could not be loaded and only CPU tensors work: "
+            f"{backend.problem}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
     return backend
 
 
-def _refuse_cuda(problem: str) -> None:
+def _refusal(problem: str):
     """Makes calls with CUDA tensors fail with the reason, not the dispatcher's list of keys."""
 
     def refuse(*args):
         raise RuntimeError(f"causal_conv1d: no CUDA kernels in this process: {problem}")
 
-    _register(dict.fromkeys(OPERATORS, refuse), "CUDA")
+    return refuse
 
 
-def _register_ctypes_cuda(kernels: dict) -> None:
-    if self_test is not None:
-        kernels = {name: self_test.checked(name, kernel) for name, kernel in kernels.items()}
-    _register(kernels, "CUDA")
-
-
-def _register_replacements(library: ctypes.CDLL) -> None:
+def _replacements(loaded: Loaded, operators: dict) -> dict:
     """The operators that the C++ ones pass calls on to, see ``csrc/torch/register.h``."""
-    set_error = library.causal_conv1d_cuda_set_error
+    set_error = loaded.cuda.library.causal_conv1d_cuda_set_error
 
-    def telling_errors(operator):
+    def telling_errors(name, operator):
+        count = len(getattr(torch.ops.causal_conv1d, name).default._schema.returns)
+
         def call(*args):
             try:
-                operator(*args)
+                return operator(*args)
             except Exception as error:
                 set_error(str(error).encode())
+                nothing = [torch.empty(0) for _ in range(count)]
+                return nothing[0] if count == 1 else tuple(nothing) or None
 
         return call
 
-    _define(f"python_{schema}" for schema in _schemas.values())
-    _register(
-        {f"python_{name}": telling_errors(self_test.replacement(name)) for name in OPERATORS},
-        "CUDA",
-    )
+    return {f"python_{name}": telling_errors(name, run) for name, run in operators.items()}
 
 
-cpu = _load_cpu()
-_schemas = _ctypes_ops.schemas(cpu.library)
-_packers = {name: _ctypes_ops.Packer(name, schema) for name, schema in _schemas.items()}
-if cpu.registration == CTYPES:
-    _define(_schemas.values())
-    _register(_ctypes_ops.cpu_kernels(cpu.library, _packers), "CPU")
-
-cuda = _load_cuda()
-self_test = None  # of the CUDA kernels
-if cuda.problem is None:
+def _register_cuda(loaded: Loaded) -> None:
+    cpu, cuda = loaded.cpu.library, loaded.cuda
+    check = _ctypes_ops.varlen_sizes_check(cpu)
     if _self_test.is_wanted():
-        _fallback = _torch_ops.kernels(_ctypes_ops.checks(cpu.library, _packers))
-        self_test = _self_test.SelfTest(cuda.library, cpu.library, _fallback)
+        fallback = _plain.operations(_ctypes_ops.checks(cpu))
+        fallback = {name: _ctypes_ops.telling_torch(name, run) for name, run in fallback.items()}
+        loaded.self_test = _self_test.SelfTest(cuda.library, cpu, fallback)
     if cuda.registration == CTYPES:
-        _register_ctypes_cuda(_ctypes_ops.cuda_kernels(cuda.library, _packers))
-    elif self_test is not None:
-        _register_replacements(cuda.library)
+        operations = _ctypes_ops.cuda_operations(cuda.library)
+        if loaded.self_test is not None:
+            operations = {n: loaded.self_test.checked(n, run) for n, run in operations.items()}
+        loaded.register(_operators.over(operations, check), "CUDA")
+    elif loaded.self_test is not None:
+        loaded.define(f"python_{schema}" for schema in loaded.schemas.values())
+        operations = {name: loaded.self_test.replacement(name) for name in _operators.ARGUMENTS}
+        loaded.register(_replacements(loaded, _operators.over(operations, check)), "CUDA")
 
 
-def _fake(operator: str):
-    """The operator on meta and fake tensors: it writes into its arguments and returns nothing."""
-    schema = getattr(torch.ops.causal_conv1d, operator).default._schema
-    names = [argument.name for argument in schema.arguments]
+def _load_all() -> Loaded:
+    loaded = Loaded()
+    loaded.cpu = _load_cpu()
+    library = loaded.cpu.library
+    loaded.schemas = _ctypes_ops.schemas(library)
+    if loaded.cpu.registration == CTYPES:
+        loaded.define(loaded.schemas.values())
+        operations = _ctypes_ops.cpu_operations(library)
+        check = _ctypes_ops.varlen_sizes_check(library)
+        loaded.register(_operators.over(operations, check), "CPU")
+    loaded.cuda = _load_cuda()
+    if loaded.cuda.problem is None:
+        _register_cuda(loaded)
+    elif torch.version.cuda is not None:
+        loaded.register(dict.fromkeys(loaded.schemas, _refusal(loaded.cuda.problem)), "CUDA")
 
-    def fake(*args, **kwargs):
-        tensors = {**dict(zip(names, args, strict=False)), **kwargs}
-        device = tensors["x"].device
-        for name, tensor in tensors.items():
-            if isinstance(tensor, torch.Tensor) and tensor.device != device:
-                raise RuntimeError(
-                    f"{OPERATORS[operator]}: {name} must be on x's device {device}, "
-                    f"got {tensor.device}"
-                )
+    from causal_conv1d import _autograd, _fake, _flops, _vmap
 
-    return fake
+    _fake.register(loaded)
+    _autograd.register(loaded)
+    _vmap.register(loaded)
+    _flops.register()
+    return loaded
 
 
-for _operator in OPERATORS:
-    torch.library.register_fake(f"causal_conv1d::{_operator}", _fake(_operator))
+# A second import in one process, after the modules were taken out of sys.modules, finds the first's.
+_namespace = vars(torch.ops.causal_conv1d)
+loaded = _namespace.get("loaded") or _namespace.setdefault("loaded", _load_all())
+cpu, cuda, self_test = loaded.cpu, loaded.cuda, loaded.self_test

@@ -15,10 +15,11 @@ import warnings
 
 import torch
 
-from causal_conv1d._ctypes_ops import DTYPES, OPERATORS
+from causal_conv1d._ctypes_ops import DTYPES
+from causal_conv1d._operators import ARGUMENTS
 
 UNTESTED, RIGHT, WRONG = range(3)  # causal_conv1d_verdict
-_INDEX = {operator: index for index, operator in enumerate(OPERATORS)}
+_INDEX = {operation: index for index, operation in enumerate(ARGUMENTS)}
 
 
 def is_wanted() -> bool:
@@ -26,9 +27,9 @@ def is_wanted() -> bool:
     return os.environ.get("CAUSAL_CONV1D_SELF_TEST", "1").lower() not in ("0", "false", "no", "off")
 
 
-def kernel_number(operator: str, x: torch.Tensor) -> int | None:
+def kernel_number(operation: str, x: torch.Tensor) -> int | None:
     """The kernel that a call with x needs, as ``csrc/torch/register.h`` counts, or None."""
-    index, dtype = _INDEX[operator], DTYPES.get(x.dtype)
+    index, dtype = _INDEX[operation], DTYPES.get(x.dtype)
     if dtype is None or not x.dtype.is_floating_point:
         return None
     is_last = index < 2 and x.dim() == 3 and x.stride(1) < x.stride(2)
@@ -41,7 +42,7 @@ class SelfTest:
     Args:
         cuda: the library.
         cpu: the library of the CPU kernels, which are compared with.
-        fallback: the operators in plain torch by name.
+        fallback: the operations in plain torch by name, see ``_operators.py``.
     """
 
     def __init__(self, cuda: ctypes.CDLL, cpu: ctypes.CDLL, fallback: dict):
@@ -54,7 +55,7 @@ class SelfTest:
         self.size = cuda.causal_conv1d_cuda_self_test_size()
         self.text = cuda.causal_conv1d_cuda_problem
         self.text.argtypes, self.text.restype = [ctypes.c_int], ctypes.c_char_p
-        functions = [getattr(cpu, f"causal_conv1d_cpu_{name}") for name in OPERATORS]
+        functions = [getattr(cpu, f"causal_conv1d_cpu_{name}") for name in ARGUMENTS]
         addresses = [ctypes.cast(function, ctypes.c_void_p) for function in functions]
         cuda.causal_conv1d_cuda_set_expected((ctypes.c_void_p * len(addresses))(*addresses))
         self.warned: set[torch.device] = set()
@@ -63,9 +64,9 @@ class SelfTest:
         """What is wrong with a device's kernels, of those tested."""
         return self.text(device.index).decode(errors="replace") or None
 
-    def replacement(self, operator: str):
-        """The operator in plain torch, which warns at its first call on a device."""
-        function = self.fallback[operator]
+    def replacement(self, operation: str):
+        """The operation in plain torch, which warns at its first call on a device."""
+        function = self.fallback[operation]
 
         def replace(*args):
             self.warn(args[0].device)
@@ -73,20 +74,20 @@ class SelfTest:
 
         return replace
 
-    def checked(self, operator: str, kernel):
+    def checked(self, operation: str, kernel):
         """The kernel or, where it is wrong, its replacement."""
-        replacement = self.replacement(operator)
+        replacement = self.replacement(operation)
 
         def run(*args):
-            if self.find_verdict(operator, args[0]) == WRONG:
+            if self.find_verdict(operation, args[0]) == WRONG:
                 replacement(*args)
             else:
                 kernel(*args)
 
         return run
 
-    def find_verdict(self, operator: str, x: torch.Tensor) -> int:
-        number, index = kernel_number(operator, x), x.device.index
+    def find_verdict(self, operation: str, x: torch.Tensor) -> int:
+        number, index = kernel_number(operation, x), x.device.index
         if number is None or x.device.type != "cuda":
             return UNTESTED  # whatever runs will refuse x
         verdict = self.verdict(number, index)

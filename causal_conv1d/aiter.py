@@ -17,7 +17,7 @@ import time
 
 import torch
 
-from causal_conv1d.causal_conv1d_interface import _forward
+from causal_conv1d.cpp_functions import write_forward
 from causal_conv1d.reference import causal_conv1d_ref
 
 __all__ = ["causal_conv1d_fwd"]
@@ -45,7 +45,7 @@ def causal_conv1d_fwd(out, x, weight, bias, use_silu):
     """
     if bias is not None and bias.numel() == 0:
         bias = None
-    _forward(x, weight, bias, None, None, out, None, bool(use_silu))
+    write_forward(x, weight, bias, None, None, out, None, bool(use_silu))
 
 
 # Relative errors in the 2-norm: a few roundings of float32, one rounding of the 16-bit types.

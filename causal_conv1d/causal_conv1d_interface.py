@@ -5,6 +5,15 @@ from __future__ import annotations
 import torch
 
 from causal_conv1d import _library  # noqa: F401  registers torch.ops.causal_conv1d
+from causal_conv1d import _onnx
+from causal_conv1d._arguments import (
+    check_final_states_out,
+    check_tensors,
+    is_silu,
+    refuse_to_write,
+)
+from causal_conv1d._autograd import Forward, Update
+from causal_conv1d._dispatch import below_autograd, is_transformed
 from causal_conv1d.reference import causal_conv1d_ref, causal_conv1d_update_ref
 
 __all__ = [
@@ -15,101 +24,20 @@ __all__ = [
     "causal_conv1d_update_ref",
 ]
 
-_forward = torch.ops.causal_conv1d.forward.default
-_backward = torch.ops.causal_conv1d.backward.default
-_update = torch.ops.causal_conv1d.update.default
+_ops = torch.ops.causal_conv1d
+# The operators without a Python function around them.
+_forward = _ops.forward.default._op
+_forward_states = _ops.forward_states.default._op
+_forward_out = _ops.forward_out.default._op
+_update = _ops.update.default._op
 
 
-def _is_silu(activation) -> bool:
-    if activation is None:
-        return False
-    if activation == "silu" or activation == "swish":
-        return True
-    raise NotImplementedError("activation must be None, silu, or swish")
-
-
-class CausalConv1dFn(torch.autograd.Function):
-    """The differentiable form of :func:`causal_conv1d_fn`; it saves its inputs and nothing else."""
+class CausalConv1dFn:
+    """Upstream's name for :func:`causal_conv1d_fn`, called as a ``torch.autograd.Function`` is."""
 
     @staticmethod
-    def forward(
-        ctx,
-        x,
-        weight,
-        bias=None,
-        seq_idx=None,
-        initial_states=None,
-        return_final_states=False,
-        final_states_out=None,
-        activation=None,
-    ):
-        silu = _is_silu(activation)
-        out = torch.empty_like(x)
-        final_states = None
-        if return_final_states:
-            if final_states_out is not None:
-                final_states = final_states_out
-                ctx.mark_dirty(final_states)
-            else:
-                final_states = _empty_final_states(x, weight)
-        _forward(x, weight, bias, seq_idx, initial_states, out, final_states, silu)
-        ctx.save_for_backward(x, weight, bias, seq_idx, initial_states)
-        ctx.silu = silu
-        ctx.set_materialize_grads(False)
-        return (out, final_states) if return_final_states else out
-
-    @staticmethod
-    def backward(ctx, dout, dfinal_states=None):
-        x, weight, bias, seq_idx, initial_states = ctx.saved_tensors
-        if dout is None:
-            if dfinal_states is None:
-                return None, None, None, None, None, None, None, None
-            dout = torch.zeros_like(x)
-        arguments = (x, weight, bias, seq_idx, initial_states, dout, dfinal_states)
-        # Gradients are recorded here only if the caller asked for a graph of the backward.
-        gradients = _OnceDifferentiable.apply if torch.is_grad_enabled() else _gradients
-        dx, dweight, dbias, dinitial_states = gradients(
-            *arguments, ctx.silu, ctx.needs_input_grad[1:5]
-        )
-        return dx, dweight, dbias, None, dinitial_states, None, None, None
-
-
-def _gradients(x, weight, bias, seq_idx, initial_states, dout, dfinal_states, silu, needs):
-    dx = torch.empty_like(x)
-    dweight = torch.empty_like(weight) if needs[0] else None
-    dbias = torch.empty_like(bias) if needs[1] else None
-    dinitial_states = torch.empty_like(initial_states) if needs[3] else None
-    _backward(
-        x,
-        weight,
-        bias,
-        dout,
-        seq_idx,
-        initial_states,
-        dfinal_states,
-        dx,
-        dweight,
-        dbias,
-        dinitial_states,
-        silu,
-    )
-    return dx, dweight, dbias, dinitial_states
-
-
-class _OnceDifferentiable(torch.autograd.Function):
-    """The backward as a node of a graph: a second derivative fails instead of being left out."""
-
-    @staticmethod
-    def forward(ctx, *arguments):
-        return _gradients(*arguments)
-
-    @staticmethod
-    def backward(ctx, *_):
-        raise RuntimeError("causal_conv1d_fn: there is no second derivative (double backward)")
-
-
-def _empty_final_states(x, weight):
-    return x.new_empty((x.shape[0], x.shape[1], weight.shape[1] - 1))
+    def apply(*args):
+        return causal_conv1d_fn(*args)
 
 
 def _legacy_form(
@@ -139,7 +67,7 @@ def _legacy_form(
         initial_states = None if isinstance(initial_states, str) else initial_states
         final_states_out = None if isinstance(final_states_out, str) else final_states_out
     elif final_states_out is not None and not isinstance(final_states_out, torch.Tensor):
-        activation, final_states_out = final_states_out, None  # no tensor: refused as activation
+        check_tensors("causal_conv1d_fn", {}, {"final_states_out": final_states_out})
     return seq_idx, initial_states, return_final_states, final_states_out, activation, buffer
 
 
@@ -208,33 +136,75 @@ def causal_conv1d_fn(
                 bias, seq_idx, initial_states, return_final_states, final_states_out, activation
             )
         )
-    if torch.is_grad_enabled() and (
-        x.requires_grad
-        or weight.requires_grad
-        or (bias is not None and bias.requires_grad)
-        or (initial_states is not None and initial_states.requires_grad)
-    ):
-        if buffer is not None:
-            return CausalConv1dFn.apply(
-                x, weight, bias, seq_idx, initial_states, True, buffer, activation
-            )[0]
-        return CausalConv1dFn.apply(
-            x,
-            weight,
-            bias,
-            seq_idx,
-            initial_states,
-            bool(return_final_states),
-            final_states_out,
-            activation,
-        )
-    out = torch.empty_like(x)
-    if return_final_states:
-        buffer = final_states_out
-        if buffer is None:
-            buffer = _empty_final_states(x, weight)
-    _forward(x, weight, bias, seq_idx, initial_states, out, buffer, _is_silu(activation))
-    return (out, buffer) if return_final_states else out
+    silu = activation is not None and is_silu(activation)
+    states_out = final_states_out if return_final_states else buffer
+    with_states = return_final_states or buffer is not None
+    if is_transformed(x):
+        found = _traced(x, weight, bias, seq_idx, initial_states, with_states, states_out, silu)
+        return found if buffer is None else found[0]
+    try:
+        if torch.is_grad_enabled() and (
+            x.requires_grad
+            or weight.requires_grad
+            or (bias is not None and bias.requires_grad)
+            or (initial_states is not None and initial_states.requires_grad)
+            or (states_out is not None and states_out.requires_grad)
+        ):
+            if states_out is not None and _share_memory(states_out, initial_states):
+                initial_states = initial_states.clone()  # the backward needs what was in it
+            operator = _forward_states if with_states else _forward
+            found = Forward.apply(
+                below_autograd, operator, x, weight, bias, seq_idx, initial_states, silu
+            )
+            if states_out is not None:
+                found = found[0], _write_states(states_out, found[1], x)
+        elif states_out is not None:
+            found = torch.empty_like(x), states_out
+            below_autograd(_forward_out, x, weight, bias, seq_idx, initial_states, *found, silu)
+        else:
+            operator = _forward_states if with_states else _forward
+            found = below_autograd(operator, x, weight, bias, seq_idx, initial_states, silu)
+    except Exception:
+        _check_fn_tensors(x, weight, bias, seq_idx, initial_states, states_out)
+        raise
+    return found if buffer is None else found[0]
+
+
+def _check_fn_tensors(x, weight, bias, seq_idx, initial_states, final_states_out):
+    optional = {"bias": bias, "seq_idx": seq_idx, "initial_states": initial_states}
+    optional["final_states_out"] = final_states_out
+    check_tensors("causal_conv1d_fn", {"x": x, "weight": weight}, optional)
+
+
+def _share_memory(a, b) -> bool:
+    if b is None:
+        return False
+    return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
+
+
+def _write_states(final_states_out, final_states, x):
+    """final_states in the tensor given for them, by an operation that autograd knows."""
+    check_final_states_out(final_states_out, final_states, x)
+    return final_states_out.copy_(final_states)
+
+
+def _traced(x, weight, bias, seq_idx, initial_states, with_states, states_out, silu):
+    """causal_conv1d_fn by operators alone, for what follows them or is a tensor of its own kind."""
+    _check_fn_tensors(x, weight, bias, seq_idx, initial_states, states_out)
+    args = (x, weight, bias, seq_idx, initial_states, silu)
+    if _onnx.is_exporting():
+        found = _onnx.forward_states(*args)
+        if not with_states:
+            return found[0]
+    elif not with_states:
+        return _ops.forward.default(*args)
+    else:
+        if states_out is not None and initial_states is not None:
+            args = (x, weight, bias, seq_idx, initial_states.clone(), silu)
+        found = _ops.forward_states.default(*args)
+    if states_out is None:
+        return found
+    return found[0], _write_states(states_out, found[1], x)
 
 
 def causal_conv1d_update(
@@ -273,7 +243,33 @@ def causal_conv1d_update(
         RuntimeError: an argument of wrong shape, dtype or device; the message names it.
         NotImplementedError: another activation.
     """
-    silu = _is_silu(activation)
-    out = torch.empty_like(x)
-    _update(x, conv_state, weight, bias, out, silu, cache_seqlens, conv_state_indices)
-    return out
+    silu = activation is not None and is_silu(activation)
+    args = (x, conv_state, weight, bias, silu, cache_seqlens, conv_state_indices)
+    if is_transformed(x):
+        return _traced_update(*args)
+    try:
+        if torch.is_grad_enabled():
+            refuse_to_write("causal_conv1d_update", conv_state=conv_state)
+            if x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad):
+                return Update.apply(below_autograd, *args)
+        return below_autograd(_update, *args)
+    except Exception:
+        _check_update_tensors(x, conv_state, weight, bias, cache_seqlens, conv_state_indices)
+        raise
+
+
+def _check_update_tensors(x, conv_state, weight, bias, cache_seqlens, conv_state_indices):
+    optional = {"bias": bias, "cache_seqlens": cache_seqlens}
+    optional["conv_state_indices"] = conv_state_indices
+    required = {"x": x, "conv_state": conv_state, "weight": weight}
+    check_tensors("causal_conv1d_update", required, optional)
+
+
+def _traced_update(x, conv_state, weight, bias, silu, cache_seqlens, conv_state_indices):
+    _check_update_tensors(x, conv_state, weight, bias, cache_seqlens, conv_state_indices)
+    args = (x, conv_state, weight, bias, silu, cache_seqlens, conv_state_indices)
+    if _onnx.is_exporting():
+        out, after = _onnx.update(*args)
+        conv_state.copy_(after)
+        return out
+    return _ops.update.default(*args)

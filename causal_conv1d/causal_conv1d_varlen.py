@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 
 from causal_conv1d import _library  # noqa: F401  registers torch.ops.causal_conv1d
+from causal_conv1d._arguments import check_tensors
+from causal_conv1d._dispatch import below_autograd, is_transformed
 from causal_conv1d.reference import causal_conv1d_varlen_states_ref
 
 __all__ = ["causal_conv1d_varlen_states", "causal_conv1d_varlen_states_ref"]
@@ -13,7 +15,7 @@ _varlen_states = torch.ops.causal_conv1d.varlen_states.default
 
 
 def causal_conv1d_varlen_states(x, cu_seqlens, state_len):
-    """The last ``state_len`` inputs of each packed sequence, zero-padded in front; no gradient.
+    """The last ``state_len`` inputs of each packed sequence, zero-padded in front; differentiable.
 
     Args:
         x: (total_tokens, dim), any float dtype.
@@ -28,12 +30,12 @@ def causal_conv1d_varlen_states(x, cu_seqlens, state_len):
     Raises:
         RuntimeError: an argument of wrong shape, dtype or device; the message names it.
     """
-    batch, dim = max(cu_seqlens.shape[0] - 1, 0), x.shape[-1]
-    states = torch.empty_strided(
-        (batch, dim, state_len),
-        (state_len * dim, 1, max(dim, 1)),
-        dtype=x.dtype,
-        device=x.device,
-    )
-    _varlen_states(x, cu_seqlens, states)
-    return states
+    required = {"x": x, "cu_seqlens": cu_seqlens}
+    if is_transformed(x) or (torch.is_grad_enabled() and x.requires_grad):
+        check_tensors("causal_conv1d_varlen_states", required, {})
+        return _varlen_states(x, cu_seqlens, state_len)
+    try:
+        return below_autograd(_varlen_states, x, cu_seqlens, state_len)
+    except Exception:
+        check_tensors("causal_conv1d_varlen_states", required, {})
+        raise

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import torch
 
-from causal_conv1d.causal_conv1d_interface import _backward, _forward, _update
+from causal_conv1d import _library  # noqa: F401  registers torch.ops.causal_conv1d
+from causal_conv1d._arguments import refuse_to_write
+from causal_conv1d._dispatch import below_autograd
+from causal_conv1d._operators import empty_gradients
 
 __all__ = [
     "causal_conv1d_bwd_function",
@@ -16,12 +19,31 @@ __all__ = [
 ]
 
 
+_ops = torch.ops.causal_conv1d
+
+
+def write_forward(
+    x, weight, bias, seq_idx, initial_states, out, final_states_out, silu
+):
+    """Writes out, and final_states_out if given."""
+    refuse_to_write("causal_conv1d_fn", out=out, final_states_out=final_states_out)
+    operator = _ops.forward_out.default
+    below_autograd(
+        operator, x, weight, bias, seq_idx, initial_states, out, final_states_out, silu
+    )
+
+
 def causal_conv1d_fwd_function(
     x, weight, bias, seq_idx, initial_states, final_states_out, silu_activation
 ):
     """out of :func:`causal_conv1d.causal_conv1d_fn`; final_states_out, if given, is written."""
+    if final_states_out is None:
+        operator = _ops.forward.default
+        return below_autograd(
+            operator, x, weight, bias, seq_idx, initial_states, silu_activation
+        )
     out = torch.empty_like(x)
-    _forward(x, weight, bias, seq_idx, initial_states, out, final_states_out, silu_activation)
+    write_forward(x, weight, bias, seq_idx, initial_states, out, final_states_out, silu_activation)
     return out
 
 
@@ -42,37 +64,51 @@ def causal_conv1d_bwd_function(
     dx, if given, is written in place, whatever its strides, and returned. dbias is None without
     bias, dinitial_states without ``return_dinitial_states``.
     """
+    inputs = (x, weight, bias, dout, seq_idx, initial_states, dfinal_states)
+    needs = (True, bias is not None, bool(return_dinitial_states))
     if dx is None:
-        dx = torch.empty_like(x)
-    dweight = torch.empty_like(weight)
-    dbias = None if bias is None else torch.empty_like(bias)
-    dinitial_states = None
-    if return_dinitial_states:
-        if initial_states is None:
-            dinitial_states = x.new_empty((x.shape[0], x.shape[1], weight.shape[1] - 1))
-        else:
-            dinitial_states = torch.empty_like(initial_states)
-    _backward(
-        x,
-        weight,
-        bias,
-        dout,
-        seq_idx,
-        initial_states,
-        dfinal_states,
-        dx,
-        dweight,
-        dbias,
-        dinitial_states,
-        silu_activation,
-    )
+        found = below_autograd(_ops.backward.default, *inputs, *needs, silu_activation)
+        dx, dweight, dbias, dinitial_states = found
+        return dx, dweight, dbias if needs[1] else None, dinitial_states if needs[2] else None
+    _, dweight, dbias, dinitial_states = empty_gradients(x, weight, bias, initial_states, *needs)
+    dbias = dbias if needs[1] else None
+    dinitial_states = dinitial_states if needs[2] else None
+    write_backward(*inputs, dx, dweight, dbias, dinitial_states, silu_activation)
     return dx, dweight, dbias, dinitial_states
+
+
+def write_backward(
+    x,
+    weight,
+    bias,
+    dout,
+    seq_idx,
+    initial_states,
+    dfinal_states,
+    dx,
+    dweight,
+    dbias,
+    dinitial_states,
+    silu,
+):
+    """Writes the gradients that are given."""
+    written = {"dx": dx, "dweight": dweight, "dbias": dbias, "dinitial_states": dinitial_states}
+    refuse_to_write("causal_conv1d_bwd", **written)
+    inputs = (x, weight, bias, dout, seq_idx, initial_states, dfinal_states)
+    below_autograd(_ops.backward_out.default, *inputs, *written.values(), silu)
 
 
 def causal_conv1d_update_function(
     x, conv_state, weight, bias, silu_activation, cache_seqlens, conv_state_indices
 ):
     """out of :func:`causal_conv1d.causal_conv1d_update`; conv_state is changed in place."""
-    out = torch.empty_like(x)
-    _update(x, conv_state, weight, bias, out, silu_activation, cache_seqlens, conv_state_indices)
-    return out
+    refuse_to_write("causal_conv1d_update", conv_state=conv_state)
+    args = (x, conv_state, weight, bias, silu_activation, cache_seqlens, conv_state_indices)
+    return below_autograd(_ops.update.default, *args)
+
+
+def write_update(x, conv_state, weight, bias, out, silu, cache_seqlens, conv_state_indices):
+    """Writes out; conv_state is changed in place."""
+    refuse_to_write("causal_conv1d_update", conv_state=conv_state, out=out)
+    args = (x, conv_state, weight, bias, out, silu, cache_seqlens, conv_state_indices)
+    below_autograd(_ops.update_out.default, *args)

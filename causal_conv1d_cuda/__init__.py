@@ -24,11 +24,13 @@ from __future__ import annotations
 
 import torch
 
-from causal_conv1d.causal_conv1d_interface import _backward, _forward, _update
 from causal_conv1d.cpp_functions import (
     causal_conv1d_bwd_function,
     causal_conv1d_fwd_function,
     causal_conv1d_update_function,
+    write_backward,
+    write_forward,
+    write_update,
 )
 
 __all__ = ["causal_conv1d_bwd", "causal_conv1d_fwd", "causal_conv1d_update"]
@@ -42,7 +44,7 @@ def causal_conv1d_fwd(*args):
     """Forward; see the module's table of argument lists."""
     if len(args) == 8:
         x, weight, bias, seq_idx, initial_states, out, final_states_out, silu = args
-        _forward(x, weight, bias, seq_idx, initial_states, out, final_states_out, silu)
+        write_forward(x, weight, bias, seq_idx, initial_states, out, final_states_out, silu)
         return None
     if len(args) == 7:
         return causal_conv1d_fwd_function(*args)
@@ -89,7 +91,7 @@ def _accumulate_bwd(
 ):
     dweight_part = torch.empty_like(dweight)
     dbias_part = None if dbias is None else torch.empty_like(dbias)
-    _backward(
+    write_backward(
         x,
         weight,
         bias,
@@ -112,7 +114,7 @@ def causal_conv1d_update(*args):
     """Update; see the module's table of argument lists."""
     if len(args) == 8:
         x, conv_state, weight, bias, out, silu, cache_seqlens, conv_state_indices = args
-        _update(x, conv_state, weight, bias, out, silu, cache_seqlens, conv_state_indices)
+        write_update(x, conv_state, weight, bias, out, silu, cache_seqlens, conv_state_indices)
         return None
     if 5 <= len(args) <= 7:
         return causal_conv1d_update_function(*args, *(None,) * (7 - len(args)))

@@ -267,16 +267,27 @@ Status check(const UpdateParams& p) {
   return check_batch_vector(c, "conv_state_indices", p.conv_state_indices, x);
 }
 
-Status check(const VarlenStatesParams& p) {
+Status check_varlen_sizes(const Tensor& x, const Tensor& cu_seqlens, int64_t state_len) {
   const Checker c{"causal_conv1d_varlen_states"};
   const int64_t any[3] = {-1, -1, -1};
-  RETURN_IF_FAILED(c.sizes("x", p.x, "(total_tokens, dim)", 2, any));
-  RETURN_IF_FAILED(c.float_like("x", p.x, p.x));
-  RETURN_IF_FAILED(c.sizes("cu_seqlens", p.cu_seqlens, "(batch + 1,)", 1, any));
-  if (p.cu_seqlens.dtype != CAUSAL_CONV1D_INT32 && p.cu_seqlens.dtype != CAUSAL_CONV1D_INT64) {
-    return c.fail("cu_seqlens", "must be int32 or int64, got %s", dtype_name(p.cu_seqlens.dtype));
+  RETURN_IF_FAILED(c.sizes("x", x, "(total_tokens, dim)", 2, any));
+  RETURN_IF_FAILED(c.float_like("x", x, x));
+  RETURN_IF_FAILED(c.sizes("cu_seqlens", cu_seqlens, "(batch + 1,)", 1, any));
+  if (cu_seqlens.dtype != CAUSAL_CONV1D_INT32 && cu_seqlens.dtype != CAUSAL_CONV1D_INT64) {
+    return c.fail("cu_seqlens", "must be int32 or int64, got %s", dtype_name(cu_seqlens.dtype));
   }
-  if (p.cu_seqlens.sizes[0] < 1) return c.fail("cu_seqlens", "must have at least one element");
+  if (cu_seqlens.sizes[0] < 1) return c.fail("cu_seqlens", "must have at least one element");
+  const int64_t row = (cu_seqlens.sizes[0] - 1) * x.sizes[1] * 8;
+  if (state_len < 0 || (row > 0 && state_len > INT64_MAX / row)) {
+    return c.fail("state_len", "must be >= 0 and give states of less than 2^63 bytes, got %lld",
+                  static_cast<long long>(state_len));
+  }
+  return ok();
+}
+
+Status check(const VarlenStatesParams& p) {
+  const Checker c{"causal_conv1d_varlen_states"};
+  RETURN_IF_FAILED(check_varlen_sizes(p.x, p.cu_seqlens, 0));
   const int64_t want[3] = {p.cu_seqlens.sizes[0] - 1, p.x.sizes[1], -1};
   RETURN_IF_FAILED(c.sizes("states", p.states, "(batch, dim, state_len)", 3, want));
   RETURN_IF_FAILED(c.same_dtype("states", p.states, p.x));

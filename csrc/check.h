@@ -24,5 +24,7 @@ Status check(const ForwardParams& p);
 Status check(const BackwardParams& p);
 Status check(const UpdateParams& p);
 Status check(const VarlenStatesParams& p);
+// The part of it that tells whether states can be made.
+Status check_varlen_sizes(const Tensor& x, const Tensor& cu_seqlens, int64_t state_len);
 
 }  // namespace causal_conv1d

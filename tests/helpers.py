@@ -296,7 +296,7 @@ def run_forward(case, out_layout=None, final_states=True):
     final = None
     if final_states:
         final = allocate(case.state_shape, out_layout or "channel_first", case.x.dtype, device)
-    ops.forward(
+    ops.forward_out(
         case.x,
         case.weight,
         case.bias,
@@ -326,7 +326,7 @@ def run_backward(case, dx_layout=None, wanted=GRADIENTS):
         found["dinitial_states"] = allocate(
             case.state_shape, dx_layout or "channel_first", case.initial_states.dtype, device
         )
-    ops.backward(
+    ops.backward_out(
         case.x,
         case.weight,
         case.bias,

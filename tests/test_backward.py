@@ -87,7 +87,7 @@ def test_dweight_and_dbias_come_in_any_type(grad_dtype, device):
     found["dx"] = torch.full_like(case.x, math.nan)
     found["dweight"] = allocate(case.weight.shape, "transposed", grad_dtype, device)
     found["dbias"] = allocate(case.bias.shape, "strided", grad_dtype, device)
-    ops.backward(
+    ops.backward_out(
         case.x,
         case.weight,
         case.bias,

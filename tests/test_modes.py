@@ -162,8 +162,8 @@ def test_cuda_graph_of_forward_and_backward(layout, cuda):
     common = (case.x, case.weight, case.bias)
 
     def step():
-        ops.forward(*common, case.seq_idx, case.initial_states, out, final, case.silu)
-        ops.backward(
+        ops.forward_out(*common, case.seq_idx, case.initial_states, out, final, case.silu)
+        ops.backward_out(
             *common,
             case.dout,
             case.seq_idx,
@@ -255,7 +255,7 @@ def test_kernels_wait_for_what_comes_before_them(layout, is_graph, cuda):
         torch.cuda.current_stream().wait_stream(side)
         results.append(wait(conv(results[-1])))
         dweight, dbias = (torch.empty_like(w) for w in weights)
-        ops.backward(x, *weights, results[-1], None, None, None, dx, dweight, dbias, None, True)
+        ops.backward_out(x, *weights, results[-1], None, None, None, dx, dweight, dbias, None, True)
         results += [wait(dx.clone()), dweight, dbias]
         results.append(wait(causal_conv1d_update(dx[:, :, -1].contiguous(), state, *weights)))
         return results

@@ -45,7 +45,7 @@ def results_of(device):
 def error_of(device):
     x = torch.ones(2, 6, 9, device=device)
     with pytest.raises(RuntimeError) as error:
-        ops.forward(x, x[0, 0, 0], None, None, None, torch.empty_like(x), None, True)
+        ops.forward_out(x, x[0, 0, 0], None, None, None, torch.empty_like(x), None, True)
     return str(error.value)
 
 

@@ -192,7 +192,7 @@ def test_torchs_operations_refuse_what_the_kernels_refuse(by_torch, device):
         for i, value in change.items():
             arguments[i] = value
         with pytest.raises(RuntimeError) as expected:
-            ops.forward(*arguments)
+            ops.forward_out(*arguments)
         with pytest.raises(RuntimeError) as found:
             by_torch["forward"](*arguments)
         assert str(found.value) == str(expected.value)
@@ -385,7 +385,7 @@ def test_the_test_may_run_while_another_thread_captures(gpu):
     def call():
         try:
             with torch.cuda.stream(stream):
-                ops.forward(x, weight, None, None, None, out, None, False)
+                ops.forward_out(x, weight, None, None, None, out, None, False)
         except RuntimeError as error:
             errors.append(error)
 

@@ -175,8 +175,8 @@ def test_more_than_2_to_the_31_elements(shape, layout, room):
     x, dout = huge(shape, layout), huge(shape, layout, seed=1)
     weight, bias = parameters(dim)
     out, dx = torch.empty_like(x), torch.empty_like(x)
-    ops.forward(x, weight, bias, None, None, out, None, True)
-    ops.backward(x, weight, bias, dout, None, None, None, dx, None, None, None, True)
+    ops.forward_out(x, weight, bias, None, None, out, None, True)
+    ops.backward_out(x, weight, bias, dout, None, None, None, dx, None, None, None, True)
 
     start = max(0, seqlen - 2000)  # the last row, and its end
     part = (slice(batch - 1, None), slice(dim - 1, None), slice(start, None))
@@ -184,8 +184,8 @@ def test_more_than_2_to_the_31_elements(shape, layout, room):
     small_out, small_dx = torch.empty_like(x[part]), torch.empty_like(x[part])
     small = (x[part].contiguous(), weight[-1:], bias[-1:])
     states = halo if start else None
-    ops.forward(*small, None, states, small_out, None, True)
-    ops.backward(
+    ops.forward_out(*small, None, states, small_out, None, True)
+    ops.backward_out(
         *small, dout[part].contiguous(), None, states, None, small_dx, None, None, None, True
     )
     assert torch.equal(out[part], small_out)
@@ -193,7 +193,7 @@ def test_more_than_2_to_the_31_elements(shape, layout, room):
 
     # Without an activation dbias is the sum of dout; its last element takes the last channel.
     dbias = torch.empty_like(bias)
-    ops.backward(x, weight, bias, dout, None, None, None, dx, None, dbias, None, False)
+    ops.backward_out(x, weight, bias, dout, None, None, None, dx, None, dbias, None, False)
     parts = dout[:, -1].split(2**12 if batch > 1 else 1)
     total = sum(part.double().sum() for part in parts)
     assert abs(dbias[-1].double() - total) <= PARAM[torch.bfloat16] * math.sqrt(batch * seqlen)

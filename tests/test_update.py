@@ -202,7 +202,7 @@ def test_out_is_written_in_place_in_any_layout(out_layout, device):
     expected, expected_state = reference_update(arguments, "silu")
     out = allocate(arguments["x"].shape, out_layout, device=device)
     state, x = arguments["conv_state"], arguments["x"]
-    ops.update(x, state, arguments["weight"], arguments["bias"], out, True, None, None)
+    ops.update_out(x, state, arguments["weight"], arguments["bias"], out, True, None, None)
     assert_close(out, expected, OUT[torch.float32])
     assert torch.equal(state, expected_state.float())
     assert_untouched_outside(out)

@@ -67,8 +67,8 @@ def test_models_views(make_x, make_out, device):
     out, dx = make_out(device), make_out(device)
     dweight, dbias = torch.empty_like(case.weight), torch.empty_like(case.bias)
     common = (case.x, case.weight, case.bias)
-    ops.forward(*common, None, None, out, None, True)
-    ops.backward(*common, case.dout, None, None, None, dx, dweight, dbias, None, True)
+    ops.forward_out(*common, None, None, out, None, True)
+    ops.backward_out(*common, case.dout, None, None, None, dx, dweight, dbias, None, True)
     assert torch.equal(out, expected)
     assert torch.equal(dx, expected_grads["dx"])
     assert_untouched_outside(out)
@@ -111,7 +111,7 @@ def test_memory_around_dweight_and_dbias_stays(device):
     dx = torch.empty_like(case.x)
     for where in ("slice", "strided"):
         dweight, dbias = (allocate(t.shape, where, device=device) for t in (case.weight, case.bias))
-        ops.backward(
+        ops.backward_out(
             case.x,
             case.weight,
             case.bias,
@@ -141,10 +141,10 @@ def test_input_and_output_may_interleave_in_one_block(transposed, device):
     else:
         halves = torch.empty(B, 2 * D, L, device=device).chunk(2, dim=1)
     x = halves[0].copy_(case.x)
-    ops.forward(x, case.weight, case.bias, None, None, halves[1], None, True)
+    ops.forward_out(x, case.weight, case.bias, None, None, halves[1], None, True)
     assert torch.equal(halves[1], expected) and torch.equal(x, case.x)
     common = (x, case.weight, case.bias, case.dout, None, None, None)
-    ops.backward(*common, halves[1], None, None, None, True)
+    ops.backward_out(*common, halves[1], None, None, None, True)
     assert torch.equal(halves[1], expected_dx) and torch.equal(x, case.x)
 
 

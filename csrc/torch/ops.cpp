@@ -4,22 +4,36 @@
 #include <sstream>
 #include <stdexcept>
 
+#include "strides.h"
+
 namespace causal_conv1d::torch_abi {
 namespace {
 
-// One a line.
-constexpr const char kSchemas[] =
-    "forward(Tensor x, Tensor weight, Tensor? bias, Tensor? seq_idx, Tensor? initial_states, "
-    "Tensor(a!) out, Tensor(b!)? final_states_out, bool silu) -> ()\n"
-    "backward(Tensor x, Tensor weight, Tensor? bias, Tensor dout, Tensor? seq_idx, "
-    "Tensor? initial_states, Tensor? dfinal_states, Tensor(a!) dx, Tensor(b!)? dweight, "
-    "Tensor(c!)? dbias, Tensor(d!)? dinitial_states, bool silu) -> ()\n"
-    "update(Tensor x, Tensor(a!) conv_state, Tensor weight, Tensor? bias, Tensor(b!) out, "
-    "bool silu, Tensor? cache_seqlens, Tensor? conv_state_indices) -> ()\n"
-    "varlen_states(Tensor x, Tensor cu_seqlens, Tensor(a!) states) -> ()\n";
+constexpr const Signature* kSignatures[] = {
+    &schema::kForward,     &schema::kForwardStates, &schema::kForwardOut, &schema::kBackward,
+    &schema::kBackwardOut, &schema::kUpdate,        &schema::kUpdateOut,  &schema::kVarlenStates};
 
-void require(Error error, const char* what) {
-  if (error != 0) throw std::runtime_error(std::string("causal_conv1d: torch failed to ") + what);
+// As torch reads it: "forward(Tensor x, Tensor weight, ...) -> Tensor".
+std::string schema_of(const Signature& signature) {
+  std::string text = std::string(signature.name) + "(";
+  char alias = 'a';
+  for (int i = 0; signature.kinds[i] != '\0'; ++i) {
+    const char kind = signature.kinds[i];
+    if (i > 0) text += ", ";
+    if (kind == 'B' || kind == 'I') {
+      text += kind == 'B' ? "bool" : "int";
+    } else {
+      text += "Tensor";
+      if (kind == 'W' || kind == 'P') text += std::string("(") + alias++ + "!)";
+      if (kind == 'O' || kind == 'P') text += "?";
+    }
+    text += std::string(" ") + signature.arguments[i];
+  }
+  return text + ") -> " + signature.returns;
+}
+
+void require(Error error, const std::string& what) {
+  if (error != 0) throw std::runtime_error("causal_conv1d: torch failed to " + what);
 }
 
 std::string device_name(const Functions& f, int32_t type, int32_t index) {
@@ -38,27 +52,60 @@ int32_t core_dtype(int32_t torch_dtype) {
   if (torch_dtype == f.float64) return CAUSAL_CONV1D_FLOAT64;
   if (torch_dtype == f.int32) return CAUSAL_CONV1D_INT32;
   if (torch_dtype == f.int64) return CAUSAL_CONV1D_INT64;
+  // Some others have a number so that an error can name them.
+  const std::string unknown = dtype_name(CAUSAL_CONV1D_UNSUPPORTED_DTYPE);
+  for (int32_t dtype = CAUSAL_CONV1D_UNSUPPORTED_DTYPE + 1; dtype_name(dtype) != unknown; ++dtype) {
+    const std::string getter = std::string("aoti_torch_dtype_") + dtype_name(dtype);
+    const auto get = reinterpret_cast<int32_t (*)()>(find_symbol(getter.c_str()));
+    if (get != nullptr && get() == torch_dtype) return dtype;
+  }
   return CAUSAL_CONV1D_UNSUPPORTED_DTYPE;
+}
+
+Output::Output(const Tensor& like, int32_t torch_dtype, int32_t device_type, int32_t device_index)
+    : tensor_(like) {
+  const Functions& f = functions();
+  if (f.aoti_torch_empty_strided(like.ndim, like.sizes, like.strides, torch_dtype, device_type,
+                                 device_index, &handle_) != 0 ||
+      f.aoti_torch_get_data_ptr(handle_, &tensor_.data) != 0) {
+    throw std::runtime_error("causal_conv1d: torch could not make a tensor: out of memory");
+  }
+}
+
+Output::~Output() {
+  if (handle_ != nullptr) functions().aoti_torch_delete_tensor_object(handle_);
+}
+
+StableIValue Output::release() {
+  const auto value = reinterpret_cast<StableIValue>(handle_);
+  handle_ = nullptr;
+  return value;
 }
 
 Arguments::Arguments(const Signature& signature, StableIValue* stack) {
   // Everything is taken off the stack first: what is not owned when an error is thrown would leak.
   for (int i = 0; signature.kinds[i] != '\0'; ++i) {
-    tensors_[i].data = nullptr;
-    tensors_[i].ndim = 0;
-    if (signature.kinds[i] == 'T') {
-      handles_[i] = reinterpret_cast<TensorHandle>(stack[i]);
-    } else if (signature.kinds[i] == 'B') {
-      std::memcpy(&silu_, &stack[i], sizeof silu_);
-    } else if (stack[i] != 0) {
-      const auto* cell = reinterpret_cast<StableIValue*>(stack[i]);
-      handles_[i] = reinterpret_cast<TensorHandle>(*cell);
-      delete cell;
+    switch (signature.kinds[i]) {
+      case 'B': {
+        bool value;
+        std::memcpy(&value, &stack[i], sizeof value);
+        values_[i] = value;
+        break;
+      }
+      case 'I': std::memcpy(&values_[i], &stack[i], sizeof values_[i]); break;
+      case 'T':
+      case 'W': handles_[i] = reinterpret_cast<TensorHandle>(stack[i]); break;
+      default:
+        if (stack[i] != 0) {
+          const auto* cell = reinterpret_cast<StableIValue*>(stack[i]);
+          handles_[i] = reinterpret_cast<TensorHandle>(*cell);
+          delete cell;
+        }
     }
   }
   try {
     for (int i = 0; signature.kinds[i] != '\0'; ++i) {
-      if (handles_[i] != nullptr) describe(signature.caller, signature.names[i], i);
+      if (handles_[i] != nullptr) describe(signature.caller, signature.arguments[i], i);
     }
   } catch (...) {
     release();
@@ -80,10 +127,10 @@ void Arguments::describe(const char* caller, const char* name, int i) {
   Tensor& t = tensors_[i];
   int64_t ndim = 0;
   int64_t *sizes = nullptr, *strides = nullptr;
-  int32_t dtype = 0, device_type = 0, device_index = 0;
+  int32_t device_type = 0, device_index = 0;
   if (f.aoti_torch_get_dim(handles_[i], &ndim) || f.aoti_torch_get_sizes(handles_[i], &sizes) ||
       f.aoti_torch_get_strides(handles_[i], &strides) ||
-      f.aoti_torch_get_dtype(handles_[i], &dtype) ||
+      f.aoti_torch_get_dtype(handles_[i], &torch_dtypes_[i]) ||
       f.aoti_torch_get_device_type(handles_[i], &device_type) ||
       f.aoti_torch_get_device_index(handles_[i], &device_index) ||
       f.aoti_torch_get_data_ptr(handles_[i], &t.data)) {
@@ -94,7 +141,7 @@ void Arguments::describe(const char* caller, const char* name, int i) {
                              " must have one to three dimensions, got " + std::to_string(ndim));
   }
   t.ndim = static_cast<int32_t>(ndim);
-  t.dtype = core_dtype(dtype);
+  t.dtype = core_dtype(torch_dtypes_[i]);
   for (int64_t k = 0; k < ndim; ++k) {
     t.sizes[k] = sizes[k];
     t.strides[k] = strides[k];
@@ -109,24 +156,35 @@ void Arguments::describe(const char* caller, const char* name, int i) {
   }
 }
 
-// The structs' members are in the order of the schemas' arguments.
-ForwardParams Arguments::forward_params() const {
-  const Tensor* t = tensors_;
-  return {t[0], t[1], t[2], t[3], t[4], t[5], t[6], silu_};
+Output Arguments::empty_like(int i) const {
+  Tensor t = tensors_[i];
+  like_strides(t.ndim, tensors_[i].sizes, tensors_[i].strides, t.strides);
+  return Output(t, torch_dtypes_[i], device_type_, device_index_);
 }
 
-BackwardParams Arguments::backward_params() const {
-  const Tensor* t = tensors_;
-  return {t[0], t[1], t[2], t[3], t[4], t[5], t[6], t[7], t[8], t[9], t[10], silu_};
+Output Arguments::empty(int i, int ndim, const int64_t* sizes, const int* order) const {
+  Tensor t = {};
+  t.ndim = ndim;
+  t.dtype = tensors_[i].dtype;
+  int64_t stride = 1;
+  for (int k = ndim - 1; k >= 0; --k) {
+    t.sizes[order[k]] = sizes[order[k]];
+    t.strides[order[k]] = stride;
+    stride *= sizes[order[k]] > 1 ? sizes[order[k]] : 1;
+  }
+  return Output(t, torch_dtypes_[i], device_type_, device_index_);
 }
 
-UpdateParams Arguments::update_params() const {
-  const Tensor* t = tensors_;
-  return {t[0], t[1], t[2], t[3], t[4], t[6], t[7], silu_};
+Output Arguments::empty_states() const {
+  const Tensor &x = tensors_[0], &weight = tensors_[1];
+  if (x.ndim != 3 || weight.ndim != 2 || weight.sizes[1] < 1) return {};
+  const int64_t sizes[3] = {x.sizes[0], x.sizes[1], weight.sizes[1] - 1};
+  const int order[3] = {0, 1, 2};
+  return empty(0, 3, sizes, order);
 }
 
-VarlenStatesParams Arguments::varlen_states_params() const {
-  return {tensors_[0], tensors_[1], tensors_[2]};
+void Arguments::bump_version(int i) const {
+  if (handles_[i] != nullptr) functions().bump_version(handles_[i]);
 }
 
 void throw_if_failed(const Status& status) {
@@ -139,25 +197,31 @@ void define_schemas() {
   require(
       functions().aoti_torch_library_init_fragment("causal_conv1d", __FILE__, __LINE__, &library),
       "open the namespace causal_conv1d");
-  std::istringstream lines(kSchemas);
-  for (std::string schema; std::getline(lines, schema);) {
-    require(functions().aoti_torch_library_def(library, schema.c_str()), schema.c_str());
+  for (const Signature* signature : kSignatures) {
+    const std::string schema = schema_of(*signature);
+    require(functions().aoti_torch_library_def(library, schema.c_str()), "define " + schema);
   }
 }
 
-void register_kernels(const char* dispatch_key, const Kernels& kernels) {
+void register_kernels(const char* dispatch_key, const Kernel* kernels, int count) {
   LibraryHandle library = nullptr;
   require(functions().aoti_torch_library_init_impl("causal_conv1d", dispatch_key, __FILE__,
                                                    __LINE__, &library),
           "open the namespace causal_conv1d for kernels");
-  require(functions().aoti_torch_library_impl(library, "forward", kernels.forward), "add forward");
-  require(functions().aoti_torch_library_impl(library, "backward", kernels.backward),
-          "add backward");
-  require(functions().aoti_torch_library_impl(library, "update", kernels.update), "add update");
-  require(functions().aoti_torch_library_impl(library, "varlen_states", kernels.varlen_states),
-          "add varlen_states");
+  for (int i = 0; i < count; ++i) {
+    const char* name = kernels[i].signature->name;
+    require(functions().aoti_torch_library_impl(library, name, kernels[i].function),
+            std::string("add ") + name);
+  }
 }
 
-const char* schemas() { return kSchemas; }
+const char* schemas() {
+  static const std::string text = [] {
+    std::string lines;
+    for (const Signature* signature : kSignatures) lines += schema_of(*signature) + "\n";
+    return lines;
+  }();
+  return text.c_str();
+}
 
 }  // namespace causal_conv1d::torch_abi

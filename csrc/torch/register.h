@@ -21,6 +21,9 @@ CAUSAL_CONV1D_API causal_conv1d_status
 causal_conv1d_check_update(const causal_conv1d_update_params* params);
 CAUSAL_CONV1D_API causal_conv1d_status
 causal_conv1d_check_varlen_states(const causal_conv1d_varlen_states_params* params);
+// Whether states of state_len can be made for x and cu_seqlens, the given ones of params.
+CAUSAL_CONV1D_API causal_conv1d_status causal_conv1d_check_varlen_sizes(
+    const causal_conv1d_varlen_states_params* params, int64_t state_len);
 
 // The self-test of csrc/cuda/self_test.cu. A kernel is 8 * operator + 4 * is_channel_last + dtype,
 // for an operator in the order of the schemas and a causal_conv1d_dtype of floats; forward and

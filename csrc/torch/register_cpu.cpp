@@ -1,7 +1,7 @@
 // Registers the schemas and the CPU kernels with the torch of this process.
 #include "register.h"
 
-#include "ops.h"
+#include "boxed.h"
 
 namespace causal_conv1d::torch_abi {
 namespace {
@@ -17,29 +17,21 @@ int num_threads() {
   return get != nullptr ? get() : 0;
 }
 
-void forward(StableIValue* stack, uint64_t, uint64_t) {
-  const Arguments a(kForward, stack);
-  const ForwardParams p = a.forward_params();
-  throw_if_failed(causal_conv1d_cpu_forward(&p, num_threads()));
-}
-
-void backward(StableIValue* stack, uint64_t, uint64_t) {
-  const Arguments a(kBackward, stack);
-  const BackwardParams p = a.backward_params();
-  throw_if_failed(causal_conv1d_cpu_backward(&p, num_threads()));
-}
-
-void update(StableIValue* stack, uint64_t, uint64_t) {
-  const Arguments a(kUpdate, stack);
-  const UpdateParams p = a.update_params();
-  throw_if_failed(causal_conv1d_cpu_update(&p, num_threads()));
-}
-
-void varlen_states(StableIValue* stack, uint64_t, uint64_t) {
-  const Arguments a(kVarlenStates, stack);
-  const VarlenStatesParams p = a.varlen_states_params();
-  throw_if_failed(causal_conv1d_cpu_varlen_states(&p, num_threads()));
-}
+struct Cpu {
+  static bool replaced(const Signature&, Operation, StableIValue*) { return false; }
+  static void run(const ForwardParams& p, int32_t) {
+    throw_if_failed(causal_conv1d_cpu_forward(&p, num_threads()));
+  }
+  static void run(const BackwardParams& p, int32_t) {
+    throw_if_failed(causal_conv1d_cpu_backward(&p, num_threads()));
+  }
+  static void run(const UpdateParams& p, int32_t) {
+    throw_if_failed(causal_conv1d_cpu_update(&p, num_threads()));
+  }
+  static void run(const VarlenStatesParams& p, int32_t) {
+    throw_if_failed(causal_conv1d_cpu_varlen_states(&p, num_threads()));
+  }
+};
 
 }  // namespace
 }  // namespace causal_conv1d::torch_abi
@@ -48,8 +40,7 @@ causal_conv1d_status causal_conv1d_register_cpu(void) {
   using namespace causal_conv1d;
   try {
     torch_abi::define_schemas();
-    torch_abi::register_kernels("CPU", {torch_abi::forward, torch_abi::backward, torch_abi::update,
-                                        torch_abi::varlen_states});
+    torch_abi::Boxed<torch_abi::Cpu>::register_all("CPU");
     return ok();
   } catch (const std::exception& e) {
     return error(CAUSAL_CONV1D_RUNTIME_ERROR, "%s", e.what());
@@ -73,4 +64,9 @@ causal_conv1d_status causal_conv1d_check_update(const causal_conv1d_update_param
 causal_conv1d_status causal_conv1d_check_varlen_states(
     const causal_conv1d_varlen_states_params* params) {
   return causal_conv1d::check(*params);
+}
+
+causal_conv1d_status causal_conv1d_check_varlen_sizes(
+    const causal_conv1d_varlen_states_params* params, int64_t state_len) {
+  return causal_conv1d::check_varlen_sizes(params->x, params->cu_seqlens, state_len);
 }

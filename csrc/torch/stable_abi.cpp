@@ -31,6 +31,12 @@ Functions resolve() {
   CAUSAL_CONV1D_TORCH_OPTIONAL_FUNCTIONS(CAUSAL_CONV1D_FIND)
 #undef CAUSAL_CONV1D_FIND
 #undef CAUSAL_CONV1D_REQUIRE
+  for (const char* name : {"_ZN5torch8autograd4impl12bump_versionERKN2at6TensorE",
+                           "_ZN5torch8autograd4impl12bump_versionERKN2at10TensorBaseE"}) {
+    if (f.bump_version != nullptr) break;
+    f.bump_version = reinterpret_cast<decltype(f.bump_version)>(find_symbol(name));
+  }
+  if (f.bump_version == nullptr) throw std::runtime_error("the loaded torch lacks bump_version");
   f.cpu = f.aoti_torch_device_type_cpu();
   f.cuda = f.aoti_torch_device_type_cuda();
   f.float32 = f.aoti_torch_dtype_float32();

@@ -54,6 +54,9 @@ using Error = int32_t;  // 0 is success
   X(Error, torch_get_num_threads, (uint32_t * num_threads))
 
 struct Functions {
+  // Not part of the C ABI, which has nothing for it: torch::autograd::impl::bump_version of the
+  // at::Tensor that a handle points to. It is what torch's own in-place operators call.
+  void (*bump_version)(TensorHandle tensor) = nullptr;
 #define CAUSAL_CONV1D_MEMBER(type, name, parameters) type(*name) parameters = nullptr;
   CAUSAL_CONV1D_TORCH_FUNCTIONS(CAUSAL_CONV1D_MEMBER)
   CAUSAL_CONV1D_TORCH_OPTIONAL_FUNCTIONS(CAUSAL_CONV1D_MEMBER)

@@ -1,0 +1,234 @@
+"""The operators' derivatives: their kernels for torch's dispatch key Autograd.
+
+Reverse mode runs on the compiled kernels and saves the inputs alone. The backward is an operator
+with a derivative of its own, so gradients of gradients work, under ``torch.func`` too. Forward mode
+goes through ``_plain.py``, where torch differentiates its own operations. ``update`` changes its
+state in place and has no derivative: it raises an error where one is asked for.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch._functorch.utils import enable_single_level_autograd_function
+from torch.autograd import forward_ad
+from torch.autograd.function import _SingleLevelFunction
+from torch.autograd.graph import increment_version
+
+from causal_conv1d import _fake, _plain
+from causal_conv1d._arguments import refuse_to_write
+from causal_conv1d._dispatch import below_autograd, functorch_is_active
+from causal_conv1d._operators import ARGUMENTS, CALLERS, WRITTEN
+
+_ops = torch.ops.causal_conv1d
+
+
+def has_tangent(*tensors) -> bool:
+    """Whether forward mode is at work on one of the tensors; under torch.func, whether it may be."""
+    if forward_ad._current_level < 0:
+        return False
+    if functorch_is_active():
+        return True
+    given = [tensor for tensor in tensors if tensor is not None]
+    return any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in given)
+
+
+def needs_grad(*tensors) -> bool:
+    return torch.is_grad_enabled() and any(
+        tensor is not None and tensor.requires_grad for tensor in tensors
+    )
+
+
+class _Below:
+    """Calls an operator without its kernel of this file, in the modes that were on before.
+
+    torch runs a Function's forward without any. Under torch.func what it calls is seen by the
+    levels further out, which need theirs.
+    """
+
+    def __init__(self):
+        self.grad = torch.is_grad_enabled()
+        self.forward_grad = forward_ad._is_fwd_grad_enabled()
+
+    def __call__(self, operator, *args):
+        with torch._C._AutoDispatchBelowAutograd():
+            if not functorch_is_active():
+                return operator(*args)
+            with torch.set_grad_enabled(self.grad):
+                with forward_ad._set_fwd_grad_enabled(self.forward_grad):
+                    return operator(*args)
+
+
+def _record(function, *args):
+    """A call as a node of the graph; of that of torch.func's present level, if there is one."""
+    if not functorch_is_active():
+        return function.apply(*args)
+    with enable_single_level_autograd_function():
+        return function.apply(*args)
+
+
+class Forward(_SingleLevelFunction):
+    """forward or forward_states as a node of a graph; call(operator, ...) computes it."""
+
+    @staticmethod
+    def forward(ctx, call, operator, x, weight, bias, seq_idx, initial_states, silu):
+        ctx.save_for_backward(x, weight, bias, seq_idx, initial_states)
+        ctx.silu = silu
+        ctx.set_materialize_grads(False)
+        return call(operator, x, weight, bias, seq_idx, initial_states, silu)
+
+    @staticmethod
+    def backward(ctx, dout, dfinal_states=None):
+        if dout is None and dfinal_states is None:
+            return (None,) * 8
+        x, weight, bias, seq_idx, initial_states = ctx.saved_tensors
+        if dout is None:
+            dout = torch.zeros_like(x)
+        need_dweight, need_dbias, _, need_dstates = ctx.needs_input_grad[3:7]
+        needs = (need_dweight, need_dbias, need_dstates)
+        args = (x, weight, bias, dout, seq_idx, initial_states, dfinal_states, *needs, ctx.silu)
+        # Gradients are recorded here only if the caller asked for a graph of the backward.
+        if torch.is_grad_enabled() or functorch_is_active():
+            dx, dweight, dbias, dstates = _ops.backward.default(*args)
+        else:
+            dx, dweight, dbias, dstates = below_autograd(_backward, *args)
+        return (
+            None,
+            None,
+            dx,
+            dweight if need_dweight else None,
+            dbias if need_dbias else None,
+            None,
+            dstates if need_dstates else None,
+            None,
+        )
+
+
+class Backward(_SingleLevelFunction):
+    """backward as a node of a graph."""
+
+    @staticmethod
+    def forward(ctx, call, *args):
+        x, weight, bias, dout, seq_idx, initial_states, dfinal_states, *needs, silu = args
+        ctx.save_for_backward(x, weight, bias, dout, seq_idx, initial_states, dfinal_states)
+        ctx.needs, ctx.silu = needs, silu
+        ctx.set_materialize_grads(False)
+        results = call(_ops.backward.default, *args)
+        unneeded = [r for r, need in zip(results[1:], needs, strict=True) if not need]
+        ctx.mark_non_differentiable(*unneeded)
+        return results
+
+    @staticmethod
+    def backward(ctx, *gradients):
+        given = zip(gradients, (True, *ctx.needs), strict=True)
+        gradients = [gradient if need else None for gradient, need in given]
+        if all(gradient is None for gradient in gradients):
+            return (None,) * 12
+        x, weight, bias, dout, seq_idx, initial_states, dfinal_states = ctx.saved_tensors
+        dx, dweight, dbias, ddout, dstates, ddfinal = _plain.backward_of_backward(
+            x, weight, bias, dout, seq_idx, initial_states, dfinal_states, gradients, ctx.silu
+        )
+        return None, dx, dweight, dbias, ddout, None, dstates, ddfinal, None, None, None, None
+
+
+class Update(_SingleLevelFunction):
+    """update as a node of a graph, which raises when a gradient reaches it."""
+
+    @staticmethod
+    def forward(ctx, call, *args):
+        return call(_ops.update.default, *args)
+
+    @staticmethod
+    def backward(ctx, *_):
+        raise RuntimeError(
+            "causal_conv1d_update: it has no derivative, as its state changes in place; where "
+            "gradients are needed, use causal_conv1d_fn with initial_states"
+        )
+
+
+def _forward_kernel(operator, plain):
+    def kernel(x, weight, bias, seq_idx, initial_states, silu):
+        args = (x, weight, bias, seq_idx, initial_states, silu)
+        inputs = (x, weight, bias, initial_states)
+        if has_tangent(*inputs):
+            _fake.check("forward", dict(zip(ARGUMENTS["forward"], args[:5], strict=False)))
+            return plain(*args)
+        if needs_grad(*inputs):
+            return _record(Forward, _Below(), operator, *args)
+        return _Below()(operator, *args)
+
+    return kernel
+
+
+def _backward_kernel(*args):
+    tensors = [tensor for i, tensor in enumerate(args[:7]) if i != 4]  # without seq_idx
+    if has_tangent(*tensors):
+        _fake.check("backward", dict(zip(ARGUMENTS["backward"], args[:7], strict=False)))
+        return _plain.backward(*args)
+    if needs_grad(*tensors):
+        return _record(Backward, _Below(), *args)
+    return _Below()(_ops.backward.default, *args)
+
+
+def _tell_wrappers(*tensors) -> None:
+    """A subclass's tensor has a version of its own, besides those of what it wraps."""
+    for tensor in tensors:
+        if tensor is not None and type(tensor) not in (torch.Tensor, torch.nn.Parameter):
+            increment_version(tensor)
+
+
+def _update_kernel(*args):
+    x, conv_state, weight, bias = args[:4]
+    refuse_to_write("causal_conv1d_update", conv_state=conv_state)
+    if has_tangent(x, conv_state, weight, bias):
+        raise RuntimeError(
+            "causal_conv1d_update: it has no derivative in forward mode, as its state changes in "
+            "place; use causal_conv1d_fn with initial_states"
+        )
+    _tell_wrappers(conv_state)
+    if needs_grad(x, weight, bias):
+        return _record(Update, _Below(), *args)
+    return _Below()(_ops.update.default, *args)
+
+
+def _varlen_states_kernel(x, cu_seqlens, state_len):
+    if has_tangent(x) or needs_grad(x):
+        _fake.check_varlen_states(x, cu_seqlens, state_len)
+        return _plain.varlen_states(x, cu_seqlens, state_len)
+    return _Below()(_ops.varlen_states.default, x, cu_seqlens, state_len)
+
+
+def _writing_kernel(operation, operator):
+    """Of an operator that writes its results, which has no derivative, as torch's with out=."""
+    names = ARGUMENTS[operation]
+
+    def kernel(*args):
+        for name, tensor in zip(names, args, strict=True):
+            if isinstance(tensor, torch.Tensor) and (has_tangent(tensor) or needs_grad(tensor)):
+                raise RuntimeError(
+                    f"{CALLERS[operation]}: {name} requires grad, and an operator that writes into "
+                    f"given tensors has no derivative"
+                )
+        written = [t for n, t in zip(names, args, strict=True) if n in WRITTEN[operation]]
+        _tell_wrappers(*written)
+        return _Below()(operator, *args)
+
+    return kernel
+
+
+def register(loaded) -> None:
+    loaded.register(
+        {
+            "forward": _forward_kernel(_ops.forward.default, _plain.forward),
+            "forward_states": _forward_kernel(_ops.forward_states.default, _plain.forward_states),
+            "forward_out": _writing_kernel("forward", _ops.forward_out.default),
+            "backward": _backward_kernel,
+            "backward_out": _writing_kernel("backward", _ops.backward_out.default),
+            "update": _update_kernel,
+            "update_out": _writing_kernel("update", _ops.update_out.default),
+            "varlen_states": _varlen_states_kernel,
+        },
+        "Autograd",
+    )
+
+
+_backward = _ops.backward.default._op  # without a Python function around it

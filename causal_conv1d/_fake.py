@@ -1,0 +1,204 @@
+"""The operators on meta and fake tensors: the real ones' checks, and results without values.
+
+Sizes may be symbols there, which C++ cannot be given, so the checks of ``csrc/check.cpp`` stand
+here once more; ``tests/test_fake.py`` compares the two, message by message. What needs addresses,
+the overlap of tensors, is left to the real call.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from causal_conv1d import _operators
+from causal_conv1d._operators import ARGUMENTS, CALLERS
+
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+
+def _text(shape) -> str:
+    return f"({', '.join(map(str, shape))}{',' if len(shape) == 1 else ''})"
+
+
+def _name(dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+class _Checker:
+    """The arguments of one call by name; what is not given is None."""
+
+    def __init__(self, operation: str, tensors: dict):
+        self.caller, self.tensors = CALLERS[operation], tensors
+        device = tensors["x"].device
+        for name, tensor in tensors.items():
+            if tensor is None:
+                continue
+            if not 1 <= tensor.dim() <= 3:
+                self.fail(name, f"must have one to three dimensions, got {tensor.dim()}")
+            if tensor.device != device:
+                self.fail(name, f"must be on x's device {device}, got {tensor.device}")
+
+    def fail(self, name: str, text: str):
+        raise RuntimeError(f"{self.caller}: {name} {text}")
+
+    def sizes(self, name: str, dims: str, want) -> None:
+        """None in want matches any size; dim is the one that a message can give."""
+        shape = self.tensors[name].shape
+        if len(shape) == len(want) and all(
+            w is None or size == w for size, w in zip(shape, want, strict=True)
+        ):
+            return
+        known = [w for w in want if w is not None]
+        if len(known) == len(want):
+            self.fail(name, f"must be {dims} = {_text(want)}, got {_text(shape)}")
+        with_dim = f" with dim = {known[0]}" if known else ""
+        self.fail(name, f"must be {dims}{with_dim}, got {_text(shape)}")
+
+    def float_like_x(self, name: str) -> None:
+        dtype, x = self.tensors[name].dtype, self.tensors["x"].dtype
+        if dtype not in _FLOATS:
+            wanted = "float32, float16 or bfloat16 (or float64 with x)"
+            self.fail(name, f"must be {wanted}, got {_name(dtype)}")
+        if (dtype == torch.float64) != (x == torch.float64):
+            got = f"{_name(dtype)} with x {_name(x)}"
+            self.fail(name, f"must be float64 if and only if x is, got {got}")
+
+    def like_x(self, name: str) -> None:
+        x = self.tensors["x"]
+        self.sizes(name, "x's shape", x.shape)
+        if self.tensors[name].dtype != x.dtype:
+            got = _name(self.tensors[name].dtype)
+            self.fail(name, f"must have x's dtype {_name(x.dtype)}, got {got}")
+
+    def index(self, name: str, dims: str, want) -> None:
+        if self.tensors[name] is None:
+            return
+        self.sizes(name, dims, want)
+        if self.tensors[name].dtype not in (torch.int32, torch.int64):
+            self.fail(name, f"must be int32 or int64, got {_name(self.tensors[name].dtype)}")
+
+    def writable(self, name: str) -> None:
+        tensor = self.tensors[name]
+        if any(s > 1 and stride == 0 for s, stride in zip(tensor.shape, tensor.stride())):
+            self.fail(name, "is written and must not be an expanded tensor (stride 0)")
+
+    def x(self) -> None:
+        self.sizes("x", "(batch, dim, seqlen)", (None, None, None))
+        self.float_like_x("x")
+
+    def parameters(self) -> None:
+        dim = self.tensors["x"].shape[1]
+        self.sizes("weight", "(dim, width)", (dim, None))
+        self.float_like_x("weight")
+        if self.tensors["weight"].shape[1] < 1:
+            self.fail("weight", f"must have width >= 1, got {_text(self.tensors['weight'].shape)}")
+        if self.tensors["bias"] is not None:
+            self.sizes("bias", "(dim,)", (dim,))
+            self.float_like_x("bias")
+
+    def states(self, name: str, is_written=False) -> None:
+        if self.tensors.get(name) is None:
+            return
+        batch, dim, _ = self.tensors["x"].shape
+        want = (batch, dim, self.tensors["weight"].shape[1] - 1)
+        self.sizes(name, "(batch, dim, width - 1)", want)
+        self.float_like_x(name)
+        if is_written:
+            self.writable(name)
+
+    def seq_idx(self) -> None:
+        batch, _, seqlen = self.tensors["x"].shape
+        self.index("seq_idx", "(batch, seqlen)", (batch, seqlen))
+
+
+def _check_forward(c: _Checker) -> None:
+    c.x()
+    c.parameters()
+    c.seq_idx()
+    c.states("initial_states")
+    if c.tensors.get("out") is not None:
+        c.like_x("out")
+        c.writable("out")
+    c.states("final_states_out", is_written=True)
+
+
+def _check_backward(c: _Checker) -> None:
+    c.x()
+    c.parameters()
+    c.like_x("dout")
+    c.seq_idx()
+    c.states("initial_states")
+    c.states("dfinal_states")
+    if c.tensors.get("dx") is not None:
+        c.like_x("dx")
+        c.writable("dx")
+    for name, dims, like in (("dweight", "(dim, width)", "weight"), ("dbias", "(dim,)", None)):
+        if c.tensors.get(name) is not None:
+            shape = c.tensors["weight"].shape
+            c.sizes(name, dims, shape if like else shape[:1])
+            c.float_like_x(name)
+            c.writable(name)
+    c.states("dinitial_states", is_written=True)
+
+
+def _check_update(c: _Checker) -> None:
+    x, state = c.tensors["x"], c.tensors["conv_state"]
+    if x.dim() not in (2, 3):
+        c.fail("x", f"must be (batch, dim) or (batch, dim, seqlen), got {_text(x.shape)}")
+    c.float_like_x("x")
+    c.parameters()
+    c.sizes("conv_state", "(batch, dim, state_len)", (None, x.shape[1], None))
+    c.float_like_x("conv_state")
+    width = c.tensors["weight"].shape[1]
+    if state.shape[2] < width - 1:
+        text = f"must have state_len >= width - 1 = {width - 1}, got {_text(state.shape)}"
+        c.fail("conv_state", text)
+    if c.tensors["conv_state_indices"] is None and state.shape[0] != x.shape[0]:
+        rows = f"batch = {x.shape[0]} rows unless conv_state_indices is given"
+        c.fail("conv_state", f"must have {rows}, got {_text(state.shape)}")
+    c.writable("conv_state")
+    if c.tensors.get("out") is not None:
+        c.like_x("out")
+        c.writable("out")
+    c.index("cache_seqlens", "(batch,)", x.shape[:1])
+    c.index("conv_state_indices", "(batch,)", x.shape[:1])
+
+
+def check_varlen_states(x, cu_seqlens, state_len) -> None:
+    c = _Checker("varlen_states", {"x": x, "cu_seqlens": cu_seqlens})
+    c.sizes("x", "(total_tokens, dim)", (None, None))
+    c.float_like_x("x")
+    c.sizes("cu_seqlens", "(batch + 1,)", (None,))
+    c.index("cu_seqlens", "(batch + 1,)", (None,))
+    if cu_seqlens.shape[0] < 1:
+        c.fail("cu_seqlens", "must have at least one element")
+    if state_len < 0:
+        text = f"must be >= 0 and give states of less than 2^63 bytes, got {state_len}"
+        c.fail("state_len", text)
+
+
+_CHECKS = {"forward": _check_forward, "backward": _check_backward, "update": _check_update}
+
+
+def check(operation: str, tensors: dict) -> None:
+    """Raises RuntimeError, as the real operation does, for tensors by name that it refuses."""
+    _CHECKS[operation](_Checker(operation, tensors))
+
+
+def _operation(name: str):
+    """An operation that checks what it is given and writes nothing."""
+
+    def run(*args):
+        arguments = dict(zip(ARGUMENTS[name], args, strict=True))
+        arguments.pop("silu")
+        check(name, arguments)
+
+    return run
+
+
+def register(loaded) -> None:
+    operations = {name: _operation(name) for name in _CHECKS}
+    operations["varlen_states"] = lambda x, cu_seqlens, states: None
+    library = torch.library.Library("causal_conv1d", "FRAGMENT")
+    for name, fake in _operators.over(operations, check_varlen_states).items():
+        torch.library.register_fake(f"causal_conv1d::{name}", fake, lib=library)
+    loaded.registrations.append(library)

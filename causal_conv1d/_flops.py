@@ -1,0 +1,35 @@
+"""What torch.utils.flop_counter counts: as many as for the same F.conv1d."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch.utils.flop_counter import flop_registry, register_flop_formula
+
+
+def _of_convolution(x_shape, weight_shape) -> int:
+    """A multiplication and an addition for each output and tap."""
+    return 2 * math.prod(x_shape) * weight_shape[-1]
+
+
+def register() -> None:
+    ops = torch.ops.causal_conv1d
+
+    def forward(x_shape, weight_shape, *args, out_shape=None, **kwargs) -> int:
+        return _of_convolution(x_shape, weight_shape)
+
+    def backward(x_shape, weight_shape, *args, out_shape=None, **kwargs) -> int:
+        """Of dx, and as many of dweight; what is computed again does not count."""
+        return 2 * _of_convolution(x_shape, weight_shape)
+
+    def update(x_shape, state_shape, weight_shape, *args, out_shape=None, **kwargs) -> int:
+        return _of_convolution(x_shape, weight_shape)
+
+    formulas = {
+        forward: (ops.forward, ops.forward_states, ops.forward_out),
+        backward: (ops.backward, ops.backward_out),
+        update: (ops.update, ops.update_out),
+    }
+    for formula, packets in formulas.items():
+        register_flop_formula([packet for packet in packets if packet not in flop_registry])(formula)

@@ -1,0 +1,310 @@
+"""The operators in plain PyTorch, returning their results.
+
+Everything here is made of torch's own differentiable operations: it can be differentiated any
+number of times, forward and reverse, and mapped by ``torch.vmap``. Nothing synchronises. It serves
+where the kernels have no derivative, and on a GPU where they fail their self-test.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from causal_conv1d.reference import _compute_dtype, causal_conv1d_ref
+
+
+def forward(x, weight, bias, seq_idx, initial_states, silu):
+    activation = "silu" if silu else None
+    return causal_conv1d_ref(x, weight, bias, initial_states, False, None, activation, seq_idx)
+
+
+def forward_states(x, weight, bias, seq_idx, initial_states, silu):
+    activation = "silu" if silu else None
+    return causal_conv1d_ref(x, weight, bias, initial_states, True, None, activation, seq_idx)
+
+
+class Linear:
+    """The linear maps that forward and backward consist of, for one x's shape, width and ids.
+
+    Inputs are a pair (x, initial_states) or, as one tensor from s = -(W-1) on, padded: (batch, dim,
+    width - 1 + seqlen).
+    """
+
+    def __init__(self, x, width, seq_idx, dtype):
+        self.batch, self.dim, self.seqlen = x.shape
+        self.width, self.dtype = width, dtype
+        self.ids = seq_idx if self.seqlen > 0 else None
+        if self.ids is not None:
+            before = self.ids[:, :1].expand(-1, width - 1)
+            ids = torch.cat([before, self.ids], dim=-1)
+            self.is_padding = self.ids[:, None, :] < 0
+            self.ignored = [  # by tap: where it does not count
+                (ids[:, None, k : k + self.seqlen] != self.ids[:, None, :]) | self.is_padding
+                for k in range(width)
+            ]
+
+    def pad(self, x, initial_states):
+        if initial_states is None:
+            initial_states = x.new_zeros(self.batch, self.dim, self.width - 1)
+        return torch.cat([initial_states.to(self.dtype), x.to(self.dtype)], dim=-1)
+
+    def outputs(self, values):
+        """values, of out's shape, and 0 where out is padding."""
+        return values if self.ids is None else values.masked_fill(self.is_padding, 0)
+
+    def taps(self, padded):
+        """By tap, its input for each output."""
+        parts = [padded[:, :, k : k + self.seqlen] for k in range(self.width)]
+        if self.ids is None:
+            return parts
+        return [part.masked_fill(self.ignored[k], 0) for k, part in enumerate(parts)]
+
+    def convolve(self, taps, weight):
+        return sum(weight[:, k, None] * tap for k, tap in enumerate(taps))
+
+    def correlate(self, dz, weight):
+        """What dz gives padded: the transpose of convolve over its inputs."""
+        total = 0
+        for k in range(self.width):
+            part = weight[:, k, None] * dz
+            if self.ids is not None:
+                part = part.masked_fill(self.ignored[k], 0)
+            total = total + F.pad(part, (k, self.width - 1 - k))
+        return total
+
+    def accumulate(self, dz, taps):
+        """What dz gives weight: the transpose of convolve over its weight."""
+        return torch.stack([(dz * tap).sum((0, 2)) for tap in taps], dim=1)
+
+    def _kept(self):
+        """Where in padded each final state lies, and which of padded a final state may be."""
+        position = torch.arange(self.width - 1, device=self.ids.device)
+        time = torch.arange(1, self.seqlen + 1, device=self.ids.device)
+        end = torch.where(self.ids >= 0, time, 0).amax(-1)  # after the last that is no padding
+        index = (end[:, None] + position)[:, None, :].expand(-1, self.dim, -1)
+        before = (end == 0) | (self.ids[:, 0] >= 0)
+        before = before[:, None].expand(-1, self.width - 1)
+        return index, torch.cat([before, self.ids >= 0], dim=-1)[:, None, :]
+
+    def final_states(self, padded):
+        if self.ids is None:
+            return padded[:, :, self.seqlen :]
+        index, may_be = self._kept()
+        return padded.masked_fill(~may_be, 0).gather(2, index)
+
+    def spread(self, dfinal_states):
+        """What dfinal_states gives padded: the transpose of final_states."""
+        if self.ids is None:
+            return F.pad(dfinal_states, (self.seqlen, 0))
+        index, may_be = self._kept()
+        zeros = dfinal_states.new_zeros(self.batch, self.dim, self.width - 1 + self.seqlen)
+        return zeros.scatter_add(2, index, dfinal_states).masked_fill(~may_be, 0)
+
+
+def _slope(z, silu):
+    """The activation's first derivative."""
+    if not silu:
+        return torch.ones_like(z)
+    sigmoid = torch.sigmoid(z)
+    return sigmoid * (1 + z * (1 - sigmoid))
+
+
+def _curvature(z, silu):
+    """The activation's second derivative."""
+    if not silu:
+        return torch.zeros_like(z)
+    sigmoid = torch.sigmoid(z)
+    return sigmoid * (1 - sigmoid) * (2 + z * (1 - 2 * sigmoid))
+
+
+def backward(
+    x,
+    weight,
+    bias,
+    dout,
+    seq_idx,
+    initial_states,
+    dfinal_states,
+    need_dweight,
+    need_dbias,
+    need_dinitial_states,
+    silu,
+):
+    """dx, dweight, dbias and dinitial_states, each of size 0 if it is not needed."""
+    dtype = _compute_dtype(x, weight, bias, initial_states)
+    width = weight.shape[1]
+    linear = Linear(x, width, seq_idx, dtype)
+    weight_ = weight.to(dtype)
+    taps = linear.taps(linear.pad(x, initial_states))
+    dz = linear.outputs(dout.to(dtype))
+    if silu:
+        z = linear.convolve(taps, weight_)
+        if bias is not None:
+            z = z + bias.to(dtype)[:, None]
+        dz = linear.outputs(dz * _slope(z, silu))
+    dpadded = linear.correlate(dz, weight_)
+    if dfinal_states is not None:
+        dpadded = dpadded + linear.spread(dfinal_states.to(dtype))
+
+    def needed(condition, function, like):
+        return function().to(like.dtype) if condition else like.new_zeros(0)
+
+    states_like = x if initial_states is None else initial_states
+    return (
+        dpadded[:, :, width - 1 :].to(x.dtype),
+        needed(need_dweight, lambda: linear.accumulate(dz, taps), weight),
+        needed(need_dbias and bias is not None, lambda: dz.sum((0, 2)), weight if bias is None else bias),
+        needed(need_dinitial_states, lambda: dpadded[:, :, : width - 1], states_like),
+    )
+
+
+def backward_of_backward(
+    x, weight, bias, dout, seq_idx, initial_states, dfinal_states, gradients, silu
+):
+    """The gradients of sum(g * r) over the results r of :func:`backward`, for its gradients g.
+
+    That sum is <dout, the tangent of out> + <dfinal_states, that of the final states>, if x, weight,
+    bias and initial_states move by g, so there is nothing in it but the forward's derivatives.
+
+    Args:
+        gradients: (gx, gweight, gbias, ginitial_states), each a tensor or None for zeros.
+
+    Returns:
+        The gradients of x, weight, bias, dout, initial_states and dfinal_states; None for what is
+        not given.
+    """
+    dtype = _compute_dtype(x, weight, bias, initial_states)
+    width = weight.shape[1]
+    linear = Linear(x, width, seq_idx, dtype)
+    weight_ = weight.to(dtype)
+    gx, gweight, gbias, gstates = gradients
+    gx = torch.zeros_like(x) if gx is None else gx
+    gweight = torch.zeros_like(weight_) if gweight is None else gweight.to(dtype)
+
+    taps = linear.taps(linear.pad(x, initial_states))
+    gpadded = linear.pad(gx, gstates)
+    gtaps = linear.taps(gpadded)
+    z = linear.convolve(taps, weight_)
+    if bias is not None:
+        z = z + bias.to(dtype)[:, None]
+    zt = linear.convolve(gtaps, weight_) + linear.convolve(taps, gweight)
+    if gbias is not None:
+        zt = zt + gbias.to(dtype)[:, None]
+    dout_ = linear.outputs(dout.to(dtype))
+    along = linear.outputs(dout_ * _slope(z, silu))  # what reaches zt
+    across = linear.outputs(dout_ * _curvature(z, silu) * zt)  # and z, by the slope
+    dpadded = linear.correlate(across, weight_) + linear.correlate(along, gweight)
+    dweight = linear.accumulate(across, taps) + linear.accumulate(along, gtaps)
+    return (
+        dpadded[:, :, width - 1 :].to(x.dtype),
+        dweight.to(weight.dtype),
+        None if bias is None else across.sum((0, 2)).to(bias.dtype),
+        linear.outputs(_slope(z, silu) * zt).to(dout.dtype),
+        None
+        if initial_states is None
+        else dpadded[:, :, : width - 1].to(initial_states.dtype),
+        None if dfinal_states is None else linear.final_states(gpadded).to(dfinal_states.dtype),
+    )
+
+
+def update(x, conv_state, weight, bias, silu, cache_seqlens, conv_state_indices):
+    """out, and conv_state as it is afterwards; conv_state itself stays as it is.
+
+    An index past the last row, which nobody can look at without a synchronisation, gives NaN.
+    """
+    tokens = x[:, :, None] if x.dim() == 2 else x
+    batch, _, seqlen = tokens.shape
+    rows, _, state_len = conv_state.shape
+    width = weight.shape[1]
+    if batch == 0:
+        return torch.empty_like(x), conv_state
+
+    history = conv_state
+    if conv_state_indices is not None:
+        indices = conv_state_indices.long()
+        if rows > 0:
+            history = conv_state.index_select(0, indices.clamp(0, rows - 1))
+        else:
+            history = conv_state.new_zeros(batch, *conv_state.shape[1:])
+
+    def rotated(values, start):
+        """Position p of the result is position (start + p) mod S of values, by batch entry."""
+        position = torch.arange(state_len, device=x.device)
+        index = (start.long()[:, None] + position).remainder(max(state_len, 1))
+        return values.gather(2, index[:, None, :].expand(values.shape))
+
+    if cache_seqlens is not None:
+        history = rotated(history, cache_seqlens)  # the oldest input first
+    dtype = _compute_dtype(x, conv_state)
+    history = history.to(dtype)
+    before = history[:, :, state_len - (width - 1) :]
+    out = forward(tokens, weight, bias, None, before, silu)
+    after = torch.cat([history, tokens.to(dtype)], dim=-1)[:, :, seqlen:].to(conv_state.dtype)
+    if cache_seqlens is not None:
+        after = rotated(after, -(cache_seqlens.long() + seqlen))  # back to the ring's positions
+    if conv_state_indices is not None:
+        out = out.masked_fill((indices < 0)[:, None, None], 0)
+        out = out.masked_fill((indices >= rows)[:, None, None], torch.nan)
+        # The last batch entry that each row belongs to, or -1.
+        is_row = (indices >= 0) & (indices < rows)
+        entries = torch.arange(batch, device=x.device)
+        owner = torch.full((rows + 1,), -1, device=x.device)
+        owner = owner.scatter_reduce(0, torch.where(is_row, indices, rows), entries, "amax")[:rows]
+        after = after.index_select(0, owner.clamp(min=0))
+        after = torch.where(owner[:, None, None] >= 0, after, conv_state)
+    return out.reshape(x.shape), after
+
+
+def varlen_states(x, cu_seqlens, state_len):
+    bounds = cu_seqlens.long()
+    index = bounds[1:, None] - state_len + torch.arange(state_len, device=x.device)
+    is_before = index < bounds[:-1, None]
+    if x.shape[0] == 0:
+        return x.new_zeros(len(bounds) - 1, x.shape[1], state_len)
+    taken = x[index.clamp(0, x.shape[0] - 1)]  # (batch, state_len, dim)
+    return taken.masked_fill(is_before[:, :, None], 0).transpose(1, 2)
+
+
+def operations(checks: dict) -> dict:
+    """The operations of ``_operators.py`` by name, with the checks of their arguments before them."""
+
+    def write(targets, results):
+        for target, result in zip(targets, results, strict=True):
+            if target is not None:
+                target.copy_(result)
+
+    def write_forward(x, weight, bias, seq_idx, initial_states, out, final_states_out, silu):
+        results = forward_states(x, weight, bias, seq_idx, initial_states, silu)
+        write((out, final_states_out), results)
+
+    def write_backward(*args):
+        inputs, outputs, silu = args[:7], args[7:11], args[11]
+        needs = [output is not None for output in outputs[1:]]
+        write(outputs, backward(*inputs, *needs, silu))
+
+    def write_update(x, conv_state, weight, bias, out, silu, cache_seqlens, conv_state_indices):
+        results = update(x, conv_state, weight, bias, silu, cache_seqlens, conv_state_indices)
+        write((out, conv_state), results)
+
+    def write_varlen_states(x, cu_seqlens, states):
+        states.copy_(varlen_states(x, cu_seqlens, states.shape[2]))
+
+    functions = {
+        "forward": write_forward,
+        "backward": write_backward,
+        "update": write_update,
+        "varlen_states": write_varlen_states,
+    }
+
+    def checked(operation):
+        function, check = functions[operation], checks[operation]
+
+        def run(*args):
+            check(args)
+            # Inference mode allows writing to every tensor; telling_torch has refused what is not.
+            with torch.inference_mode():
+                function(*args)
+
+        return run
+
+    return {operation: checked(operation) for operation in functions}
