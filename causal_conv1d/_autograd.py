@@ -23,7 +23,7 @@ _ops = torch.ops.causal_conv1d
 
 
 def has_tangent(*tensors) -> bool:
-    """Whether forward mode is at work on one of the tensors; under torch.func, whether it may be."""
+    """Whether forward mode is at work on one of the tensors; under torch.func: at all."""
     if forward_ad._current_level < 0:
         return False
     if functorch_is_active():

@@ -17,14 +17,12 @@ from causal_conv1d._operators import ARGUMENTS, CALLERS, WRITTEN
 
 # causal_conv1d_dtype; those from bool on have a number for errors to name them.
 _DTYPE_NAMES = (
-    "float32 float16 bfloat16 float64 int32 int64 an_unsupported_dtype bool uint8 int8 int16 uint16 "
-    "uint32 uint64 complex32 complex64 complex128 float8_e4m3fn float8_e5m2 float8_e4m3fnuz "
+    "float32 float16 bfloat16 float64 int32 int64 an_unsupported_dtype bool uint8 int8 int16 "
+    "uint16 uint32 uint64 complex32 complex64 complex128 float8_e4m3fn float8_e5m2 float8_e4m3fnuz "
     "float8_e5m2fnuz float8_e8m0fnu"
 ).split()
 DTYPES = {
-    getattr(torch, name): number
-    for number, name in enumerate(_DTYPE_NAMES)
-    if hasattr(torch, name)
+    getattr(torch, name): number for number, name in enumerate(_DTYPE_NAMES) if hasattr(torch, name)
 }
 _UNSUPPORTED_DTYPE = _DTYPE_NAMES.index("an_unsupported_dtype")
 # causal_conv1d_tensor: data, sizes[3], strides[3], ndim, dtype

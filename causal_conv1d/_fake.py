@@ -78,7 +78,7 @@ class _Checker:
 
     def writable(self, name: str) -> None:
         tensor = self.tensors[name]
-        if any(s > 1 and stride == 0 for s, stride in zip(tensor.shape, tensor.stride())):
+        if any(tensor.shape[i] > 1 and tensor.stride(i) == 0 for i in range(tensor.dim())):
             self.fail(name, "is written and must not be an expanded tensor (stride 0)")
 
     def x(self) -> None:

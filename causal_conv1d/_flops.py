@@ -32,4 +32,6 @@ def register() -> None:
         update: (ops.update, ops.update_out),
     }
     for formula, packets in formulas.items():
-        register_flop_formula([packet for packet in packets if packet not in flop_registry])(formula)
+        register_flop_formula([packet for packet in packets if packet not in flop_registry])(
+            formula
+        )

@@ -189,7 +189,7 @@ def _load_all() -> Loaded:
     return loaded
 
 
-# A second import in one process, after the modules were taken out of sys.modules, finds the first's.
+# A second import in a process, its modules having been taken out of sys.modules, finds the first's.
 _namespace = vars(torch.ops.causal_conv1d)
 loaded = _namespace.get("loaded") or _namespace.setdefault("loaded", _load_all())
 cpu, cuda, self_test = loaded.cpu, loaded.cuda, loaded.self_test

@@ -10,24 +10,14 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from causal_conv1d.reference import _compute_dtype, causal_conv1d_ref
-
-
-def forward(x, weight, bias, seq_idx, initial_states, silu):
-    activation = "silu" if silu else None
-    return causal_conv1d_ref(x, weight, bias, initial_states, False, None, activation, seq_idx)
-
-
-def forward_states(x, weight, bias, seq_idx, initial_states, silu):
-    activation = "silu" if silu else None
-    return causal_conv1d_ref(x, weight, bias, initial_states, True, None, activation, seq_idx)
+from causal_conv1d.reference import _compute_dtype
 
 
 class Linear:
     """The linear maps that forward and backward consist of, for one x's shape, width and ids.
 
     Inputs are a pair (x, initial_states) or, as one tensor from s = -(W-1) on, padded: (batch, dim,
-    width - 1 + seqlen).
+    width - 1 + seqlen). weight is (dim, width), or (batch, dim, width): then each row has its own.
     """
 
     def __init__(self, x, width, seq_idx, dtype):
@@ -60,21 +50,21 @@ class Linear:
         return [part.masked_fill(self.ignored[k], 0) for k, part in enumerate(parts)]
 
     def convolve(self, taps, weight):
-        return sum(weight[:, k, None] * tap for k, tap in enumerate(taps))
+        return sum(weight[..., k, None] * tap for k, tap in enumerate(taps))
 
     def correlate(self, dz, weight):
         """What dz gives padded: the transpose of convolve over its inputs."""
         total = 0
         for k in range(self.width):
-            part = weight[:, k, None] * dz
+            part = weight[..., k, None] * dz
             if self.ids is not None:
                 part = part.masked_fill(self.ignored[k], 0)
             total = total + F.pad(part, (k, self.width - 1 - k))
         return total
 
     def accumulate(self, dz, taps):
-        """What dz gives weight: the transpose of convolve over its weight."""
-        return torch.stack([(dz * tap).sum((0, 2)) for tap in taps], dim=1)
+        """What dz gives each row's weight: the transpose of convolve over its weight."""
+        return torch.stack([(dz * tap).sum(2) for tap in taps], dim=2)
 
     def _kept(self):
         """Where in padded each final state lies, and which of padded a final state may be."""
@@ -99,6 +89,32 @@ class Linear:
         index, may_be = self._kept()
         zeros = dfinal_states.new_zeros(self.batch, self.dim, self.width - 1 + self.seqlen)
         return zeros.scatter_add(2, index, dfinal_states).masked_fill(~may_be, 0)
+
+
+def _pre_activation(linear, taps, weight, bias):
+    z = linear.convolve(taps, weight.to(linear.dtype))
+    return z if bias is None else z + bias.to(linear.dtype)[..., None]
+
+
+def _like_parameter(gradients, parameter):
+    """A parameter's gradient from each row's: their sum, unless each row has its own parameter."""
+    if gradients.dim() > parameter.dim():
+        gradients = gradients.sum(0)
+    return gradients.to(parameter.dtype)
+
+
+def forward_states(x, weight, bias, seq_idx, initial_states, silu):
+    """out, and the final states."""
+    linear = Linear(x, weight.shape[-1], seq_idx, _compute_dtype(x, weight, bias, initial_states))
+    padded = linear.pad(x, initial_states)
+    z = _pre_activation(linear, linear.taps(padded), weight, bias)
+    out = z * torch.sigmoid(z) if silu else z
+    return linear.outputs(out).to(x.dtype), linear.final_states(padded).to(x.dtype)
+
+
+def forward(x, weight, bias, seq_idx, initial_states, silu):
+    """out alone."""
+    return forward_states(x, weight, bias, seq_idx, initial_states, silu)[0]
 
 
 def _slope(z, silu):
@@ -131,31 +147,27 @@ def backward(
     silu,
 ):
     """dx, dweight, dbias and dinitial_states, each of size 0 if it is not needed."""
-    dtype = _compute_dtype(x, weight, bias, initial_states)
-    width = weight.shape[1]
-    linear = Linear(x, width, seq_idx, dtype)
-    weight_ = weight.to(dtype)
+    width = weight.shape[-1]
+    linear = Linear(x, width, seq_idx, _compute_dtype(x, weight, bias, initial_states))
     taps = linear.taps(linear.pad(x, initial_states))
-    dz = linear.outputs(dout.to(dtype))
+    dz = linear.outputs(dout.to(linear.dtype))
     if silu:
-        z = linear.convolve(taps, weight_)
-        if bias is not None:
-            z = z + bias.to(dtype)[:, None]
+        z = _pre_activation(linear, taps, weight, bias)
         dz = linear.outputs(dz * _slope(z, silu))
-    dpadded = linear.correlate(dz, weight_)
+    dpadded = linear.correlate(dz, weight.to(linear.dtype))
     if dfinal_states is not None:
-        dpadded = dpadded + linear.spread(dfinal_states.to(dtype))
-
-    def needed(condition, function, like):
-        return function().to(like.dtype) if condition else like.new_zeros(0)
-
-    states_like = x if initial_states is None else initial_states
-    return (
-        dpadded[:, :, width - 1 :].to(x.dtype),
-        needed(need_dweight, lambda: linear.accumulate(dz, taps), weight),
-        needed(need_dbias and bias is not None, lambda: dz.sum((0, 2)), weight if bias is None else bias),
-        needed(need_dinitial_states, lambda: dpadded[:, :, : width - 1], states_like),
-    )
+        dpadded = dpadded + linear.spread(dfinal_states.to(linear.dtype))
+    dweight = dbias = dstates = None
+    if need_dweight:
+        dweight = _like_parameter(linear.accumulate(dz, taps), weight)
+    if need_dbias and bias is not None:
+        dbias = _like_parameter(dz.sum(2), bias)
+    if need_dinitial_states:
+        dstates = dpadded[:, :, : width - 1].to(
+            x.dtype if initial_states is None else initial_states.dtype
+        )
+    found = (dpadded[:, :, width - 1 :].to(x.dtype), dweight, dbias, dstates)
+    return tuple(x.new_zeros(0) if tensor is None else tensor for tensor in found)
 
 
 def backward_of_backward(
@@ -163,8 +175,8 @@ def backward_of_backward(
 ):
     """The gradients of sum(g * r) over the results r of :func:`backward`, for its gradients g.
 
-    That sum is <dout, the tangent of out> + <dfinal_states, that of the final states>, if x, weight,
-    bias and initial_states move by g, so there is nothing in it but the forward's derivatives.
+    That sum is <dout, the tangent of out> + <dfinal_states, that of the final states>, if x,
+    weight, bias and initial_states move by g, so it takes the forward's derivatives alone.
 
     Args:
         gradients: (gx, gweight, gbias, ginitial_states), each a tensor or None for zeros.
@@ -173,37 +185,37 @@ def backward_of_backward(
         The gradients of x, weight, bias, dout, initial_states and dfinal_states; None for what is
         not given.
     """
-    dtype = _compute_dtype(x, weight, bias, initial_states)
     width = weight.shape[1]
-    linear = Linear(x, width, seq_idx, dtype)
-    weight_ = weight.to(dtype)
+    linear = Linear(x, width, seq_idx, _compute_dtype(x, weight, bias, initial_states))
+    weight_ = weight.to(linear.dtype)
     gx, gweight, gbias, gstates = gradients
     gx = torch.zeros_like(x) if gx is None else gx
-    gweight = torch.zeros_like(weight_) if gweight is None else gweight.to(dtype)
+    gweight = torch.zeros_like(weight_) if gweight is None else gweight.to(linear.dtype)
 
     taps = linear.taps(linear.pad(x, initial_states))
     gpadded = linear.pad(gx, gstates)
     gtaps = linear.taps(gpadded)
-    z = linear.convolve(taps, weight_)
-    if bias is not None:
-        z = z + bias.to(dtype)[:, None]
-    zt = linear.convolve(gtaps, weight_) + linear.convolve(taps, gweight)
-    if gbias is not None:
-        zt = zt + gbias.to(dtype)[:, None]
-    dout_ = linear.outputs(dout.to(dtype))
+    z = _pre_activation(linear, taps, weight, bias)
+    zt = _pre_activation(linear, gtaps, weight, gbias) + linear.convolve(taps, gweight)
+    dout_ = linear.outputs(dout.to(linear.dtype))
     along = linear.outputs(dout_ * _slope(z, silu))  # what reaches zt
     across = linear.outputs(dout_ * _curvature(z, silu) * zt)  # and z, by the slope
     dpadded = linear.correlate(across, weight_) + linear.correlate(along, gweight)
     dweight = linear.accumulate(across, taps) + linear.accumulate(along, gtaps)
+    dbias = dstates = dfinal = None
+    if bias is not None:
+        dbias = _like_parameter(across.sum(2), bias)
+    if initial_states is not None:
+        dstates = dpadded[:, :, : width - 1].to(initial_states.dtype)
+    if dfinal_states is not None:
+        dfinal = linear.final_states(gpadded).to(dfinal_states.dtype)
     return (
         dpadded[:, :, width - 1 :].to(x.dtype),
-        dweight.to(weight.dtype),
-        None if bias is None else across.sum((0, 2)).to(bias.dtype),
+        _like_parameter(dweight, weight),
+        dbias,
         linear.outputs(_slope(z, silu) * zt).to(dout.dtype),
-        None
-        if initial_states is None
-        else dpadded[:, :, : width - 1].to(initial_states.dtype),
-        None if dfinal_states is None else linear.final_states(gpadded).to(dfinal_states.dtype),
+        dstates,
+        dfinal,
     )
 
 
@@ -266,7 +278,7 @@ def varlen_states(x, cu_seqlens, state_len):
 
 
 def operations(checks: dict) -> dict:
-    """The operations of ``_operators.py`` by name, with the checks of their arguments before them."""
+    """The operations of ``_operators.py`` by name, each with the check of its arguments first."""
 
     def write(targets, results):
         for target, result in zip(targets, results, strict=True):

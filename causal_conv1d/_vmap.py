@@ -15,10 +15,13 @@ _ops = torch.ops.causal_conv1d
 
 
 class _Folding:
-    """The dimension that is mapped, of a given size, as a part of the batch or of the channels."""
+    """The dimension that is mapped, of a given size, as a part of the batch or of the channels.
 
-    def __init__(self, size: int, into_channels: bool):
-        self.size, self.into_channels = size, into_channels
+    rows: the batch of one entry, where torch's operations get parameters for each row.
+    """
+
+    def __init__(self, size: int, into_channels: bool, rows: int | None = None):
+        self.size, self.into_channels, self.batch = size, into_channels, rows
 
     def _first(self, tensor, dim):
         if dim is None:
@@ -42,30 +45,33 @@ class _Folding:
 
     def parameters(self, tensor, dim):
         """Of a tensor (dim, ...)."""
-        if tensor is None or not self.into_channels:
+        if tensor is None or not (self.into_channels or self.batch is not None):
             return tensor
-        return self._first(tensor, dim).flatten(0, 1)
+        tensor = self._first(tensor, dim)
+        if self.into_channels:
+            return tensor.flatten(0, 1)
+        return tensor.repeat_interleave(self.batch, 0)
 
     def unfold(self, tensor, is_parameter=False):
         """The result with the mapped dimension in its place, and where that is."""
+        if is_parameter and self.batch is not None:
+            return tensor.unflatten(0, (self.size, self.batch)).sum(1), 0
         place = 1 if self.into_channels and not is_parameter else 0
         return tensor.unflatten(place, (self.size, tensor.shape[place] // self.size)), place
 
 
-def _by_torch(function, in_dims, args):
-    """function, made of torch's operations, over the mapped tensors."""
-    return torch.vmap(function, in_dims=tuple(in_dims), out_dims=0)(*args)
+def _rows(x, dim) -> int:
+    return (x if dim is None else x.movedim(dim, 0)[0]).shape[0]
 
 
 def _forward(operator, plain):
     def rule(info, in_dims, x, weight, bias, seq_idx, initial_states, silu):
         x_dim, weight_dim, bias_dim, ids_dim, states_dim = in_dims[:5]
         fold = _Folding(info.batch_size, weight_dim is not None or bias_dim is not None)
+        call = operator
         if fold.into_channels and ids_dim is not None:
-            args = (x, weight, bias, seq_idx, initial_states)
-            found = _by_torch(lambda *mapped: plain(*mapped, silu), in_dims[:5], args)
-            return found, (0, 0) if isinstance(found, tuple) else 0
-        found = operator(
+            fold, call = _Folding(info.batch_size, into_channels=False, rows=_rows(x, x_dim)), plain
+        found = call(
             fold.batched(x, x_dim),
             fold.parameters(weight, weight_dim),
             fold.parameters(bias, bias_dim),
@@ -87,11 +93,11 @@ def _backward(info, in_dims, x, weight, bias, dout, seq_idx, initial_states, dfi
     for_each = weight_dim is not None or bias_dim is not None or needs[0] or needs[1]
     fold = _Folding(info.batch_size, for_each)
     kept = (True, needs[0], needs[1] and bias is not None, needs[2])
+    call = _ops.backward.default
     if fold.into_channels and ids_dim is not None:
-        args = (x, weight, bias, dout, seq_idx, initial_states, dfinal_states)
-        found = _by_torch(lambda *mapped: _plain.backward(*mapped, *rest), in_dims[:7], args)
-        return found, (0, 0, 0, 0)
-    found = _ops.backward.default(
+        fold = _Folding(info.batch_size, into_channels=False, rows=_rows(x, x_dim))
+        call = _plain.backward
+    found = call(
         fold.batched(x, x_dim),
         fold.parameters(weight, weight_dim),
         fold.parameters(bias, bias_dim),
@@ -118,13 +124,10 @@ def _update(info, in_dims, x, conv_state, weight, bias, silu, cache_seqlens, con
     fold = _Folding(info.batch_size, weight_dim is not None or bias_dim is not None)
     state = conv_state.movedim(state_dim, 0)
     if fold.into_channels and (lens_dim is not None or indices_dim is not None):
-        dims = (x_dim, 0, weight_dim, bias_dim, lens_dim, indices_dim)
-        args = (x, state, weight, bias, cache_seqlens, conv_state_indices)
-        out, after = _by_torch(
-            lambda x, s, w, b, lens, rows: _plain.update(x, s, w, b, silu, lens, rows), dims, args
+        raise RuntimeError(
+            "causal_conv1d_update: vmap cannot map cache_seqlens or conv_state_indices together "
+            "with weight or bias"
         )
-        state.copy_(after)
-        return out, 0
     tokens = fold.batched(x, x_dim)
     indices = fold.rows(conv_state_indices, indices_dim)
     if indices is not None and not fold.into_channels:
@@ -149,13 +152,21 @@ def _update(info, in_dims, x, conv_state, weight, bias, silu, cache_seqlens, con
 
 
 def _varlen_states(info, in_dims, x, cu_seqlens, state_len):
-    if in_dims[1] is not None:
-        found = _by_torch(
-            lambda x, bounds: _plain.varlen_states(x, bounds, state_len), in_dims[:2], (x, cu_seqlens)
-        )
-        return found, 0
-    fold = _Folding(info.batch_size, into_channels=True)
-    return fold.unfold(_ops.varlen_states.default(fold.batched(x, in_dims[0]), cu_seqlens, state_len))
+    x_dim, bounds_dim = in_dims[:2]
+    size, operator = info.batch_size, _ops.varlen_states.default
+    if bounds_dim is None:
+        fold = _Folding(size, into_channels=True)
+        return fold.unfold(operator(x.movedim(x_dim, 1).flatten(1), cu_seqlens, state_len))
+    # All tokens in a row. Between an entry's last bound and the next one's first lies a sequence
+    # too many, which is left out.
+    fold = _Folding(size, into_channels=False)
+    tokens = fold.batched(x, x_dim)
+    bounds = cu_seqlens.movedim(bounds_dim, 0).long()
+    step = torch.arange(size, device=x.device)[:, None]
+    states = operator(tokens, (bounds + step * (len(tokens) // size)).flatten(), state_len)
+    batch = bounds.shape[1] - 1
+    wanted = step * (batch + 1) + torch.arange(batch, device=x.device)
+    return states[wanted], 0
 
 
 def register(loaded) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from causal_conv1d import _library  # noqa: F401  registers torch.ops.causal_conv1d
-from causal_conv1d import _onnx
+from causal_conv1d import (
+    _library,  # noqa: F401  registers torch.ops.causal_conv1d
+    _onnx,
+)
 from causal_conv1d._arguments import (
     check_final_states_out,
     check_tensors,

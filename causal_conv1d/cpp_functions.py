@@ -22,15 +22,11 @@ __all__ = [
 _ops = torch.ops.causal_conv1d
 
 
-def write_forward(
-    x, weight, bias, seq_idx, initial_states, out, final_states_out, silu
-):
+def write_forward(x, weight, bias, seq_idx, initial_states, out, final_states_out, silu):
     """Writes out, and final_states_out if given."""
     refuse_to_write("causal_conv1d_fn", out=out, final_states_out=final_states_out)
     operator = _ops.forward_out.default
-    below_autograd(
-        operator, x, weight, bias, seq_idx, initial_states, out, final_states_out, silu
-    )
+    below_autograd(operator, x, weight, bias, seq_idx, initial_states, out, final_states_out, silu)
 
 
 def causal_conv1d_fwd_function(
@@ -39,9 +35,7 @@ def causal_conv1d_fwd_function(
     """out of :func:`causal_conv1d.causal_conv1d_fn`; final_states_out, if given, is written."""
     if final_states_out is None:
         operator = _ops.forward.default
-        return below_autograd(
-            operator, x, weight, bias, seq_idx, initial_states, silu_activation
-        )
+        return below_autograd(operator, x, weight, bias, seq_idx, initial_states, silu_activation)
     out = torch.empty_like(x)
     write_forward(x, weight, bias, seq_idx, initial_states, out, final_states_out, silu_activation)
     return out
