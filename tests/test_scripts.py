@@ -40,8 +40,9 @@ def sources(tmp_path, apply_patches):
     for patch in PATCHES:
         for name, hunks in apply_patches.read_patch(patch).items():
             lines = []
-            for hunk in hunks:
-                lines += [b"# line %d\n" % i for i in range(len(lines), hunk.start)] + hunk.old
+            for start, changes in hunks:
+                lines += [b"# line %d\n" % i for i in range(len(lines), start)]
+                lines += [text + b"\n" for sign, text in changes if sign != b"+"]
             file = tmp_path / name
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(b"".join(lines) + b"# the end\n")
