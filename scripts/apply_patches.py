@@ -145,9 +145,9 @@ def find_package(name: str, given: Path | None) -> Path | None:
             raise PatchError(f"there is no {name}/__init__.py in {given}")
         return given / name
     spec = importlib.util.find_spec(name)
-    if spec is None or not spec.submodule_search_locations:
+    if spec is None or spec.origin is None:  # pip leaves a folder behind, with the backups
         return None
-    return Path(spec.submodule_search_locations[0])
+    return Path(spec.origin).parent
 
 
 def targets(mamba_ssm: Path | None, mamba_yolo: Path | None) -> list[tuple[Path, Path]]:

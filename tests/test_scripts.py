@@ -490,6 +490,19 @@ def test_the_installed_package_is_found_but_not_imported(sources, apply_patches,
     assert apply_patches.main(["--revert"]) == 0
 
 
+def test_a_folder_that_pip_left_behind_is_no_package(sources, apply_patches, monkeypatch, capsys):
+    """pip uninstall leaves the backups, and Python takes their folder for a package."""
+    import install
+
+    for name in ("mamba_ssm", "ultralytics"):
+        (sources / name / "__init__.py").unlink()
+    monkeypatch.syspath_prepend(sources)
+    assert apply_patches.main([]) == 1
+    assert "installed" in capsys.readouterr().err
+    assert install.patch_mamba_ssm() == 0
+    assert "mamba_ssm is not installed" in capsys.readouterr().out
+
+
 def test_nothing_to_patch_is_an_error(tmp_path, apply_patches, monkeypatch, capsys):
     monkeypatch.setattr(apply_patches.importlib.util, "find_spec", lambda name: None)
     assert apply_patches.main([]) == 1
@@ -825,6 +838,29 @@ def test_verify_without_mamba_yolo(stand_ins, run_verify):
     assert status == 0
     assert signs == dict.fromkeys(NAMES[:3], "✓") | dict.fromkeys(NAMES[3:], "-")
     assert output.count("not installed") == 2
+
+
+@pytest.mark.parametrize("left", ("nothing", "a folder without modules"))
+def test_verify_without_mamba_ssm(stand_ins, run_verify, left):
+    shutil.rmtree(stand_ins / "mamba_ssm")
+    if left != "nothing":
+        (stand_ins / "mamba_ssm/utils").mkdir(parents=True)
+        (stand_ins / "mamba_ssm/utils/generation.py.orig").touch()
+    status, signs, output = run_verify("--mamba-yolo", str(stand_ins / "yolo"))
+    assert status == 0
+    assert signs == dict.fromkeys(NAMES, "✓") | {"Mamba module": "-"}
+    assert output.count("not installed") == 1
+
+    replace_in(stand_ins / "selective_scan_cuda.py", "x[:, :, 0, 1::2] = state", "pass")
+    status, signs, _ = run_verify()
+    assert status == 1 and signs["Mamba module"] == "-" and signs["selective_scan_cuda"] == "✗"
+
+
+def test_verify_with_half_a_mamba_ssm(stand_ins, run_verify):
+    (stand_ins / "mamba_ssm/modules/mamba_simple.py").unlink()
+    status, signs, output = run_verify()
+    assert status == 1 and signs["Mamba module"] == "✗"
+    assert "No module named 'mamba_ssm.modules.mamba_simple'" in output
 
 
 @pytest.mark.parametrize(
