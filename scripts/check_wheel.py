@@ -12,6 +12,7 @@ sm_87 and PTX in every part of the device code; the wheel's size.
 """
 
 import argparse
+import os
 import re
 import struct
 import subprocess
@@ -43,13 +44,14 @@ SOURCE_PATH = re.compile(
     rb"(?<![\w.+-])/[\w.+@~-]{2,}(?:/[\w.+@~-]+)+\.(?:cc?|cpp|cxx|cuh?|h|hpp|inl|ptx)\b"
 )
 # Where this machine builds: check_wheel.py runs where the wheel was made.
-FOLDERS = (Path(__file__).resolve().parent.parent, Path.home(), Path(tempfile.gettempdir()))
+FOLDERS = (Path(__file__).resolve().parent.parent, os.path.expanduser("~"), tempfile.gettempdir())
 # Bytes: with sm_87 and PTX alone, and with more.
 SMALL, LARGE = 3_000_000, 15_000_000
 
 
 def output_of(*command) -> str:
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    english = os.environ | {"LC_ALL": "C"}
+    return subprocess.run(command, capture_output=True, text=True, check=True, env=english).stdout
 
 
 def needed_versions(library: Path) -> dict:
@@ -115,7 +117,7 @@ def listed_by(cuobjdump: str, library: Path) -> set:
 def paths_in(data: bytes) -> list[str]:
     """What tells of who built it: absolute names of sources, and folders of this machine."""
     found = set(SOURCE_PATH.findall(data))
-    for folder in {bytes(folder) for folder in FOLDERS} - {b"/"}:
+    for folder in {os.fsencode(folder) for folder in FOLDERS} - {b"/", b"~"}:
         found |= set(re.findall(rb"(?<![\w.+-])" + re.escape(folder) + rb"/[\w./+@~-]*", data))
     return sorted(path.decode() for path in found)
 
