@@ -220,8 +220,11 @@ def write_all(wanted: dict[Path, bytes | None]) -> None:
     with contextlib.ExitStack() as folders, contextlib.ExitStack() as undo:
         steps = []
         for path, content in wanted.items():
-            folder = tempfile.TemporaryDirectory(prefix=".apply_patches-", dir=path.parent)
-            new, saved = (Path(folders.enter_context(folder), name) for name in ("new", "saved"))
+            folder = tempfile.TemporaryDirectory(
+                prefix=".apply_patches-", dir=path.parent, ignore_cleanup_errors=True
+            )
+            beside = Path(folders.enter_context(folder))
+            new, saved = beside / "new", beside / "saved"
             if path.exists():
                 write_like(saved, path.read_bytes(), path)
             if content is not None:
