@@ -1,4 +1,4 @@
-"""Fails if a wheel would not load where it is meant to, or is larger than it may be.
+"""Fails if a wheel would not load where it is meant to, is open to attacks, or is too large.
 
 usage: check_wheel.py WHEEL [--cuda] [--cuobjdump PROGRAM]
 
@@ -6,11 +6,13 @@ usage: check_wheel.py WHEEL [--cuda] [--cuobjdump PROGRAM]
 device code with what this program of NVIDIA's lists.
 
 Checked: the tag; for each library its machine, the libraries that it links, its undefined symbols
-(none of torch or Python), the versions of glibc and libstdc++ that it needs; sm_87 and PTX in every
-part of the device code; the wheel's size.
+(none of torch or Python), the versions of glibc and libstdc++ that it needs, that it exports the C
+interface alone, full RELRO, a stack that is not executable, no path of the machine that built it;
+sm_87 and PTX in every part of the device code; the wheel's size.
 """
 
 import argparse
+import os
 import re
 import struct
 import subprocess
@@ -37,12 +39,19 @@ LIBSTDCXX = {
     (2, 34): ((3, 4, 29), (1, 3, 13)),
     (2, 35): ((3, 4, 30), (1, 3, 13)),
 }
+# An absolute name of a source, as of __FILE__ and in debug information.
+SOURCE_PATH = re.compile(
+    rb"(?<![\w.+-])/[\w.+@~-]{2,}(?:/[\w.+@~-]+)+\.(?:cc?|cpp|cxx|cuh?|h|hpp|inl|ptx)\b"
+)
+# Where this machine builds: check_wheel.py runs where the wheel was made.
+FOLDERS = (Path(__file__).resolve().parent.parent, os.path.expanduser("~"), tempfile.gettempdir())
 # Bytes: with sm_87 and PTX alone, and with more.
 SMALL, LARGE = 3_000_000, 15_000_000
 
 
 def output_of(*command) -> str:
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    english = os.environ | {"LC_ALL": "C"}
+    return subprocess.run(command, capture_output=True, text=True, check=True, env=english).stdout
 
 
 def needed_versions(library: Path) -> dict:
@@ -105,6 +114,33 @@ def listed_by(cuobjdump: str, library: Path) -> set:
     return set(elf) | {f"compute_{number}" for number in ptx}
 
 
+def paths_in(data: bytes) -> list[str]:
+    """What tells of who built it: absolute names of sources, and folders of this machine."""
+    found = set(SOURCE_PATH.findall(data))
+    for folder in {os.fsencode(folder) for folder in FOLDERS} - {b"/", b"~"}:
+        found |= set(re.findall(rb"(?<![\w.+-])" + re.escape(folder) + rb"/[\w./+@~-]*", data))
+    return sorted(path.decode() for path in found)
+
+
+def hardening_problems(library: Path):
+    """What makes attacks easier, gets in the way of other libraries, or tells of the builder."""
+    name = library.name
+    segments, dynamic = output_of("readelf", "-lW", library), output_of("readelf", "-dW", library)
+    stack = re.search(r"GNU_STACK +(?:0x\w+ +){5}([RWE ]+)", segments)
+    if stack is None or "E" in stack[1]:
+        yield f"{name} asks for an executable stack: link it with -Wl,-z,noexecstack"
+    if "GNU_RELRO" not in segments or not re.search(r"BIND_NOW|Flags:.* NOW\b", dynamic):
+        yield f"{name} has no full RELRO: link it with -Wl,-z,relro,-z,now"
+    for path in re.findall(r"\((?:RPATH|RUNPATH)\).*\[(.*)\]", dynamic):
+        yield f"{name} looks for libraries in {path} (RPATH or RUNPATH)"
+    for line in output_of("nm", "-D", "--defined-only", library).splitlines():
+        symbol = line.split()[-1]
+        if not symbol.startswith("causal_conv1d_"):
+            yield f"{name} exports {symbol}, which is no part of the C interface"
+    for path in paths_in(library.read_bytes()):
+        yield f"{name} contains a path of the machine that built it: {path}"
+
+
 def problems_of(library: Path, machine: str, glibc, cuobjdump):
     name = library.name
     header = output_of("readelf", "-hW", library)
@@ -126,6 +162,7 @@ def problems_of(library: Path, machine: str, glibc, cuobjdump):
         limit = min(NEWEST.get(kind, ()), glibc) if kind == "GLIBC" else NEWEST.get(kind, ())
         if version > limit:
             yield f"{name} needs {kind} {version}, but {limit} is the newest it may"
+    yield from hardening_problems(library)
     if "cuda" not in name:
         return
     parts = device_code(library)
@@ -138,8 +175,13 @@ def problems_of(library: Path, machine: str, glibc, cuobjdump):
         yield f"{name} has no code for sm_87"
     if not any(code.startswith("compute_") for code in codes):
         yield f"{name} has no PTX"
-    if cuobjdump and listed_by(cuobjdump, library) != codes:
-        yield f"{name}: {cuobjdump} lists {sorted(listed_by(cuobjdump, library))}"
+    if cuobjdump:
+        if listed_by(cuobjdump, library) != codes:
+            yield f"{name}: {cuobjdump} lists {sorted(listed_by(cuobjdump, library))}"
+        for path in paths_in(output_of(cuobjdump, "--dump-ptx", library).encode()):
+            # The program's own heading names the library, not what is in it.
+            if path != str(library):
+                yield f"{name} has PTX with a path of the machine that built it: {path}"
 
 
 def main(arguments) -> int:

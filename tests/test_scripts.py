@@ -4,8 +4,11 @@ The sources they work on here are excerpts made up from the patches' own lines, 
 of our own; tests/ecosystem/test_patches.py takes the released mamba_ssm 2.2.4.
 """
 
+import difflib
+import errno
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import zipfile
@@ -40,8 +43,9 @@ def sources(tmp_path, apply_patches):
     for patch in PATCHES:
         for name, hunks in apply_patches.read_patch(patch).items():
             lines = []
-            for hunk in hunks:
-                lines += [b"# line %d\n" % i for i in range(len(lines), hunk.start)] + hunk.old
+            for start, changes in hunks:
+                lines += [b"# line %d\n" % i for i in range(len(lines), start)]
+                lines += [text + b"\n" for sign, text in changes if sign != b"+"]
             file = tmp_path / name
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(b"".join(lines) + b"# the end\n")
@@ -185,21 +189,287 @@ def test_a_file_in_the_place_of_the_backup_is_kept(sources, apply_patches, capsy
     assert str(path) in capsys.readouterr().err
 
 
-def test_a_failing_write_leaves_all_as_it_was(sources, apply_patches, monkeypatch, capsys):
+def whole_tree(folder):
+    """What a reader of the folder can tell but times: names, contents, modes and owners."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        status = path.lstat()
+        content = path.read_bytes() if path.is_file() else None
+        found[path] = (content, status.st_mode, status.st_uid, status.st_gid)
+    return found
+
+
+def states(apply_patches, sources, revert):
+    """The options, the tree as it is now, and as the script makes it, which undoes that again."""
+    options, back = ([], ["--revert"]) if not revert else (["--revert"], [])
+    if revert:
+        run_apply(apply_patches, sources)
+    before = whole_tree(sources)
+    assert run_apply(apply_patches, sources, *options) == 0
+    after = whole_tree(sources)
+    assert run_apply(apply_patches, sources, *back) == 0
+    assert whole_tree(sources) == before != after
+    return options, before, after
+
+
+@pytest.fixture
+def two_files(apply_patches, monkeypatch):
+    """These tests run the script some hundred times."""
+    monkeypatch.setattr(apply_patches, "MAMBA_SSM", ("0002-fix-torch-distributed-api.patch",))
+    monkeypatch.setattr(apply_patches, "MAMBA_YOLO", ())
+
+
+@pytest.mark.parametrize("revert", (False, True), ids=("apply", "revert"))
+def test_interrupted_at_any_line_it_is_all_or_none(sources, apply_patches, two_files, revert):
+    """KeyboardInterrupt in front of the n-th line of what writes, for every n."""
+    options, before, after = states(apply_patches, sources, revert)
+    functions = (apply_patches.write_all, apply_patches.write_like, apply_patches.with_backups)
+    codes = {function.__code__ for function in functions}
+    lines_left = 0
+
+    def trace(frame, event, _):
+        nonlocal lines_left
+        if frame.f_code not in codes:
+            return None
+        if event == "line":
+            lines_left -= 1
+            if lines_left == 0:
+                raise KeyboardInterrupt
+        return trace
+
+    outcomes, previous = [], sys.gettrace()
+    for lines in range(1, 10_000):
+        lines_left = lines
+        sys.settrace(trace)
+        try:
+            run_apply(apply_patches, sources, *options)
+            break
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.settrace(previous)
+        found = whole_tree(sources)
+        assert found in (before, after), f"line {lines}"
+        outcomes.append(found == after)
+        if found == after:
+            run_apply(apply_patches, sources, *([] if revert else ["--revert"]))
+    assert whole_tree(sources) == after
+    assert outcomes.count(False) > 60 and sorted(outcomes) == outcomes
+
+
+@pytest.mark.parametrize("revert", (False, True), ids=("apply", "revert"))
+@pytest.mark.parametrize("late", (False, True), ids=("not done", "done"))
+@pytest.mark.parametrize("error", (OSError(errno.ENOSPC, "No space left"), KeyboardInterrupt()))
+@pytest.mark.parametrize("step", ("mkdir", "open", "fsync", "chown", "utime", "replace", "unlink"))
+def test_a_step_that_fails_leaves_all_as_it_was(
+    sources, apply_patches, two_files, monkeypatch, capsys, step, error, late, revert
+):
+    """Each use of each function of the system in turn raises, the step itself done or not."""
+    options, before, after = states(apply_patches, sources, revert)
+    owner = apply_patches.Path if step in ("open", "unlink") else os
+    genuine, calls = getattr(owner, step), []
+
+    def fail(*arguments, **keywords):
+        calls.append(arguments)
+        if len(calls) == which and not late:
+            raise error
+        result = genuine(*arguments, **keywords)
+        if len(calls) == which:
+            if step == "open":
+                result.close()
+            raise error
+        return result
+
+    which, status = 0, 1
+    while status != 0:
+        which += 1
+        calls.clear()
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, step, fail)
+            try:
+                status = run_apply(apply_patches, sources, *options)
+            except KeyboardInterrupt:
+                status = 1
+        if status == 0:
+            continue
+        if step == "mkdir" and late:  # a folder made, of whose name nobody heard
+            for path in sources.rglob(".apply_patches-*"):
+                path.rmdir()
+        assert whole_tree(sources) == before
+        assert isinstance(error, KeyboardInterrupt) or "nothing was changed" in (
+            capsys.readouterr().err
+        )
+    assert whole_tree(sources) == after
+    assert which > 2 or (step == "unlink" and not revert)
+
+
+def test_a_file_that_cannot_be_put_back_is_named(sources, apply_patches, monkeypatch, capsys):
     replace, calls = os.replace, []
 
-    def fail_once(old, new):
+    def fail(old, new):
         calls.append(new)
-        if len(calls) == 3:
-            raise PermissionError(f"not allowed: {new}")
+        if len(calls) >= 4:  # the second file, and every attempt to put the first back
+            raise PermissionError("not allowed")
         replace(old, new)
 
-    monkeypatch.setattr(apply_patches.os, "replace", fail_once)
-    before = snapshot(sources)
+    monkeypatch.setattr(apply_patches.os, "replace", fail)
     assert run_apply(apply_patches, sources) == 1
-    after = snapshot(sources)
-    assert {name: after[name] for name in before} == before
-    assert "nothing was changed" in capsys.readouterr().err
+    message = capsys.readouterr().err
+    assert f"{calls[1]} could not be put back" in message and "nothing was changed" not in message
+
+
+def run_killed(sources, code, *options):
+    """The script in a process of its own, running code before it renames a file."""
+    script = f"""
+import os, signal, sys, apply_patches
+replace, calls = os.replace, []
+def replace_and_more(old, new):
+    calls.append(new)
+    {code}
+    replace(old, new)
+os.replace = replace_and_more
+sys.exit(apply_patches.main(sys.argv[1:]))
+"""
+    command = [sys.executable, "-c", script, "--mamba-ssm", sources, "--mamba-yolo", sources]
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "scripts")}
+    return subprocess.run([*command, *options], env=environment, capture_output=True).returncode
+
+
+@pytest.mark.parametrize("name", ("SIGINT", "SIGTERM", "SIGHUP"))
+def test_a_signal_waits_until_all_is_written(sources, apply_patches, name):
+    _, _, after = states(apply_patches, sources, False)
+    code = f"os.kill(os.getpid(), signal.{name})"
+    status = run_killed(sources, code)
+    assert status == -getattr(signal, name)
+    assert whole_tree(sources) == after
+
+
+def test_a_backup_is_whole_also_if_the_process_dies(sources, apply_patches):
+    """os._exit, as kill -9 or a power failure; the same command then finishes the work."""
+    _, before, after = states(apply_patches, sources, False)
+    for count in (1, 2, 5, 6, 11, 12):
+        assert run_killed(sources, f"if len(calls) == {count}: os._exit(77)") == 77
+        found = [path for path in sources.rglob("*.orig") if ".apply_patches-" not in str(path)]
+        assert len(found) == count // 2
+        assert all(path.read_bytes() == before[path.with_suffix("")][0] for path in found)
+        assert run_apply(apply_patches, sources) == 0
+        for path in sources.rglob(".apply_patches-*"):
+            shutil.rmtree(path)
+        assert whole_tree(sources) == after
+        assert run_apply(apply_patches, sources, "--revert") == 0
+
+
+def mixed(content):
+    lines = content.split(b"\n")
+    return b"\n".join(line + b"\r" * (i % 3 == 0) for i, line in enumerate(lines[:-1])) + b"\n"
+
+
+ENCODINGS = {
+    "CRLF": lambda content: content.replace(b"\n", b"\r\n"),
+    "Latin-1": lambda content: b"# caf\xe9\x85\x0c\n" + content + b"# \xff\n",
+    "UTF-8 with its mark": lambda content: b"\xef\xbb\xbf" + content,
+    "no newline at the end": lambda content: content.removesuffix(b"\n"),
+}
+
+
+@pytest.mark.parametrize("encode", ENCODINGS.values(), ids=ENCODINGS)
+def test_encodings_and_line_endings_are_kept(sources, apply_patches, encode):
+    _, before, after = states(apply_patches, sources, False)
+    for path in sources.rglob("*.py"):
+        path.write_bytes(encode(path.read_bytes()))
+    assert run_apply(apply_patches, sources) == 0
+    names = {path for path in after if path.suffix in (".py", ".orig")}
+    assert {path: path.read_bytes() for path in names} == {
+        path: encode(after[path][0]) for path in names
+    }
+    for path in sources.rglob("*.orig"):
+        path.unlink()  # without which the revert must do as well
+    assert run_apply(apply_patches, sources, "--revert") == 0
+    for path in sources.rglob("*.py"):
+        assert path.read_bytes() == encode(before[path][0])
+
+
+def test_mixed_line_endings(sources, apply_patches):
+    """Lines that no patch changes keep their own; the revert brings back those of the others."""
+    _, released, after = states(apply_patches, sources, False)
+    patched = {path for path in released if after[path] != released[path]}
+    for path in patched:
+        path.write_bytes(mixed(path.read_bytes()))
+    before = whole_tree(sources)
+    assert run_apply(apply_patches, sources) == 0
+    for path in patched:
+        was, now = before[path][0], path.read_bytes()
+        assert now.replace(b"\r\n", b"\n") == after[path][0]
+        old, new = released[path][0].splitlines(), after[path][0].splitlines()
+        same = difflib.SequenceMatcher(None, old, new, autojunk=False).get_matching_blocks()
+        assert len(same) > 2
+        for i, j, length in same:
+            kept = was.splitlines(True)[i : i + length], now.splitlines(True)[j : j + length]
+            assert kept[0] == kept[1]
+    assert run_apply(apply_patches, sources, "--revert") == 0
+    assert whole_tree(sources) == before
+
+
+@pytest.mark.parametrize(
+    ("signs", "before", "after"),
+    (
+        (" -+", b"a\nb", b"a\nc"),
+        (" -+", b"a\r\nb", b"a\r\nc"),
+        ("  +", b"a\nb", b"a\nb\nc"),
+        ("  +", b"a\r\nb", b"a\r\nb\r\nc"),
+        ("--+", b"a\nb\n", b"c\n"),
+        ("--+", b"\xef\xbb\xbfa\nb\n", b"\xef\xbb\xbfc\n"),
+    ),
+)
+def test_hunks_at_the_end_of_a_file(apply_patches, signs, before, after):
+    texts = (b"a", b"b", b"c")
+    hunk = (0, list(zip((sign.encode() for sign in signs), texts, strict=True)))
+    assert apply_patches.apply_hunks(before, [hunk]) == after
+    assert apply_patches.apply_hunks(after, [apply_patches.reversed_hunk(hunk)]) == before
+
+
+@pytest.mark.parametrize("options", ((), ("--dry-run",)))
+def test_links_and_read_only_files_are_refused(sources, apply_patches, capsys, options):
+    path = sources / "mamba_ssm/utils/generation.py"
+    other = sources / "generation_elsewhere.py"
+    path.rename(other)
+    path.symlink_to(other)
+    before = whole_tree(sources)
+    assert run_apply(apply_patches, sources, *options) == 1
+    assert f"{path} is a symbolic link" in capsys.readouterr().err
+    assert whole_tree(sources) == before
+
+    path.unlink()
+    other.rename(path)
+    path.chmod(0o444)
+    before = whole_tree(sources)
+    assert run_apply(apply_patches, sources, *options) == 1
+    assert f"{path} is read-only" in capsys.readouterr().err
+    assert whole_tree(sources) == before
+
+
+def test_modes_and_owners_are_kept(sources, apply_patches):
+    paths = sorted(path.relative_to(sources) for path in sources.rglob("*.py"))
+    for number, path in enumerate(paths):
+        (sources / path).chmod(0o640 + number)
+        if os.geteuid() == 0:
+            os.chown(sources / path, 1234 + number, 4321 - number)
+    before = whole_tree(sources)
+    assert run_apply(apply_patches, sources) == 0
+    for path, (content, *status) in whole_tree(sources).items():
+        original = before[path.with_suffix("") if path.suffix == ".orig" else path]
+        assert status == list(original[1:])
+        assert path.suffix != ".orig" or content == original[0]
+    assert run_apply(apply_patches, sources, "--revert") == 0
+    assert whole_tree(sources) == before
+
+
+def test_the_patched_file_is_newer(sources, apply_patches):
+    """For Python the compiled file is still good if the source's time and size are the same."""
+    path = sources / "mamba_ssm/utils/generation.py"
+    os.utime(path, (1e9, 1e9))
+    assert run_apply(apply_patches, sources) == 0
+    assert path.stat().st_mtime > 1.5e9
 
 
 def test_hard_links_keep_their_content(sources, apply_patches):
@@ -218,6 +488,19 @@ def test_the_installed_package_is_found_but_not_imported(sources, apply_patches,
     monkeypatch.syspath_prepend(sources)
     assert apply_patches.main([]) == 0
     assert apply_patches.main(["--revert"]) == 0
+
+
+def test_a_folder_that_pip_left_behind_is_no_package(sources, apply_patches, monkeypatch, capsys):
+    """pip uninstall leaves the backups, and Python takes their folder for a package."""
+    import install
+
+    for name in ("mamba_ssm", "ultralytics"):
+        (sources / name / "__init__.py").unlink()
+    monkeypatch.syspath_prepend(sources)
+    assert apply_patches.main([]) == 1
+    assert "installed" in capsys.readouterr().err
+    assert install.patch_mamba_ssm() == 0
+    assert "mamba_ssm is not installed" in capsys.readouterr().out
 
 
 def test_nothing_to_patch_is_an_error(tmp_path, apply_patches, monkeypatch, capsys):
@@ -555,6 +838,29 @@ def test_verify_without_mamba_yolo(stand_ins, run_verify):
     assert status == 0
     assert signs == dict.fromkeys(NAMES[:3], "✓") | dict.fromkeys(NAMES[3:], "-")
     assert output.count("not installed") == 2
+
+
+@pytest.mark.parametrize("left", ("nothing", "a folder without modules"))
+def test_verify_without_mamba_ssm(stand_ins, run_verify, left):
+    shutil.rmtree(stand_ins / "mamba_ssm")
+    if left != "nothing":
+        (stand_ins / "mamba_ssm/utils").mkdir(parents=True)
+        (stand_ins / "mamba_ssm/utils/generation.py.orig").touch()
+    status, signs, output = run_verify("--mamba-yolo", str(stand_ins / "yolo"))
+    assert status == 0
+    assert signs == dict.fromkeys(NAMES, "✓") | {"Mamba module": "-"}
+    assert output.count("not installed") == 1
+
+    replace_in(stand_ins / "selective_scan_cuda.py", "x[:, :, 0, 1::2] = state", "pass")
+    status, signs, _ = run_verify()
+    assert status == 1 and signs["Mamba module"] == "-" and signs["selective_scan_cuda"] == "✗"
+
+
+def test_verify_with_half_a_mamba_ssm(stand_ins, run_verify):
+    (stand_ins / "mamba_ssm/modules/mamba_simple.py").unlink()
+    status, signs, output = run_verify()
+    assert status == 1 and signs["Mamba module"] == "✗"
+    assert "No module named 'mamba_ssm.modules.mamba_simple'" in output
 
 
 @pytest.mark.parametrize(
