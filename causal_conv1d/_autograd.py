@@ -17,17 +17,19 @@ from torch.autograd.graph import increment_version
 from causal_conv1d import _fake, _plain
 from causal_conv1d._arguments import refuse_to_write
 from causal_conv1d._dispatch import below_autograd, functorch_is_active
-from causal_conv1d._operators import ARGUMENTS, CALLERS, WRITTEN
+from causal_conv1d._operators import ARGUMENTS, CALLERS, WRITTEN, operation_of
 
 _ops = torch.ops.causal_conv1d
+_backward = _ops.backward.default._op  # without a Python function around it
 
 
 def has_tangent(*tensors) -> bool:
-    """Whether forward mode is at work on one of the tensors; under torch.func: at all."""
+    """Whether forward mode is at work on one of the tensors; under torch.func: at any level."""
+    if functorch_is_active():
+        levels = torch._C._functorch.get_interpreter_stack()
+        return any(level.key() == torch._C._functorch.TransformType.Jvp for level in levels)
     if forward_ad._current_level < 0:
         return False
-    if functorch_is_active():
-        return True
     given = [tensor for tensor in tensors if tensor is not None]
     return any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in given)
 
@@ -215,6 +217,22 @@ def _writing_kernel(operation, operator):
     return kernel
 
 
+def _negated_kernel(operation, operator):
+    """Of an operator that writes; torch's own way to undo the lazy negation of ``Tensor.imag`` of a
+    conjugate or of ``torch._neg_view`` fails on what is written."""
+    names = [argument.name for argument in operator._schema.arguments]
+
+    def kernel(*args):
+        for name, tensor in zip(names, args, strict=True):
+            if name in WRITTEN[operation] and tensor is not None and tensor.is_neg():
+                raise RuntimeError(
+                    f"{CALLERS[operation]}: {name} is written and must not be a lazily negated view"
+                )
+        return operator(*(a.resolve_neg() if isinstance(a, torch.Tensor) else a for a in args))
+
+    return kernel
+
+
 def register(loaded) -> None:
     loaded.register(
         {
@@ -229,6 +247,11 @@ def register(loaded) -> None:
         },
         "Autograd",
     )
-
-
-_backward = _ops.backward.default._op  # without a Python function around it
+    writing = ("forward_out", "backward_out", "update", "update_out")
+    loaded.register(
+        {
+            name: _negated_kernel(operation_of(name), getattr(_ops, name).default)
+            for name in writing
+        },
+        "Negative",
+    )

@@ -38,7 +38,9 @@ def pointwise_gradient(values, layout="channel_first"):
     x = lay_out(padded.view(1, columns, -1), layout)
     weight = torch.ones(columns, 1, dtype=values.dtype, device=values.device)
     dx = torch.full_like(x, math.nan)
-    ops.backward_out(x, weight, None, torch.ones_like(x), None, None, None, dx, None, None, None, True)
+    ops.backward_out(
+        x, weight, None, torch.ones_like(x), None, None, None, dx, None, None, None, True
+    )
     return dx.reshape(-1)[: values.numel()]
 
 
