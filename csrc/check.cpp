@@ -445,8 +445,8 @@ Status check(const UpdateParams* params) {
   RETURN_IF_FAILED(check_batch_vector(c, "cache_seqlens", p.cache_seqlens, x));
   RETURN_IF_FAILED(check_batch_vector(c, "conv_state_indices", p.conv_state_indices, x));
   const Argument arguments[] = {
-      {"conv_state", &p.conv_state},
       {"out", &p.out},
+      {"conv_state", &p.conv_state},
       {"x", &p.x},
       {"weight", &p.weight},
       {"bias", &p.bias},

@@ -19,8 +19,9 @@ namespace {
 
 __extension__ typedef __int128 int128;
 
-// The values of one unknown that are tried in all: a millisecond.
-constexpr int kMostTries = 1 << 16;
+// Values of unknowns that are tried in all: less than a millisecond. Views as programs make them
+// need some ten.
+constexpr int kMostTries = 1 << 14;
 
 struct Term {
   int64_t c, most;
