@@ -251,10 +251,10 @@ bool is_same(const Tensor& a, const Tensor& b) {
   return same;
 }
 
-// Whether all arguments lie in memory, and the first of them, which are written, apart from each
-// other and from the rest. in_place: one that is written and may be one that is read.
+// Whether all arguments lie in memory, and those that are written, which follow `read` others, apart
+// from each other and from the rest. in_place: one that is written and may be one that is read.
 template <int N>
-Status check_memory(const Checker& c, const Argument (&arguments)[N], int written,
+Status check_memory(const Checker& c, const Argument (&arguments)[N], int read,
                     const Tensor* in_place = nullptr, const Tensor* as = nullptr) {
   Range ranges[N];
   for (int i = 0; i < N; ++i) {
@@ -262,10 +262,10 @@ Status check_memory(const Checker& c, const Argument (&arguments)[N], int writte
     RETURN_IF_FAILED(describe_range(c, arguments[i]));
     ranges[i] = {0, 0};
   }
-  for (int i = 0; i < written; ++i) {
+  for (int i = read; i < N; ++i) {
     if (ranges[i].begin == ranges[i].end) continue;
     if (!is_nested(*arguments[i].tensor)) RETURN_IF_FAILED(check_distinct(c, arguments[i]));
-    for (int j = i + 1; j < N; ++j) {
+    for (int j = 0; j < i; ++j) {
       if (ranges[i].begin >= ranges[j].end || ranges[j].begin >= ranges[i].end) continue;
       const Tensor &a = *arguments[i].tensor, &b = *arguments[j].tensor;
       if (&a == in_place && &b == as && is_same(a, b)) continue;
@@ -365,15 +365,15 @@ Status check(const ForwardParams* params) {
   RETURN_IF_FAILED(check_like_x(c, "out", p.out, p.x));
   RETURN_IF_FAILED(check_states(c, "final_states_out", p.final_states_out, p.x, width));
   const Argument arguments[] = {
-      {"final_states_out", &p.final_states_out},
-      {"out", &p.out},
       {"x", &p.x},
       {"weight", &p.weight},
       {"bias", &p.bias},
       {"seq_idx", &p.seq_idx},
       {"initial_states", &p.initial_states},
+      {"out", &p.out},
+      {"final_states_out", &p.final_states_out},
   };
-  RETURN_IF_FAILED(check_memory(c, arguments, 2, &p.final_states_out, &p.initial_states));
+  RETURN_IF_FAILED(check_memory(c, arguments, 5, &p.final_states_out, &p.initial_states));
   return check_work(c, p.x, width);
 }
 
@@ -400,10 +400,6 @@ Status check(const BackwardParams* params) {
   RETURN_IF_FAILED(check_states(c, "dinitial_states", p.dinitial_states, p.x, width));
   // dinitial_states may not even be dfinal_states: it is written while the latter is still read.
   const Argument arguments[] = {
-      {"dx", &p.dx},
-      {"dweight", &p.dweight},
-      {"dbias", &p.dbias},
-      {"dinitial_states", &p.dinitial_states},
       {"x", &p.x},
       {"weight", &p.weight},
       {"bias", &p.bias},
@@ -411,8 +407,12 @@ Status check(const BackwardParams* params) {
       {"seq_idx", &p.seq_idx},
       {"initial_states", &p.initial_states},
       {"dfinal_states", &p.dfinal_states},
+      {"dx", &p.dx},
+      {"dweight", &p.dweight},
+      {"dbias", &p.dbias},
+      {"dinitial_states", &p.dinitial_states},
   };
-  RETURN_IF_FAILED(check_memory(c, arguments, 4));
+  RETURN_IF_FAILED(check_memory(c, arguments, 7));
   return check_work(c, p.x, width);
 }
 
@@ -445,15 +445,15 @@ Status check(const UpdateParams* params) {
   RETURN_IF_FAILED(check_batch_vector(c, "cache_seqlens", p.cache_seqlens, x));
   RETURN_IF_FAILED(check_batch_vector(c, "conv_state_indices", p.conv_state_indices, x));
   const Argument arguments[] = {
-      {"out", &p.out},
-      {"conv_state", &p.conv_state},
       {"x", &p.x},
       {"weight", &p.weight},
       {"bias", &p.bias},
       {"cache_seqlens", &p.cache_seqlens},
       {"conv_state_indices", &p.conv_state_indices},
+      {"conv_state", &p.conv_state},
+      {"out", &p.out},
   };
-  RETURN_IF_FAILED(check_memory(c, arguments, 2));
+  RETURN_IF_FAILED(check_memory(c, arguments, 5));
   return check_work(c, x, width);
 }
 
@@ -471,8 +471,8 @@ Status check(const VarlenStatesParams* params) {
   RETURN_IF_FAILED(c.sizes("states", p.states, "(batch, dim, state_len)", 3, want));
   RETURN_IF_FAILED(c.same_dtype("states", p.states, p.x));
   const Argument arguments[] = {
-      {"states", &p.states}, {"x", &p.x}, {"cu_seqlens", &p.cu_seqlens}};
-  return check_memory(c, arguments, 1);
+      {"x", &p.x}, {"cu_seqlens", &p.cu_seqlens}, {"states", &p.states}};
+  return check_memory(c, arguments, 2);
 }
 
 }  // namespace causal_conv1d

@@ -327,7 +327,7 @@ TEST(Overlapping, OutputsAreRefused) {
       if (!written(o.arguments[i])) continue;
       for (size_t j = 0; j < o.arguments.size(); ++j) {
         if (i == j) continue;
-        for (int offset : {0, 8}) {
+        for (int offset : {0, 4}) {
           Calls calls;
           Tensor* tensors = o.first(calls);
           tensors[i].data = static_cast<char*>(tensors[j].data) + offset;
