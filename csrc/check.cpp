@@ -62,9 +62,9 @@ Shape shape(const Tensor& t) { return shape(t.ndim, t.sizes); }
 // Bounds that no memory reaches, within which the kernels' products of sizes fit int64_t.
 constexpr int64_t kMostElements = int64_t{1} << 52;
 constexpr int64_t kMostProducts = int64_t{1} << 58;  // of a tap and an input
-// Loops count taps in an int, a thread of the CPU has scratch memory for some times as many values,
-// and an output takes so many steps: 2^24 is far above any filter, and none of that breaks at it.
-constexpr int64_t kMostWidth = int64_t{1} << 24;
+// Far above any filter that is worth summing directly: the backward takes up to width^2 steps for an
+// element, here 2^32, and a thread of the CPU has some 32 * width values of scratch memory.
+constexpr int64_t kMostWidth = 1 << 16;
 
 // The bytes from a tensor's first to past its last.
 struct Range {
@@ -300,7 +300,7 @@ Status check_weight(const Checker& c, const Tensor& weight, const Tensor& bias, 
   if (weight.sizes[1] < 1)
     return c.fail("weight", "must have width >= 1, got %s", shape(weight).text);
   if (weight.sizes[1] > kMostWidth) {
-    return c.fail("weight", "must have width <= 2^24 = %lld, got %s",
+    return c.fail("weight", "must have width <= %lld, got %s",
                   static_cast<long long>(kMostWidth), shape(weight).text);
   }
   if (!given(bias)) return ok();

@@ -222,5 +222,5 @@ def test_states_of_no_steps_are_the_initial_ones(seq_idx, weight, device):
 
 def test_a_width_beyond_all_filters(device):
     weight = torch.ones(1, 1, device=device).expand(1, 2**62)
-    with pytest.raises(RuntimeError, match="^causal_conv1d_fn: weight must have width <= 2"):
+    with pytest.raises(RuntimeError, match="^causal_conv1d_fn: weight must have width <= 65536"):
         causal_conv1d_fn(torch.ones(1, 1, 1, device=device), weight)

@@ -152,7 +152,7 @@ TEST(Check, AnyArgumentMayBeSpoilt) {
 
 TEST(Check, SizesThatOverflow) {
   const std::vector<std::pair<std::string, std::function<void(ForwardParams&)>>> wrong{
-      {"weight must have width <= 2^24 = 16777216, got (19, 4611686018427387904)",
+      {"weight must have width <= 65536, got (19, 4611686018427387904)",
        [](ForwardParams& p) {
          p.weight.sizes[1] = kHuge;
          p.weight.strides[1] = 0;
