@@ -62,8 +62,8 @@ Shape shape(const Tensor& t) { return shape(t.ndim, t.sizes); }
 // Bounds that no memory reaches, within which the kernels' products of sizes fit int64_t.
 constexpr int64_t kMostElements = int64_t{1} << 52;
 constexpr int64_t kMostProducts = int64_t{1} << 58;  // of a tap and an input
-// Far above any filter that is worth summing directly: the backward takes up to width^2 steps for an
-// element, here 2^32, and a thread of the CPU has some 32 * width values of scratch memory.
+// Far above any filter that is worth summing directly: the backward takes up to width^2 steps for
+// an element, here 2^32, and a thread of the CPU has some 32 * width values of scratch memory.
 constexpr int64_t kMostWidth = 1 << 16;
 
 // The bytes from a tensor's first to past its last.
@@ -172,7 +172,8 @@ inline bool find_range(const Tensor& t, Range* range) {
          after <= UINTPTR_MAX - at;
 }
 
-// What keeps find_range from its answer, if anything does: tensors without elements may be anywhere.
+// What keeps find_range from its answer, if anything does: tensors without elements may be
+// anywhere.
 Status describe_range(const Checker& c, const Argument& argument) {
   const Tensor& t = *argument.tensor;
   if (!has_elements(t)) return ok();
@@ -236,11 +237,12 @@ Status check_distinct(const Checker& c, const Argument& argument) {
 Status check_disjoint(const Checker& c, const Argument& written, const Argument& other) {
   const Overlap found = find_overlap(*written.tensor, *other.tensor);
   if (found == Overlap::kNone) return ok();
-  return c.fail(written.name,
-                found == Overlap::kFound
-                    ? "must not overlap %s in memory"
-                    : "may overlap %s in memory, which takes too long to find out for their strides",
-                other.name);
+  return c.fail(
+      written.name,
+      found == Overlap::kFound
+          ? "must not overlap %s in memory"
+          : "may overlap %s in memory, which takes too long to find out for their strides",
+      other.name);
 }
 
 bool is_same(const Tensor& a, const Tensor& b) {
@@ -251,8 +253,9 @@ bool is_same(const Tensor& a, const Tensor& b) {
   return same;
 }
 
-// Whether all arguments lie in memory, and those that are written, which follow `read` others, apart
-// from each other and from the rest. in_place: one that is written and may be one that is read.
+// Whether all arguments lie in memory, and those that are written, which follow `read` others,
+// apart from each other and from the rest. in_place: one that is written and may be one that is
+// read.
 template <int N>
 Status check_memory(const Checker& c, const Argument (&arguments)[N], int read,
                     const Tensor* in_place = nullptr, const Tensor* as = nullptr) {
@@ -300,8 +303,8 @@ Status check_weight(const Checker& c, const Tensor& weight, const Tensor& bias, 
   if (weight.sizes[1] < 1)
     return c.fail("weight", "must have width >= 1, got %s", shape(weight).text);
   if (weight.sizes[1] > kMostWidth) {
-    return c.fail("weight", "must have width <= %lld, got %s",
-                  static_cast<long long>(kMostWidth), shape(weight).text);
+    return c.fail("weight", "must have width <= %lld, got %s", static_cast<long long>(kMostWidth),
+                  shape(weight).text);
   }
   if (!given(bias)) return ok();
   RETURN_IF_FAILED(c.sizes("bias", bias, "(dim,)", 1, want));
@@ -470,8 +473,7 @@ Status check(const VarlenStatesParams* params) {
   const int64_t want[3] = {p.cu_seqlens.sizes[0] - 1, p.x.sizes[1], -1};
   RETURN_IF_FAILED(c.sizes("states", p.states, "(batch, dim, state_len)", 3, want));
   RETURN_IF_FAILED(c.same_dtype("states", p.states, p.x));
-  const Argument arguments[] = {
-      {"x", &p.x}, {"cu_seqlens", &p.cu_seqlens}, {"states", &p.states}};
+  const Argument arguments[] = {{"x", &p.x}, {"cu_seqlens", &p.cu_seqlens}, {"states", &p.states}};
   return check_memory(c, arguments, 2);
 }
 

@@ -166,7 +166,8 @@ TEST(Check, SizesThatOverflow) {
            t->strides[0] = 0;
          }
        }},
-      {"x must have at most 2^58 elements times width, got (2, 19, 17592186044416) with width 16384",
+      {"x must have at most 2^58 elements times width, got (2, 19, 17592186044416) with width "
+       "16384",
        [](ForwardParams& p) {
          p = {p.x, p.weight, {}, {}, {}, p.out, {}, 0};
          p.x.sizes[2] = p.out.sizes[2] = int64_t{1} << 44;
@@ -187,8 +188,8 @@ TEST(Check, SizesThatOverflow) {
   Calls calls;
   calls.backward.params.weight.sizes[1] = kHuge / 2;
   calls.backward.params.weight.strides[1] = 0;
-  expect_refused(causal_conv1d_cpu_backward(&calls.backward.params, 1),
-                 "causal_conv1d_bwd: weight", "width");
+  expect_refused(causal_conv1d_cpu_backward(&calls.backward.params, 1), "causal_conv1d_bwd: weight",
+                 "width");
   calls.varlen_states.states.sizes[2] = kHuge;
   expect_refused(causal_conv1d_cpu_varlen_states(&calls.varlen_states, 1),
                  "causal_conv1d_varlen_states: states", "2^52 elements");
@@ -224,9 +225,9 @@ TEST(Check, IndicesMayBeInt64) {
       Tensor t = index.tensor();
       const bool forward = name == std::string("seq_idx");
       t.ndim = forward ? 2 : 1;
-      (forward                                   ? calls.forward.params.seq_idx
+      (forward                                ? calls.forward.params.seq_idx
        : name == std::string("cache_seqlens") ? calls.update.params.cache_seqlens
-                                                 : calls.update.params.conv_state_indices) = t;
+                                              : calls.update.params.conv_state_indices) = t;
       const causal_conv1d_status status = forward
                                               ? causal_conv1d_check_forward(&calls.forward.params)
                                               : causal_conv1d_check_update(&calls.update.params);
@@ -470,8 +471,8 @@ TEST(Overlapping, AgreesWithAllAddresses) {
         u.strides[k] = any(-widest, widest);
         if (u.sizes[k] == 1 && any(0, 1) == 1) u.strides[k] = kLeast;  // of no meaning
       }
-      u.data = reinterpret_cast<void*>(100000 + any(-2 * widest, 2 * widest) *
-                                                    element_size(u.dtype));
+      u.data =
+          reinterpret_cast<void*>(100000 + any(-2 * widest, 2 * widest) * element_size(u.dtype));
     }
     const std::vector<uintptr_t> a = addresses(t[0]), b = addresses(t[1]);
     bool shared = false;
