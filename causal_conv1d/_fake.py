@@ -172,7 +172,7 @@ def check_varlen_states(x, cu_seqlens, state_len) -> None:
     if cu_seqlens.shape[0] < 1:
         c.fail("cu_seqlens", "must have at least one element")
     if state_len < 0:
-        text = f"must be >= 0 and give states of less than 2^63 bytes, got {state_len}"
+        text = f"must be >= 0 and give at most 2^52 states, got {state_len}"
         c.fail("state_len", text)
 
 

@@ -11,7 +11,9 @@
 // equal whatever the layout, and whether a sequence is given whole, in chunks or token by token.
 //
 // This is a plain C interface. It allocates no tensor, keeps no state, and needs neither torch nor
-// Python. Every function checks all its arguments before it writes anything.
+// Python. Every function checks all its arguments before it writes anything, and returns
+// CAUSAL_CONV1D_INVALID_ARGUMENT for what is not as told here, params NULL included. What it cannot
+// check is that the memory is there.
 #ifndef CAUSAL_CONV1D_H_
 #define CAUSAL_CONV1D_H_
 
@@ -28,7 +30,7 @@ extern "C" {
 #endif
 
 // Element types. x, weight, bias and the states may each be float32, float16 or bfloat16; float64
-// needs all of them float64. Index tensors are int32 (cu_seqlens: int32 or int64).
+// needs all of them float64. Index tensors are int32 or int64.
 typedef enum causal_conv1d_dtype {
   CAUSAL_CONV1D_FLOAT32 = 0,
   CAUSAL_CONV1D_FLOAT16 = 1,
@@ -36,11 +38,35 @@ typedef enum causal_conv1d_dtype {
   CAUSAL_CONV1D_FLOAT64 = 3,
   CAUSAL_CONV1D_INT32 = 4,
   CAUSAL_CONV1D_INT64 = 5,
-  CAUSAL_CONV1D_UNSUPPORTED_DTYPE = 6
+  CAUSAL_CONV1D_UNSUPPORTED_DTYPE = 6,
+  // Not supported either; these let messages name the type that was given.
+  CAUSAL_CONV1D_BOOL = 7,
+  CAUSAL_CONV1D_UINT8 = 8,
+  CAUSAL_CONV1D_INT8 = 9,
+  CAUSAL_CONV1D_INT16 = 10,
+  CAUSAL_CONV1D_UINT16 = 11,
+  CAUSAL_CONV1D_UINT32 = 12,
+  CAUSAL_CONV1D_UINT64 = 13,
+  CAUSAL_CONV1D_COMPLEX32 = 14,
+  CAUSAL_CONV1D_COMPLEX64 = 15,
+  CAUSAL_CONV1D_COMPLEX128 = 16,
+  CAUSAL_CONV1D_FLOAT8_E4M3FN = 17,
+  CAUSAL_CONV1D_FLOAT8_E5M2 = 18,
+  CAUSAL_CONV1D_FLOAT8_E4M3FNUZ = 19,
+  CAUSAL_CONV1D_FLOAT8_E5M2FNUZ = 20,
+  CAUSAL_CONV1D_FLOAT8_E8M0FNU = 21
 } causal_conv1d_dtype;
 
-// A tensor of up to three dimensions; strides are in elements and may be anything, 0 included for
-// inputs. ndim == 0 means "not given"; a tensor without elements may have a null data pointer.
+// A tensor of up to three dimensions; strides are in elements and may be anything, 0 and negative
+// ones included. ndim == 0 means "not given". data is aligned to the size of an element; a tensor
+// without elements may have a null one, and sizes of any magnitude: a call that has nothing to
+// write returns at once. Else a tensor has up to 2^52 elements, and x up to 2^58 / width.
+//
+// A tensor that is written has each element in a place of its own, and shares memory with no other
+// tensor of the call; but final_states_out may be initial_states itself, with the same data, dtype,
+// sizes and strides. Inputs may share memory with each other. Slices of one buffer may interleave:
+// elements count, not ranges. For strides of no order (no dimension within another) this can take
+// too long to find out, and is refused then.
 typedef struct causal_conv1d_tensor {
   void* data;
   int64_t sizes[3];
@@ -63,11 +89,20 @@ typedef struct causal_conv1d_status {
 
 // Zero-initialise the structs below ("= {0}") and set what is given.
 
+// seq_idx[b,t] is the id of a position's sequence: a tap counts only for positions of its own id,
+// and the initial state has the id of position 0. Negative ids are padding: out is 0 there, and the
+// input counts as 0. An id has to fit int32: in an int64 tensor others are an error on the CPU, and
+// on CUDA only the low 32 bits of an id are read.
+//
+// final_states_out holds the last width - 1 inputs (for a short sequence after initial_states);
+// with seq_idx those up to the last position that is no padding, so that a row goes on from there
+// with update. A row of padding alone keeps its initial_states.
+
 typedef struct causal_conv1d_forward_params {
   causal_conv1d_tensor x;                 // (batch, dim, seqlen)
-  causal_conv1d_tensor weight;            // (dim, width), width >= 1
+  causal_conv1d_tensor weight;            // (dim, width), width 1..65536
   causal_conv1d_tensor bias;              // optional (dim,)
-  causal_conv1d_tensor seq_idx;           // optional (batch, seqlen) int32; < 0 is padding
+  causal_conv1d_tensor seq_idx;           // optional (batch, seqlen); < 0 is padding
   causal_conv1d_tensor initial_states;    // optional (batch, dim, width - 1)
   causal_conv1d_tensor out;               // (batch, dim, seqlen), x's dtype; written
   causal_conv1d_tensor final_states_out;  // optional (batch, dim, width - 1); written
@@ -89,25 +124,26 @@ typedef struct causal_conv1d_backward_params {
 // One or more tokens appended to a running state of S = conv_state.sizes[2] >= width - 1 inputs.
 // Without cache_seqlens the state shifts left by seqlen and takes x at its end; with it the state
 // is a ring and token i goes to position (cache_seqlens[b] + i) mod S. conv_state_indices picks the
-// state row of each batch entry; a negative one is padding: out is 0 and no state is touched. Rows
-// picked twice in one call give an unspecified state. An index >= conv_state.sizes[0] is an error
-// on the CPU; on CUDA, where it cannot be seen without a synchronisation, it gives NaN in out and
-// touches no state.
+// state row of each batch entry; a negative one is padding: out is 0 and no state is touched. Of
+// entries with the same row each starts from the row as it was before the call, and the last one
+// leaves its state there. An index >= conv_state.sizes[0] is an error on the CPU; on CUDA, where it
+// cannot be seen without a synchronisation, it gives NaN in out and touches no state. Without
+// indices conv_state has exactly batch rows.
 typedef struct causal_conv1d_update_params {
   causal_conv1d_tensor x;                   // (batch, dim) or (batch, dim, seqlen)
-  causal_conv1d_tensor conv_state;          // (batch or more, dim, S); changed in place
+  causal_conv1d_tensor conv_state;          // (batch, dim, S), with indices (any, dim, S); changed
   causal_conv1d_tensor weight;              // (dim, width)
   causal_conv1d_tensor bias;                // optional (dim,)
   causal_conv1d_tensor out;                 // x's shape and dtype; written
-  causal_conv1d_tensor cache_seqlens;       // optional (batch,) int32
-  causal_conv1d_tensor conv_state_indices;  // optional (batch,) int32
+  causal_conv1d_tensor cache_seqlens;       // optional (batch,)
+  causal_conv1d_tensor conv_state_indices;  // optional (batch,)
   int32_t silu;
 } causal_conv1d_update_params;
 
 // states[i,d,j] = x[cu_seqlens[i+1] - S + j, d], or 0 where that lies before cu_seqlens[i].
 typedef struct causal_conv1d_varlen_states_params {
   causal_conv1d_tensor x;           // (total_tokens, dim), float type
-  causal_conv1d_tensor cu_seqlens;  // (batch + 1,) int32 or int64
+  causal_conv1d_tensor cu_seqlens;  // (batch + 1,)
   causal_conv1d_tensor states;      // (batch, dim, S), x's dtype; written
 } causal_conv1d_varlen_states_params;
 

@@ -16,15 +16,36 @@ const char* dtype_name(int32_t dtype);
 
 inline bool given(const Tensor& t) { return t.ndim != 0; }
 
+// Of a tensor of valid sizes.
+inline bool has_elements(const Tensor& t) {
+  if (!given(t)) return false;
+  for (int i = 0; i < t.ndim; ++i) {
+    if (t.sizes[i] == 0) return false;
+  }
+  return true;
+}
+
+// Whether a valid call writes anything. One that does not has to end at once, whatever its sizes.
+inline bool has_work(const ForwardParams& p) {
+  return has_elements(p.out) || has_elements(p.final_states_out);
+}
+inline bool has_work(const BackwardParams& p) {
+  return has_elements(p.dx) || has_elements(p.dweight) || has_elements(p.dbias) ||
+         has_elements(p.dinitial_states);
+}
+inline bool has_work(const UpdateParams& p) { return has_elements(p.x); }
+inline bool has_work(const VarlenStatesParams& p) { return has_elements(p.states); }
+
 Status ok();
 Status error(causal_conv1d_code code, const char* format, ...)
     __attribute__((format(printf, 2, 3)));
 
-Status check(const ForwardParams& p);
-Status check(const BackwardParams& p);
-Status check(const UpdateParams& p);
-Status check(const VarlenStatesParams& p);
-// The part of it that tells whether states can be made.
+// What the C functions do first. params may be null, and hold anything.
+Status check(const ForwardParams* params);
+Status check(const BackwardParams* params);
+Status check(const UpdateParams* params);
+Status check(const VarlenStatesParams* params);
+// The part of the last that tells whether states of state_len can be made.
 Status check_varlen_sizes(const Tensor& x, const Tensor& cu_seqlens, int64_t state_len);
 
 }  // namespace causal_conv1d

@@ -128,7 +128,10 @@ void run_forward(const ForwardParams& p, int num_threads) {
 
 void run_backward(const BackwardParams& p, int num_threads) {
   const Kernels& kernels = *active_kernels;
-  const Tiling tiling = make_tiling(p.x, p.weight, p.seq_idx, Operation::kBackward);
+  Tensor x = p.x;
+  // Without elements it gives sums of 0 whatever its sizes, which need no loop over them.
+  if (!has_elements(x) && !has_elements(p.dinitial_states)) x.sizes[0] = x.sizes[2] = 0;
+  const Tiling tiling = make_tiling(x, p.weight, p.seq_idx, Operation::kBackward);
   std::unique_ptr<double[]> partials;
   if (given(p.dweight) || given(p.dbias)) {
     const int64_t slots = tiling.batch_groups * tiling.chunks;
@@ -250,8 +253,9 @@ Status check_values(const VarlenStatesParams& p) {
 template <class Params, class Run>
 Status checked(const char* name, const Params* params, int num_threads, Run run) noexcept {
   try {
-    Status status = check(*params);
-    if (status.code == CAUSAL_CONV1D_OK) status = check_values(*params);
+    Status status = check(params);
+    if (status.code != CAUSAL_CONV1D_OK || !has_work(*params)) return status;
+    status = check_values(*params);
     if (status.code == CAUSAL_CONV1D_OK) run(*params, num_threads);
     return status;
   } catch (const std::bad_alloc&) {

@@ -803,8 +803,12 @@ void backward_unit(const BackwardParams& p, const Tiling& tiling, int64_t unit, 
 
         // Row r of dx is time first + r.
         const int64_t first = t - halo;
+        // Those before the chunk are dinitial_states or another chunk's.
+        const bool initial = is_given(p.dinitial_states) && range.t0 == 0;
+        const int64_t skip = initial ? 0 : smaller(rows, larger(0, range.t0 - first));
         convolve<V>(Epilogue::kIdentity, tile, s.w + halo * (tile.channel_first ? 1 : pitch), -1,
-                    s.zeros, s.dz, Ids{ids, 0}, s.zeros, s.z, rows);
+                    s.zeros, s.dz + skip * pitch, Ids{ids == nullptr ? nullptr : ids + skip, 0},
+                    s.zeros, s.z + skip * pitch, rows - skip);
         if (is_given(p.dfinal_states)) {
           const int64_t begin = larger(first, seqlen - halo);
           const int64_t count = first + rows - begin;
@@ -817,7 +821,7 @@ void backward_unit(const BackwardParams& p, const Tiling& tiling, int64_t unit, 
         const int64_t begin = larger(first, range.t0);
         store_block(tile, s.z + (begin - first) * pitch, tiling.stream, p.dx, b, begin,
                     first + rows - begin);
-        if (is_given(p.dinitial_states) && range.t0 == 0) {
+        if (initial) {
           store_block(tile, s.z, false, p.dinitial_states, b, first + halo, smaller(rows, -first));
         }
         keep_halo(tile, s.x, rows);

@@ -169,7 +169,7 @@ cudaError_t run(const BackwardParams& params, BackwardPlan plan, void* workspace
   if (p.dinitial_states.given()) {
     e = launch(backward_initial_states<T>, p.batch * p.dim * (p.width - 1), stream, p);
   }
-  if (e == cudaSuccess && p.batch * p.dim * p.seqlen > 0) {
+  if (e == cudaSuccess && has_elements(params.x)) {
     if (plan.any_width) {
       e = launch(backward_any_width<T>, p.batch * p.dim * p.seqlen, stream, p, plan.channel_last);
       if (e == cudaSuccess && p.partials != nullptr) {
@@ -193,7 +193,8 @@ BackwardPlan::BackwardPlan(const BackwardParams& params) {
   const Tensor& x = params.x;
   const int size =
       x.dtype == CAUSAL_CONV1D_FLOAT64 ? 8 : (x.dtype == CAUSAL_CONV1D_FLOAT32 ? 4 : 2);
-  const int64_t batch = x.sizes[0], dim = x.sizes[1], seqlen = x.sizes[2];
+  const bool none = !has_elements(x);  // the other sizes may then be of any magnitude
+  const int64_t batch = none ? 0 : x.sizes[0], dim = x.sizes[1], seqlen = none ? 0 : x.sizes[2];
   const int64_t width = params.weight.sizes[1];
   any_width = width > 8 || size == 8 || batch * dim * ceil_div(seqlen, 64) > kMostParts;
   channel_last = is_channel_last(x);
@@ -280,7 +281,7 @@ BackwardPlan::BackwardPlan(const BackwardParams& params) {
 
 int64_t causal_conv1d_cuda_backward_workspace_size(const causal_conv1d_backward_params* params) {
   using namespace causal_conv1d;
-  if (check(*params).code != CAUSAL_CONV1D_OK) return -1;
+  if (check(params).code != CAUSAL_CONV1D_OK) return -1;
   return gpu::BackwardPlan(*params).workspace;
 }
 
@@ -288,7 +289,7 @@ causal_conv1d_status causal_conv1d_cuda_backward(const causal_conv1d_backward_pa
                                                  int device, void* stream, void* workspace,
                                                  int64_t workspace_size) {
   using namespace causal_conv1d;
-  return gpu::run_operator("causal_conv1d_bwd", *params, device, [&](auto zero) {
+  return gpu::run_operator("causal_conv1d_bwd", params, device, [&](auto zero) {
     const gpu::BackwardPlan plan(*params);
     if (plan.workspace > workspace_size || (plan.workspace > 0 && workspace == nullptr)) {
       return cudaErrorInvalidValue;

@@ -517,7 +517,7 @@ cudaError_t run(const ForwardParams& params, cudaStream_t stream) {
   if (p.final_states.given()) {
     e = launch(write_final_states<T>, p.batch * p.dim * (p.width - 1), stream, p);
   }
-  if (e != cudaSuccess || p.batch * p.dim * p.seqlen == 0) return e;
+  if (e != cudaSuccess || !has_elements(params.x)) return e;
   if constexpr (sizeof(T) <= 4) {
     const bool few = p.batch * p.dim * ceil_div(p.seqlen, 256) <= kMostParts;
     if (few && p.width <= 4) return launch_fast<T, 4>(params, p, stream);
@@ -533,7 +533,7 @@ cudaError_t run(const ForwardParams& params, cudaStream_t stream) {
 causal_conv1d_status causal_conv1d_cuda_forward(const causal_conv1d_forward_params* params,
                                                 int device, void* stream) {
   using namespace causal_conv1d;
-  return gpu::run_operator("causal_conv1d_fn", *params, device, [&](auto zero) {
+  return gpu::run_operator("causal_conv1d_fn", params, device, [&](auto zero) {
     return gpu::run<decltype(zero)>(*params, static_cast<cudaStream_t>(stream));
   });
 }

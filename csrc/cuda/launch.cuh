@@ -65,12 +65,12 @@ cudaError_t launch_early(void (*kernel)(Parameters...), int64_t threads, cudaStr
 
 // Checks params, makes device current and calls f(a zero of x's element type).
 template <typename Params, typename F>
-Status run_operator(const char* caller, const Params& params, int device, F&& f) {
+Status run_operator(const char* caller, const Params* params, int device, F&& f) {
   const Status status = check(params);
-  if (status.code != CAUSAL_CONV1D_OK) return status;
+  if (status.code != CAUSAL_CONV1D_OK || !has_work(*params)) return status;
   const DeviceGuard guard(device);
   cudaError_t e = guard.status();
-  if (e == cudaSuccess) dispatch_dtype(params.x.dtype, [&](auto zero) { e = f(zero); });
+  if (e == cudaSuccess) dispatch_dtype(params->x.dtype, [&](auto zero) { e = f(zero); });
   return to_status(caller, e);
 }
 

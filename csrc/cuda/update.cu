@@ -263,7 +263,7 @@ cudaError_t run(const UpdateParams& params, cudaStream_t stream) {
 causal_conv1d_status causal_conv1d_cuda_update(const causal_conv1d_update_params* params,
                                                int device, void* stream) {
   using namespace causal_conv1d;
-  return gpu::run_operator("causal_conv1d_update", *params, device, [&](auto zero) {
+  return gpu::run_operator("causal_conv1d_update", params, device, [&](auto zero) {
     return gpu::run<decltype(zero)>(*params, static_cast<cudaStream_t>(stream));
   });
 }

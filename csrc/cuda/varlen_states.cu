@@ -55,7 +55,7 @@ cudaError_t run(const VarlenStatesParams& params, cudaStream_t stream) {
 causal_conv1d_status causal_conv1d_cuda_varlen_states(
     const causal_conv1d_varlen_states_params* params, int device, void* stream) {
   using namespace causal_conv1d;
-  return gpu::run_operator("causal_conv1d_varlen_states", *params, device, [&](auto zero) {
+  return gpu::run_operator("causal_conv1d_varlen_states", params, device, [&](auto zero) {
     return gpu::run<decltype(zero)>(*params, static_cast<cudaStream_t>(stream));
   });
 }

@@ -50,20 +50,20 @@ causal_conv1d_status causal_conv1d_register_cpu(void) {
 const char* causal_conv1d_schemas(void) { return causal_conv1d::torch_abi::schemas(); }
 
 causal_conv1d_status causal_conv1d_check_forward(const causal_conv1d_forward_params* params) {
-  return causal_conv1d::check(*params);
+  return causal_conv1d::check(params);
 }
 
 causal_conv1d_status causal_conv1d_check_backward(const causal_conv1d_backward_params* params) {
-  return causal_conv1d::check(*params);
+  return causal_conv1d::check(params);
 }
 
 causal_conv1d_status causal_conv1d_check_update(const causal_conv1d_update_params* params) {
-  return causal_conv1d::check(*params);
+  return causal_conv1d::check(params);
 }
 
 causal_conv1d_status causal_conv1d_check_varlen_states(
     const causal_conv1d_varlen_states_params* params) {
-  return causal_conv1d::check(*params);
+  return causal_conv1d::check(params);
 }
 
 causal_conv1d_status causal_conv1d_check_varlen_sizes(

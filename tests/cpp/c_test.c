@@ -18,6 +18,21 @@ static causal_conv1d_tensor tensor(float* data, int ndim, int64_t a, int64_t b, 
   return t;
 }
 
+/* A null pointer is an error like any other. */
+static int refuses_null(void) {
+  const int32_t codes[] = {
+      causal_conv1d_cpu_forward(NULL, 1).code,
+      causal_conv1d_cpu_backward(NULL, 1).code,
+      causal_conv1d_cpu_update(NULL, 1).code,
+      causal_conv1d_cpu_varlen_states(NULL, 1).code,
+  };
+  size_t i;
+  for (i = 0; i < sizeof codes / sizeof codes[0]; ++i) {
+    if (codes[i] != CAUSAL_CONV1D_INVALID_ARGUMENT) return 0;
+  }
+  return 1;
+}
+
 int main(void) {
   float x[4] = {1, 2, 3, 4}, weight[2] = {1, 1}, out[4] = {0, 0, 0, 0};
   const float want[4] = {1, 3, 5, 7};
@@ -33,5 +48,5 @@ int main(void) {
     return 1;
   }
   printf("%s: %g %g %g %g\n", causal_conv1d_cpu_isa(), out[0], out[1], out[2], out[3]);
-  return memcmp(out, want, sizeof want) != 0;
+  return memcmp(out, want, sizeof want) != 0 || !refuses_null();
 }

@@ -274,7 +274,7 @@ TEST(Errors, ForwardNamesItsArgument) {
       {"weight", [](Params& p) { p.weight.dtype = CAUSAL_CONV1D_FLOAT64; }},
       {"bias", [](Params& p) { p.bias.ndim = 2; }},
       {"bias", [](Params& p) { p.bias.sizes[0] -= 1; }},
-      {"seq_idx", [](Params& p) { p.seq_idx.dtype = CAUSAL_CONV1D_INT64; }},
+      {"seq_idx", [](Params& p) { p.seq_idx.dtype = CAUSAL_CONV1D_INT16; }},
       {"seq_idx", [](Params& p) { p.seq_idx.sizes[1] -= 1; }},
       {"initial_states", [](Params& p) { p.initial_states.sizes[2] = 4; }},
       {"initial_states", [](Params& p) { p.initial_states.dtype = CAUSAL_CONV1D_INT32; }},
@@ -370,7 +370,8 @@ TEST(Errors, UpdateNamesItsArgument) {
       {"bias", [](Params& p) { p.bias.sizes[0] += 1; }},
       {"out", [](Params& p) { p.out.sizes[0] += 1; }},
       {"out", [](Params& p) { p.out.data = p.conv_state.data; }},
-      {"cache_seqlens", [](Params& p) { p.cache_seqlens.dtype = CAUSAL_CONV1D_INT64; }},
+      {"conv_state", [](Params& p) { p.conv_state_indices = {}; }},  // 5 rows, a batch of 2
+      {"cache_seqlens", [](Params& p) { p.cache_seqlens.dtype = CAUSAL_CONV1D_FLOAT32; }},
       {"cache_seqlens", [](Params& p) { p.cache_seqlens.sizes[0] += 1; }},
       {"conv_state_indices", [](Params& p) { p.conv_state_indices.ndim = 2; }},
       {"conv_state_indices",
