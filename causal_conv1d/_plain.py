@@ -49,8 +49,11 @@ class Linear:
             return parts
         return [part.masked_fill(self.ignored[k], 0) for k, part in enumerate(parts)]
 
-    def convolve(self, taps, weight):
-        return sum(weight[..., k, None] * tap for k, tap in enumerate(taps))
+    def convolve(self, taps, weight, bias=None):
+        total = 0 if bias is None else bias[..., None]
+        for k, tap in enumerate(taps):
+            total = total + weight[..., k, None] * tap
+        return total
 
     def correlate(self, dz, weight):
         """What dz gives padded: the transpose of convolve over its inputs."""
@@ -92,15 +95,8 @@ class Linear:
 
 
 def _pre_activation(linear, taps, weight, bias):
-    z = linear.convolve(taps, weight.to(linear.dtype))
-    return z if bias is None else z + bias.to(linear.dtype)[..., None]
-
-
-def _like_parameter(gradients, parameter):
-    """A parameter's gradient from each row's: their sum, unless each row has its own parameter."""
-    if gradients.dim() > parameter.dim():
-        gradients = gradients.sum(0)
-    return gradients.to(parameter.dtype)
+    bias = None if bias is None else bias.to(linear.dtype)
+    return linear.convolve(taps, weight.to(linear.dtype), bias)
 
 
 def forward_states(x, weight, bias, seq_idx, initial_states, silu):
@@ -133,6 +129,21 @@ def _curvature(z, silu):
     return sigmoid * (1 - sigmoid) * (2 + z * (1 - 2 * sigmoid))
 
 
+def gradients(x, weight, bias, dout, seq_idx, initial_states, dfinal_states, silu):
+    """dx, and each row's dweight, dbias and dinitial_states, in the type that sums have."""
+    linear = Linear(x, weight.shape[-1], seq_idx, _compute_dtype(x, weight, bias, initial_states))
+    taps = linear.taps(linear.pad(x, initial_states))
+    dz = linear.outputs(dout.to(linear.dtype))
+    if silu:
+        z = _pre_activation(linear, taps, weight, bias)
+        dz = linear.outputs(dz * _slope(z, silu))
+    dpadded = linear.correlate(dz, weight.to(linear.dtype))
+    if dfinal_states is not None:
+        dpadded = dpadded + linear.spread(dfinal_states.to(linear.dtype))
+    dstates, dx = dpadded.tensor_split([linear.width - 1], dim=2)
+    return dx, linear.accumulate(dz, taps), dz.sum(2), dstates
+
+
 def backward(
     x,
     weight,
@@ -147,39 +158,36 @@ def backward(
     silu,
 ):
     """dx, dweight, dbias and dinitial_states, each of size 0 if it is not needed."""
-    width = weight.shape[-1]
-    linear = Linear(x, width, seq_idx, _compute_dtype(x, weight, bias, initial_states))
-    taps = linear.taps(linear.pad(x, initial_states))
-    dz = linear.outputs(dout.to(linear.dtype))
-    if silu:
-        z = _pre_activation(linear, taps, weight, bias)
-        dz = linear.outputs(dz * _slope(z, silu))
-    dpadded = linear.correlate(dz, weight.to(linear.dtype))
-    if dfinal_states is not None:
-        dpadded = dpadded + linear.spread(dfinal_states.to(linear.dtype))
-    dweight = dbias = dstates = None
-    if need_dweight:
-        dweight = _like_parameter(linear.accumulate(dz, taps), weight)
-    if need_dbias and bias is not None:
-        dbias = _like_parameter(dz.sum(2), bias)
-    if need_dinitial_states:
-        dstates = dpadded[:, :, : width - 1].to(
-            x.dtype if initial_states is None else initial_states.dtype
-        )
-    found = (dpadded[:, :, width - 1 :].to(x.dtype), dweight, dbias, dstates)
-    return tuple(x.new_zeros(0) if tensor is None else tensor for tensor in found)
+    inputs = (x, weight, bias, dout, seq_idx, initial_states, dfinal_states)
+    dx, dweight, dbias, dstates = gradients(*inputs, silu)
+    none = x.new_zeros(0)
+    return (
+        dx.to(x.dtype),
+        _like_parameter(dweight, weight) if need_dweight else none,
+        _like_parameter(dbias, bias) if need_dbias and bias is not None else none,
+        dstates.to((x if initial_states is None else initial_states).dtype)
+        if need_dinitial_states
+        else none,
+    )
+
+
+def _like_parameter(gradients, parameter):
+    """A parameter's gradient from each row's: their sum, unless each row has its own parameter."""
+    if gradients.dim() > parameter.dim():
+        gradients = gradients.sum(0)
+    return gradients.to(parameter.dtype)
 
 
 def backward_of_backward(
-    x, weight, bias, dout, seq_idx, initial_states, dfinal_states, gradients, silu
+    x, weight, bias, dout, seq_idx, initial_states, dfinal_states, above, silu
 ):
-    """The gradients of sum(g * r) over the results r of :func:`backward`, for its gradients g.
+    """The gradients of sum(g * r) over the results r of :func:`backward`, g being those above.
 
     That sum is <dout, the tangent of out> + <dfinal_states, that of the final states>, if x,
     weight, bias and initial_states move by g, so it takes the forward's derivatives alone.
 
     Args:
-        gradients: (gx, gweight, gbias, ginitial_states), each a tensor or None for zeros.
+        above: (gx, gweight, gbias, ginitial_states), each a tensor or None for zeros.
 
     Returns:
         The gradients of x, weight, bias, dout, initial_states and dfinal_states; None for what is
@@ -188,7 +196,7 @@ def backward_of_backward(
     width = weight.shape[1]
     linear = Linear(x, width, seq_idx, _compute_dtype(x, weight, bias, initial_states))
     weight_ = weight.to(linear.dtype)
-    gx, gweight, gbias, gstates = gradients
+    gx, gweight, gbias, gstates = above
     gx = torch.zeros_like(x) if gx is None else gx
     gweight = torch.zeros_like(weight_) if gweight is None else gweight.to(linear.dtype)
 
@@ -291,8 +299,8 @@ def operations(checks: dict) -> dict:
 
     def write_backward(*args):
         inputs, outputs, silu = args[:7], args[7:11], args[11]
-        needs = [output is not None for output in outputs[1:]]
-        write(outputs, backward(*inputs, *needs, silu))
+        dx, dweight, dbias, dstates = gradients(*inputs, silu)
+        write(outputs, (dx, dweight.sum(0), dbias.sum(0), dstates))
 
     def write_update(x, conv_state, weight, bias, out, silu, cache_seqlens, conv_state_indices):
         results = update(x, conv_state, weight, bias, silu, cache_seqlens, conv_state_indices)

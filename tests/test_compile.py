@@ -128,7 +128,7 @@ def test_compiled_varlen_states_equals_eager(device):
 
 
 def operator_arguments(name, is_full, device):
-    """Arguments of a raw operator; with and without all that is optional."""
+    """Arguments of an operator; with and without all that is optional."""
     case = make_case(
         SHAPE, 4, bias=is_full, states=is_full, seq_idx="padded" if is_full else None, device=device
     )
@@ -137,51 +137,56 @@ def operator_arguments(name, is_full, device):
         return torch.zeros_like(tensor) if is_full else None
 
     common = (case.x, case.weight, case.bias)
-    if name == "forward":
-        out, final = torch.zeros_like(case.x), full(case.initial_states)
-        return (*common, case.seq_idx, case.initial_states, out, final, True)
-    if name == "backward":
-        return (
-            *common,
-            case.dout,
-            case.seq_idx,
-            case.initial_states,
-            case.dfinal_states,
-            torch.zeros_like(case.x),
-            full(case.weight),
-            full(case.bias),
-            full(case.initial_states),
-            True,
-        )
-    if name == "update":
+    if name.startswith("forward"):
+        inputs = (*common, case.seq_idx, case.initial_states)
+        written = (torch.zeros_like(case.x), full(case.initial_states))
+        return (*inputs, *(written if name.endswith("out") else ()), True)
+    if name.startswith("backward"):
+        inputs = (*common, case.dout, case.seq_idx, case.initial_states, case.dfinal_states)
+        if name == "backward":
+            return (*inputs, is_full, is_full, is_full, True)
+        written = (full(case.weight), full(case.bias), full(case.initial_states))
+        return (*inputs, torch.zeros_like(case.x), *written, True)
+    if name.startswith("update"):
         state = torch.zeros(2, 8, 4, device=device)
         lens = torch.tensor([1, 2], dtype=torch.int32, device=device) if is_full else None
         indices = torch.tensor([1, 0], dtype=torch.int32, device=device) if is_full else None
-        out = torch.zeros_like(case.x)
-        return (case.x, state, case.weight, case.bias, out, True, lens, indices)
+        out = (torch.zeros_like(case.x),) if name.endswith("out") else ()
+        return (case.x, state, case.weight, case.bias, *out, True, lens, indices)
     bounds = torch.tensor([0, 20, 33], dtype=torch.int32, device=device)
-    return (case.x[0].T.contiguous(), bounds, torch.zeros(2, 8, 4, device=device))
+    return (case.x[0].T.contiguous(), bounds, 4)
+
+
+DIFFERENTIABLE = ("forward", "forward_states", "backward", "varlen_states")
+MUTATED = {
+    **dict.fromkeys(DIFFERENTIABLE, set()),
+    "forward_out": {"out", "final_states_out"},
+    "backward_out": {"dx", "dweight", "dbias", "dinitial_states"},
+    "update": {"conv_state"},
+    "update_out": {"conv_state", "out"},
+}
 
 
 @pytest.mark.parametrize("is_full", (False, True), ids=("required", "optional"))
-@pytest.mark.parametrize("name", ("forward", "backward", "update", "varlen_states"))
+@pytest.mark.parametrize("name", MUTATED)
 def test_opcheck(name, is_full, device):
-    torch.library.opcheck(getattr(ops, name).default, operator_arguments(name, is_full, device))
-
-
-MUTATED = {
-    "forward": {"out", "final_states_out"},
-    "backward": {"dx", "dweight", "dbias", "dinitial_states"},
-    "update": {"conv_state", "out"},
-    "varlen_states": {"states"},
-}
+    operator, arguments = getattr(ops, name).default, operator_arguments(name, is_full, device)
+    torch.library.opcheck(operator, arguments)
+    if name in DIFFERENTIABLE:
+        arguments = tuple(
+            a.requires_grad_() if isinstance(a, torch.Tensor) and a.is_floating_point() else a
+            for a in arguments
+        )
+        torch.library.opcheck(operator, arguments)
 
 
 @pytest.mark.parametrize("name", MUTATED)
 def test_schema_says_what_is_written(name):
     schema = getattr(ops, name).default._schema
     written = {a.name for a in schema.arguments if a.alias_info and a.alias_info.is_write}
-    assert written == MUTATED[name] and not schema.returns
+    assert written == MUTATED[name]
+    assert len(schema.returns) == 0 if name.endswith("out") else len(schema.returns) > 0
+    assert not any(r.alias_info for r in schema.returns)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

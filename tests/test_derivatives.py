@@ -237,11 +237,13 @@ def test_frozen_parameters_in_forward_mode(device):
     x, weight, bias, _ = arguments_of(device)
     for parameter in (weight, torch.nn.Parameter(weight)):
         with torch.no_grad():
-            _, found = torch.func.jvp(lambda x: causal_conv1d_fn(x, parameter, bias), (x,), (x,))
+            _, found = torch.func.jvp(
+                lambda x, w=parameter: causal_conv1d_fn(x, w, bias), (x,), (x,)
+            )
         assert_same(found, causal_conv1d_fn(x, weight, None))
 
 
-# ------------------------------------------------------------------------------- the other functions
+# ------------------------------------------------------------------------------ the other functions
 
 
 def test_update_has_no_derivative_and_says_so(device):

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from helpers import ops
+from helpers import operation
 
 from causal_conv1d import (
     _ctypes_ops,
@@ -104,6 +104,11 @@ DEFINES_A_SIZE = {
 }
 
 
+def device_of(arguments):
+    tensors = [value for value in arguments.values() if isinstance(value, torch.Tensor)]
+    return "cuda" if any(tensor.is_cuda for tensor in tensors) else "cpu"
+
+
 def assert_rejected(name, arguments, argument):
     """argument None: the error may name any argument."""
     before = {
@@ -113,7 +118,7 @@ def assert_rejected(name, arguments, argument):
     }
     named = rf"\b{argument}\b" if argument else "|".join(TENSORS[name])
     with pytest.raises(RuntimeError, match=rf"^{PREFIX[name]}: .*({named})"):
-        getattr(ops, name)(*arguments.values())
+        operation(name, device_of(arguments))(*arguments.values())
     for k, value in before.items():
         same = torch.equal(arguments[k].nan_to_num(77.0), value.nan_to_num(77.0))
         assert same, f"{k} was written"
@@ -122,7 +127,7 @@ def assert_rejected(name, arguments, argument):
 @pytest.mark.parametrize("name", PREFIX)
 def test_the_arguments_used_here_are_valid(name, device):
     arguments = arguments_of(name, device)
-    getattr(ops, name)(*arguments.values())
+    operation(name, device)(*arguments.values())
     for written in WRITTEN[name]:
         assert torch.isfinite(arguments[written]).all()
 
@@ -302,8 +307,7 @@ def test_causal_conv1d_varlen_states_names_the_argument(device):
 def test_cuda_error_is_not_left_for_the_next_kernel(name, cuda):
     """The C functions return it; torch's check after its own launches must not find it too."""
     library = _library.cuda.library
-    schema = _ctypes_ops.schemas(_library.cpu.library)[name]
-    params = _ctypes_ops.Packer(name, schema)(tuple(arguments_of(name, cuda).values()))
+    params = _ctypes_ops.PACKERS[name](tuple(arguments_of(name, cuda).values()))
     workspace = (None, ctypes.c_int64(0)) if name == "backward" else ()
     call = getattr(library, f"causal_conv1d_cuda_{name}")
     call.restype = _ctypes_ops.Status

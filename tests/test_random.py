@@ -11,7 +11,7 @@ from helpers import (
     assert_forward,
     assert_untouched_outside,
     make_case,
-    ops,
+    operation,
     randn,
 )
 from hypothesis import HealthCheck, given, settings
@@ -163,6 +163,6 @@ def test_varlen_states(
     bounds = torch.tensor([0, *lengths]).cumsum(0).to(index_dtype).to(device)
     states = allocate((len(lengths), dim, state_len), states_layout, dtype, device)
     assert all_poison(states)
-    ops.varlen_states(x, bounds, states)
+    operation("varlen_states", device)(x, bounds, states)
     assert torch.equal(states, causal_conv1d_varlen_states_ref(x, bounds, state_len))
     assert_untouched_outside(states)

@@ -60,7 +60,7 @@ def test_every_argument_of_the_cuda_functions_has_its_type(monkeypatch):
 
     monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", None, raising=False)
     library = Library()
-    _ctypes_ops.cuda_kernels(library, dict.fromkeys(_ctypes_ops.OPERATORS))
+    _ctypes_ops.cuda_operations(library)
     for operator, count in {"forward": 3, "backward": 5, "update": 3, "varlen_states": 3}.items():
         function = getattr(library, f"causal_conv1d_cuda_{operator}")
         assert len(function.argtypes) == count, operator

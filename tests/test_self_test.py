@@ -20,13 +20,13 @@ from helpers import LAYOUTS, assert_backward, assert_forward, dtype_id, make_cas
 from causal_conv1d import (
     _ctypes_ops,
     _library,
+    _plain,
     _self_test,
-    _torch_ops,
     causal_conv1d_fn,
     causal_conv1d_update,
     causal_conv1d_varlen_states,
 )
-from causal_conv1d._ctypes_ops import OPERATORS
+from causal_conv1d._operators import ARGUMENTS
 from causal_conv1d.reference import causal_conv1d_ref, causal_conv1d_update_ref
 
 NO_IMAGE = "causal_conv1d_fn: no kernel image is available for execution on the device"
@@ -34,17 +34,14 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def fallback():
-    schemas = _ctypes_ops.schemas(_library.cpu.library)
-    packers = {name: _ctypes_ops.Packer(name, schema) for name, schema in schemas.items()}
-    return _torch_ops.kernels(_ctypes_ops.checks(_library.cpu.library, packers))
+    return _plain.operations(_ctypes_ops.checks(_library.cpu.library))
 
 
 @pytest.mark.parametrize("dtype", (*DTYPES, torch.float64), ids=dtype_id)
-@pytest.mark.parametrize("operator", OPERATORS)
+@pytest.mark.parametrize("operator", ARGUMENTS)
 def test_kernels_are_numbered_as_in_the_c_interface(operator, dtype):
     """8 * operator + 4 * is_channel_last + dtype, as csrc/torch/register.h counts them."""
-    x, index = torch.empty(2, 6, 9, dtype=dtype), list(OPERATORS).index(operator)
-    assert list(_ctypes_ops.schemas(_library.cpu.library)) == list(OPERATORS)
+    x, index = torch.empty(2, 6, 9, dtype=dtype), list(ARGUMENTS).index(operator)
     number = 8 * index + _ctypes_ops.DTYPES[dtype]
     assert _self_test.kernel_number(operator, x) == number
     assert _self_test.kernel_number(operator, x[0]) == number
@@ -80,7 +77,10 @@ def test_torch_takes_the_place_of_wrong_kernels_with_one_warning(monkeypatch):
         raise AssertionError("a wrong kernel is called")
 
     self_test = _self_test.SelfTest(library, _library.cpu.library, fallback())
-    forward, update = self_test.checked("forward", wrong), self_test.checked("update", ops.update)
+    forward, update = (
+        self_test.checked("forward", wrong),
+        self_test.checked("update", ops.update_out),
+    )
     case = make_case((2, 6, 9), 4)
     out = torch.empty_like(case.x)
     arguments = (case.x, case.weight, case.bias, None, None, out, None, True)
@@ -106,7 +106,8 @@ def test_torch_takes_the_place_of_wrong_kernels_with_one_warning(monkeypatch):
 def by_torch(monkeypatch):
     """The helpers' operators are those in plain torch."""
     kernels = fallback()
-    monkeypatch.setattr(helpers, "ops", types.SimpleNamespace(**kernels))
+    named = {f"{name}_out": kernel for name, kernel in kernels.items()}
+    monkeypatch.setattr(helpers, "ops", types.SimpleNamespace(**named))
     return kernels
 
 
@@ -154,7 +155,8 @@ def test_update_in_torch(state_len, seqlen, lens, indices, by_torch, device):
     shape = (3, 8) if seqlen is None else (3, 8, seqlen)
     x, weight, bias = randn(*shape, device=device), randn(8, 4, device=device), randn(8, seed=1)
     bias = bias.to(device)
-    state = randn(5, 8, state_len, dtype=torch.bfloat16, device=device)
+    rows = 3 if indices is None else 5
+    state = randn(rows, 8, state_len, dtype=torch.bfloat16, device=device)
     lens, indices = index(lens, device), index(indices, device)
     expected_state, out = state.clone(), torch.empty_like(x)
     expected = causal_conv1d_update_ref(x, expected_state, weight, bias, "silu", lens, indices)
@@ -234,7 +236,7 @@ def found():
 
 
 def number(operator, dtype, is_channel_last=False):
-    return 8 * list(OPERATORS).index(operator) + 4 * is_channel_last + _ctypes_ops.DTYPES[dtype]
+    return 8 * list(ARGUMENTS).index(operator) + 4 * is_channel_last + _ctypes_ops.DTYPES[dtype]
 
 
 FORWARD = 0  # in float32, channel-first
@@ -251,10 +253,10 @@ def broken(gpu):
 def wrong_expectations(gpu):
     """cuda:0, whose kernels will be compared with functions that write nothing."""
     set_expected = _library.cuda.library.causal_conv1d_cuda_set_expected
-    array = ctypes.c_void_p * len(OPERATORS)
+    array = ctypes.c_void_p * len(ARGUMENTS)
 
     def addresses(prefix):
-        functions = [getattr(_library.cpu.library, prefix + name) for name in OPERATORS]
+        functions = [getattr(_library.cpu.library, prefix + name) for name in ARGUMENTS]
         return array(*(ctypes.cast(function, ctypes.c_void_p) for function in functions))
 
     set_expected(addresses("causal_conv1d_check_"))
@@ -303,7 +305,7 @@ def test_all_kernels_pass(dtype, gpu):
 
 
 @pytest.mark.parametrize("dtype", (*DTYPES, torch.float64), ids=dtype_id)
-@pytest.mark.parametrize("operator", OPERATORS)
+@pytest.mark.parametrize("operator", ARGUMENTS)
 def test_a_difference_is_found(operator, dtype, wrong_expectations):
     gpu = wrong_expectations
     memory = torch.empty(_library.self_test.size, dtype=torch.uint8, device=gpu)

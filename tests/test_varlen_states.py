@@ -2,7 +2,15 @@
 
 import pytest
 import torch
-from helpers import ALL_FLOATS, allocate, assert_untouched_outside, dtype_id, lay_out, ops, randn
+from helpers import (
+    ALL_FLOATS,
+    allocate,
+    assert_untouched_outside,
+    dtype_id,
+    lay_out,
+    operation,
+    randn,
+)
 
 from causal_conv1d import causal_conv1d_varlen_states
 from causal_conv1d.reference import causal_conv1d_varlen_states_ref
@@ -51,7 +59,7 @@ def test_states_are_written_in_place_in_any_layout(layout, device):
     x = randn(sum(LENGTHS), 6, device=device)
     bounds = bounds_of(LENGTHS, device=device)
     states = allocate((len(LENGTHS), 6, 4), layout, device=device)
-    ops.varlen_states(x, bounds, states)
+    operation("varlen_states", device)(x, bounds, states)
     assert torch.equal(states, causal_conv1d_varlen_states_ref(x, bounds, 4))
     assert_untouched_outside(states)
 
