@@ -180,12 +180,13 @@ def _load_all() -> Loaded:
     elif torch.version.cuda is not None:
         loaded.register(dict.fromkeys(loaded.schemas, _refusal(loaded.cuda.problem)), "CUDA")
 
-    from causal_conv1d import _autograd, _fake, _flops, _vmap
+    from causal_conv1d import _autograd, _dtensor, _fake, _flops, _vmap
 
     _fake.register(loaded)
     _autograd.register(loaded)
     _vmap.register(loaded)
     _flops.register()
+    _dtensor.register_if_loaded()
     return loaded
 
 

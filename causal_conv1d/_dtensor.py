@@ -1,0 +1,79 @@
+"""How DTensor shards the operators: over the batch and over the channels, without communication.
+
+torch imports DTensor when it is first used, so the strategies are registered when this library
+first meets it.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+
+import torch
+
+# The dimension of each tensor that is sharded with the batch, and with the channels. None: it is
+# whole on every device; "partial": it is to be summed over them.
+_BATCH = dict.fromkeys("x dout out dx initial_states dfinal_states final_states".split(), 0)
+_BATCH |= dict.fromkeys("dinitial_states seq_idx conv_state cache_seqlens".split(), 0)
+_BATCH |= {"dweight": "partial", "dbias": "partial"}
+_CHANNELS = dict.fromkeys("x dout out dx initial_states dfinal_states final_states".split(), 1)
+_CHANNELS |= dict.fromkeys("dinitial_states conv_state".split(), 1)
+_CHANNELS |= dict.fromkeys("weight bias dweight dbias".split(), 0)
+
+
+def _strategies(operator, outputs):
+    """What register_sharding takes: for the arguments, the placements of outputs and of inputs."""
+    from torch.distributed.tensor import Partial, Replicate, Shard
+
+    names = [argument.name for argument in operator._schema.arguments]
+
+    def place(dims, name):
+        dim = dims.get(name)
+        return Partial() if dim == "partial" else Replicate() if dim is None else Shard(dim)
+
+    def strategies(*args):
+        given = dict(zip(names, args, strict=True))
+        is_tensor = {name: hasattr(value, "placements") for name, value in given.items()}
+        choices = [{}, _BATCH, _CHANNELS]
+        state = given.get("conv_state")
+        if state is not None:
+            # It is changed in place, so it stays as it is and the others follow.
+            if len(set(state.placements)) > 1:
+                raise NotImplementedError(
+                    "causal_conv1d_update: conv_state must be sharded alike over all dimensions of "
+                    f"the mesh, got {state.placements}"
+                )
+            choices = [c for c in choices if place(c, "conv_state") == state.placements[0]]
+            if given["conv_state_indices"] is not None:
+                choices = [c for c in choices if c is not _BATCH]
+        return [
+            (
+                [place(dims, name) for name in outputs],
+                [place(dims, name) if is_tensor[name] else None for name in names],
+            )
+            for dims in choices
+        ]
+
+    return strategies
+
+
+@functools.cache
+def _register() -> None:
+    try:
+        from torch.distributed.tensor.experimental import register_sharding
+    except ImportError:  # before torch 2.6; DTensor then says that there is no strategy
+        return
+    outputs = {
+        "forward": ["out"],
+        "forward_states": ["out", "final_states"],
+        "backward": ["dx", "dweight", "dbias", "dinitial_states"],
+        "update": ["out"],
+    }
+    for name, returned in outputs.items():
+        operator = getattr(torch.ops.causal_conv1d, name).default
+        register_sharding(operator)(_strategies(operator, returned))
+
+
+def register_if_loaded() -> None:
+    if "torch.distributed.tensor" in sys.modules:
+        _register()
