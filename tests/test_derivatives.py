@@ -201,7 +201,7 @@ def test_third_derivative(device):
     assert_same(third(fn), third(ref))
 
 
-# ------------------------------------------------------------------------------------ dual tensors
+# ------------------------------------------------------------------------------------- dual tensors
 
 
 @pytest.mark.parametrize("mode", (torch.enable_grad, torch.no_grad))

@@ -163,7 +163,7 @@ def _training(mesh):
         return torch.nn.parallel.DistributedDataParallel(model)
 
     expected = _train(_alone)
-    assert expected[-1] < 0.9 * expected[0]
+    assert expected[-1] < expected[0]
     torch.testing.assert_close(_train(ddp), expected, rtol=1e-5, atol=1e-6)
     try:
         from torch.distributed.fsdp import fully_shard
