@@ -272,6 +272,6 @@ def _traced_update(x, conv_state, weight, bias, silu, cache_seqlens, conv_state_
     args = (x, conv_state, weight, bias, silu, cache_seqlens, conv_state_indices)
     if _onnx.is_exporting():
         out, after = _onnx.update(*args)
-        conv_state.copy_(after)
+        conv_state[:] = after  # the older exporter does not know every copy_
         return out
     return _ops.update.default(*args)
