@@ -52,12 +52,12 @@ CAUSAL_CONV1D_INLINE int32_t read_int32(const Tensor& t, int64_t i, int64_t j = 
 
 // ---- activation ----------------------------------------------------------------------------
 
-// Beyond these, exp(-z) is not a normal float. Below, silu is 0 and its derivative nearly; above,
-// sigmoid(z) is 1.
-CAUSAL_CONV1D_INLINE Vec lowest() { return Vec::set(-87.3365402f); }
+// Between these, exp(-z) is a normal float. Below, sigmoid(z) is taken as 0 and is less than 4e-39;
+// above, it is 1. Infinities and NaN keep their way through z * sigmoid(z): z itself is not clamped.
+CAUSAL_CONV1D_INLINE Vec lowest() { return Vec::set(-88.7f); }
 CAUSAL_CONV1D_INLINE Vec at_most_highest(Vec z) { return min(Vec::set(87.3365402f), z); }
 
-// 1 + exp(-z) for z between those: exp(-z) = 2^n * p(q), q = z + n * ln(2), with minimax
+// 1 + exp(-z) for z between those, anything below: exp(-z) = 2^n * p(q), q = z + n * ln(2), with minimax
 // polynomials p. fp32: n is whole, |q| <= ln(2) / 2, and p has degree 5 (relative error 9e-8). 16
 // bits: degree 4 (3e-6) or, where a register holds the powers of 2 between, n in sixteenths and
 // degree 2 (4e-7), a shorter chain. `shifted` is n + 1.5 * 2^23 (2^19), which leaves n in its
@@ -101,8 +101,8 @@ CAUSAL_CONV1D_INLINE SiluPart begin_silu(Vec z) {
 // kShort: for results of 16 bits, with a relative error of at most 7e-5.
 template <bool kShort>
 CAUSAL_CONV1D_INLINE Vec end_silu(SiluPart part) {
-  const Vec sigmoid = kShort ? reciprocal_estimate(part.denominator) : reciprocal(part.denominator);
-  return select_or_zero(not_less(part.z, lowest()), mul(part.z, sigmoid));
+  const Vec r = kShort ? reciprocal_estimate(part.denominator) : reciprocal(part.denominator);
+  return mul(part.z, select_or_zero(not_less(part.z, lowest()), r));
 }
 
 template <bool kShort>
@@ -110,22 +110,17 @@ CAUSAL_CONV1D_INLINE Vec silu(Vec z) {
   return end_silu<kShort>(begin_silu<kShort>(z));
 }
 
-// Not as short for 16 bits as silu: what dweight and dbias sum is not rounded to 16 bits.
-template <bool kShort>
-CAUSAL_CONV1D_INLINE SiluPart begin_silu_derivative(Vec z) {
-  z = at_most_highest(max(lowest(), z));
-  return {z, one_plus_exp_of_minus<kShort>(z)};
-}
-
+// It begins as silu does. The end is not as short for 16 bits: what dweight and dbias sum is not
+// rounded to 16 bits.
 CAUSAL_CONV1D_INLINE Vec end_silu_derivative(SiluPart part) {
   const Vec one = Vec::set(1.0f);
-  const Vec s = reciprocal(part.denominator);
+  const Vec s = select_or_zero(not_less(part.z, lowest()), reciprocal(part.denominator));
   return mul(s, fma(part.z, sub(one, s), one));
 }
 
 template <bool kShort>
 CAUSAL_CONV1D_INLINE Vec silu_derivative(Vec z) {
-  return end_silu_derivative(begin_silu_derivative<kShort>(z));
+  return end_silu_derivative(begin_silu<kShort>(z));
 }
 
 CAUSAL_CONV1D_INLINE double sigmoid(double z) { return 1.0 / (1.0 + __builtin_exp(-z)); }
