@@ -109,9 +109,9 @@ struct Checker {
     return fail(name, "must have x's dtype %s, got %s", dtype_name(x.dtype), dtype_name(t.dtype));
   }
 
-  Status int32(const char* name, const Tensor& t) const {
-    if (t.dtype == CAUSAL_CONV1D_INT32) return ok();
-    return fail(name, "must be int32, got %s", dtype_name(t.dtype));
+  Status index(const char* name, const Tensor& t) const {
+    if (t.dtype == CAUSAL_CONV1D_INT32 || t.dtype == CAUSAL_CONV1D_INT64) return ok();
+    return fail(name, "must be int32 or int64, got %s", dtype_name(t.dtype));
   }
 
   // Memory that is written must be a set of distinct elements, and not an input's.
@@ -162,7 +162,7 @@ Status check_seq_idx(const Checker& c, const Tensor& seq_idx, const Tensor& x) {
   if (!given(seq_idx)) return ok();
   const int64_t want[2] = {x.sizes[0], x.sizes[2]};
   RETURN_IF_FAILED(c.sizes("seq_idx", seq_idx, "(batch, seqlen)", 2, want));
-  return c.int32("seq_idx", seq_idx);
+  return c.index("seq_idx", seq_idx);
 }
 
 Status check_like_x(const Checker& c, const char* name, const Tensor& t, const Tensor& x) {
@@ -173,7 +173,7 @@ Status check_like_x(const Checker& c, const char* name, const Tensor& t, const T
 Status check_batch_vector(const Checker& c, const char* name, const Tensor& t, const Tensor& x) {
   if (!given(t)) return ok();
   RETURN_IF_FAILED(c.sizes(name, t, "(batch,)", 1, x.sizes));
-  return c.int32(name, t);
+  return c.index(name, t);
 }
 
 }  // namespace
@@ -253,8 +253,8 @@ Status check(const UpdateParams& p) {
     return c.fail("conv_state", "must have state_len >= width - 1 = %lld, got %s",
                   static_cast<long long>(width - 1), shape(p.conv_state).text);
   }
-  if (!given(p.conv_state_indices) && p.conv_state.sizes[0] < x.sizes[0]) {
-    return c.fail("conv_state", "must have at least batch = %lld rows, got %s",
+  if (!given(p.conv_state_indices) && p.conv_state.sizes[0] != x.sizes[0]) {
+    return c.fail("conv_state", "must have batch = %lld rows without conv_state_indices, got %s",
                   static_cast<long long>(x.sizes[0]), shape(p.conv_state).text);
   }
   RETURN_IF_FAILED(c.writable("conv_state", p.conv_state, x));
@@ -273,9 +273,7 @@ Status check(const VarlenStatesParams& p) {
   RETURN_IF_FAILED(c.sizes("x", p.x, "(total_tokens, dim)", 2, any));
   RETURN_IF_FAILED(c.float_like("x", p.x, p.x));
   RETURN_IF_FAILED(c.sizes("cu_seqlens", p.cu_seqlens, "(batch + 1,)", 1, any));
-  if (p.cu_seqlens.dtype != CAUSAL_CONV1D_INT32 && p.cu_seqlens.dtype != CAUSAL_CONV1D_INT64) {
-    return c.fail("cu_seqlens", "must be int32 or int64, got %s", dtype_name(p.cu_seqlens.dtype));
-  }
+  RETURN_IF_FAILED(c.index("cu_seqlens", p.cu_seqlens));
   if (p.cu_seqlens.sizes[0] < 1) return c.fail("cu_seqlens", "must have at least one element");
   const int64_t want[3] = {p.cu_seqlens.sizes[0] - 1, p.x.sizes[1], -1};
   RETURN_IF_FAILED(c.sizes("states", p.states, "(batch, dim, state_len)", 3, want));
