@@ -190,12 +190,6 @@ def test_state_rows_that_no_index_names_stay_as_they_are(device):
     assert torch.equal(arguments["conv_state"][3], before[3])
 
 
-def test_state_may_have_more_rows_than_the_batch(device):
-    arguments = make_update(2, 4, 6, mode="shift", device=device)
-    arguments["conv_state"] = randn(BATCH + 2, DIM, 6, device=device)
-    assert_update(arguments)
-
-
 @pytest.mark.parametrize("out_layout", LAYOUTS)
 def test_out_is_written_in_place_in_any_layout(out_layout, device):
     arguments = make_update(5, 4, 6, device=device)
