@@ -151,20 +151,20 @@ def assert_same_kind(found, expected, name, tolerance):
 @pytest.mark.parametrize("dtype", ALL_FLOATS, ids=dtype_id)
 def test_infinity_and_nan_at_every_position(dtype, width, layout, value, device):
     """Each of the channels has it at another time, and each time in another channel."""
-    size = 131
-    for states, seq_idx in ((False, None), (True, None), (True, "packed")):
+    size = 67
+    for seq_idx in (None, "packed"):
         case = make_case(
             (2, size, size),
             width,
             dtype,
-            states=states,
+            states=True,
             seq_idx=seq_idx,
             layout=layout,
             device=device,
         )
         order = torch.randperm(size, generator=generator_of(1)).to(device)
         case.x[0, torch.arange(size, device=device), order] = value
-        if states and width > 1:
+        if width > 1:
             channels = torch.arange(size, device=device)
             case.initial_states[1, channels, channels % (width - 1)] = value
         tolerance = 60 * torch.finfo(dtype).eps
@@ -174,7 +174,7 @@ def test_infinity_and_nan_at_every_position(dtype, width, layout, value, device)
         assert_same_kind(found, expected, "out", tolerance)
         assert_same_kind(final, expected_final, "final_states", 0)
         gradients, expected = run_backward(case, layout), reference_backward(case)
-        for name in ("dx", "dinitial_states") if states else ("dx",):
+        for name in ("dx", "dinitial_states"):
             assert_same_kind(gradients[name], expected[name], name, tolerance)
         for name in ("dweight", "dbias"):
             assert torch.equal(gradients[name].isfinite(), expected[name].isfinite()), name
@@ -192,7 +192,7 @@ def test_infinity_and_nan_in_update(dtype, width, value, device):
         channels = torch.arange(dim, device=device)
         x[channels, channels, channels % tokens] = value
         state[channels + 1, channels, channels % (width + 1)] = value
-        wide = state.double()
+        wide = state.double().clone()
         expected = causal_conv1d_update_ref(
             x.double(), wide, weight.double(), None, activation="silu"
         )
