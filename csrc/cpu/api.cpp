@@ -141,29 +141,40 @@ Tensor with_int32_ids(Tensor seq_idx) {
   return seq_idx;
 }
 
-// For each batch entry the time that the final states precede: just behind the last position that
-// is no padding.
-std::vector<int64_t> ends_of_rows(const Tensor& seq_idx, int64_t batch, int64_t seqlen) {
-  std::vector<int64_t> ends(static_cast<size_t>(batch), seqlen);
-  for (int64_t b = 0; given(seq_idx) && b < batch; ++b) {
-    int64_t& end = ends[static_cast<size_t>(b)];
-    while (end > 0 && read_index(seq_idx, b, end - 1) < 0) --end;
-  }
-  return ends;
+// The time that the final states of a batch entry precede: just behind the last position that is no
+// padding.
+int64_t end_of_row(const Tensor& seq_idx, int64_t b) {
+  int64_t end = seq_idx.sizes[1];
+  while (end > 0 && read_index(seq_idx, b, end - 1) < 0) --end;
+  return end;
 }
 
-// The final states when out is done, for all of a row at once.
-void write_final_states(const ForwardParams& p, Tiling tiling, int num_threads) {
+bool has_padding(const Tensor& seq_idx, int64_t b, int64_t first) {
+  for (int64_t t = std::max<int64_t>(0, first); t < seq_idx.sizes[1]; ++t) {
+    if (read_index(seq_idx, b, t) < 0) return true;
+  }
+  return false;
+}
+
+// The final states when out is done, for all of a row at once: where there is padding among the
+// last inputs, or everywhere.
+void write_final_states(const ForwardParams& p, Tiling tiling, bool everywhere, int num_threads) {
   constexpr int64_t kChannels = 1024;
-  const std::vector<int64_t> ends = ends_of_rows(p.seq_idx, tiling.batch, tiling.seqlen);
+  std::vector<int64_t> ends(static_cast<size_t>(tiling.batch), everywhere ? tiling.seqlen : -1);
+  int64_t rows = everywhere ? tiling.batch : 0;
+  for (int64_t b = 0; given(p.seq_idx) && b < tiling.batch; ++b) {
+    if (!has_padding(p.seq_idx, b, tiling.seqlen - (tiling.width - 1))) continue;
+    ends[static_cast<size_t>(b)] = end_of_row(p.seq_idx, b);
+    ++rows;
+  }
+  if (rows == 0) return;
   tiling.chunk = tiling.seqlen;
   tiling.chunks = 1;
   tiling.batches_per_unit = 1;
   tiling.batch_groups = tiling.batch;
   tiling.channels_per_unit = divide_up(kChannels, tiling.cols) * tiling.cols;
   tiling.channel_groups = divide_up(tiling.dim, tiling.channels_per_unit);
-  const int64_t work = 4 * tiling.batch * tiling.dim * tiling.width;
-  parallel_for(units_of(tiling), num_threads, work,
+  parallel_for(units_of(tiling), num_threads, 4 * rows * tiling.dim * tiling.width,
                active_kernels->scratch_bytes(tiling, Operation::kFinalStates),
                [&](int64_t unit, char* scratch) {
                  active_kernels->final_states(p, tiling, ends.data(), unit, scratch);
@@ -174,17 +185,17 @@ void run_forward(ForwardParams p, int num_threads) {
   const Kernels& kernels = *active_kernels;
   p.seq_idx = with_int32_ids(p.seq_idx);
   const Tiling tiling = make_tiling(p.x, p.weight, p.seq_idx, Operation::kForward);
-  // Padding is not the main loop's concern; and the last chunk of a row may be done before the
-  // first one has read the initial state.
-  const bool in_place = p.final_states_out.data == p.initial_states.data && tiling.chunks > 1;
+  const bool has_states = given(p.final_states_out) && tiling.width > 1;
+  // The last chunk of a row may be done before the first one has read the initial state, and
+  // padding is looked for when all is done.
+  const bool late = has_states && p.final_states_out.data == p.initial_states.data &&
+                    (tiling.chunks > 1 || given(p.seq_idx));
   ForwardParams main = p;
-  const bool apart =
-      given(p.final_states_out) && tiling.width > 1 && (given(p.seq_idx) || in_place);
-  if (apart) main.final_states_out = {};
+  if (late) main.final_states_out = {};
   parallel_for(units_of(tiling), num_threads, work_of(tiling, 1),
                kernels.scratch_bytes(tiling, Operation::kForward),
                [&](int64_t unit, char* scratch) { kernels.forward(main, tiling, unit, scratch); });
-  if (apart) write_final_states(p, tiling, num_threads);
+  if (late || (has_states && given(p.seq_idx))) write_final_states(p, tiling, late, num_threads);
 }
 
 void run_backward(BackwardParams p, int num_threads) {
@@ -198,7 +209,7 @@ void run_backward(BackwardParams p, int num_threads) {
   }
   std::vector<int64_t> ends;
   if (given(p.seq_idx) && given(p.dfinal_states)) {
-    ends = ends_of_rows(p.seq_idx, tiling.batch, tiling.seqlen);
+    for (int64_t b = 0; b < tiling.batch; ++b) ends.push_back(end_of_row(p.seq_idx, b));
   }
   parallel_for(units_of(tiling), num_threads, work_of(tiling, 3),
                kernels.scratch_bytes(tiling, Operation::kBackward),
@@ -243,10 +254,10 @@ std::vector<char> last_users(const Tensor& indices) {
   const int64_t batch = indices.sizes[0];
   // A hash table with open addressing of the rows seen so far, from the last entry on; most calls
   // need no memory for it.
-  constexpr int kFewBits = 8;
+  constexpr int kFewBits = 10;
   int64_t few[1 << kFewBits];
   std::unique_ptr<int64_t[]> many;
-  int bits = kFewBits;
+  int bits = 3;
   while ((int64_t{1} << bits) < 2 * batch) ++bits;
   if (bits > kFewBits) many.reset(new int64_t[size_t{1} << bits]);
   int64_t* const slots = many != nullptr ? many.get() : few;

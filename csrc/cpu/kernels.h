@@ -38,11 +38,11 @@ struct Kernels {
   bool has_direct;
   size_t (*scratch_bytes)(const Tiling& tiling, Operation operation);
   void (*forward)(const ForwardParams& p, const Tiling& tiling, int64_t unit, char* scratch);
-  // The final states of a unit that has all of time, where forward does not write them. ends: for
-  // each batch entry the time that they precede; here and below, seq_idx is int32.
+  // The final states of a unit that has all of time, where forward's are not the right ones. ends:
+  // for each batch entry the time that they precede, or -1: leave it. seq_idx is int32 throughout.
   void (*final_states)(const ForwardParams& p, const Tiling& tiling, const int64_t* ends,
                        int64_t unit, char* scratch);
-  // ends: as above; null: the sequence's. partials: [batch group, chunk][width + 1][dim] sums of
+  // ends: the same; null: the sequence's. partials: [batch group, chunk][width + 1][dim] sums of
   // dweight and, last, of dbias; may be null.
   void (*backward)(const BackwardParams& p, const Tiling& tiling, const int64_t* ends, int64_t unit,
                    char* scratch, double* partials);

@@ -643,6 +643,7 @@ void final_states_unit(const ForwardParams& p, const Tiling& tiling, const int64
   for (int64_t d = range.d0; d < range.d1; d += tiling.cols) {
     const Tile tile = tile_at(tiling, d, range.d1);
     for (int64_t b = range.b0; b < range.b1; ++b) {
+      if (ends[b] < 0) continue;
       load_halo(tile, p.x, p.initial_states, b, ends[b], states);
       if (is_given(p.seq_idx)) {
         zero_padding(tile, p.seq_idx, b, ends[b], ends[b] - halo, halo, states);
