@@ -132,12 +132,21 @@ int64_t read_index(const Tensor& t, int64_t i, int64_t j = 0) {
   return value;
 }
 
-// ids of 64 bits that fit 32 are, at the lower address of each, ids of 32 bits: all CPUs that the
-// library is built for are little-endian.
-Tensor with_int32_ids(Tensor seq_idx) {
+// ids of 64 bits, all of which fit 32, as a copy in `memory`: kernels read ids once a channel, for
+// which the copy is made once.
+Tensor with_int32_ids(Tensor seq_idx, std::vector<int32_t>* memory) {
   if (!given(seq_idx) || seq_idx.dtype != CAUSAL_CONV1D_INT64) return seq_idx;
+  const int64_t batch = seq_idx.sizes[0], seqlen = seq_idx.sizes[1];
+  memory->reserve(static_cast<size_t>(batch * seqlen));
+  for (int64_t b = 0; b < batch; ++b) {
+    for (int64_t t = 0; t < seqlen; ++t) {
+      memory->push_back(static_cast<int32_t>(read_index(seq_idx, b, t)));
+    }
+  }
+  seq_idx.data = memory->data();
   seq_idx.dtype = CAUSAL_CONV1D_INT32;
-  for (int64_t& stride : seq_idx.strides) stride *= 2;
+  seq_idx.strides[0] = seqlen;
+  seq_idx.strides[1] = 1;
   return seq_idx;
 }
 
@@ -183,7 +192,8 @@ void write_final_states(const ForwardParams& p, Tiling tiling, bool everywhere, 
 
 void run_forward(ForwardParams p, int num_threads) {
   const Kernels& kernels = *active_kernels;
-  p.seq_idx = with_int32_ids(p.seq_idx);
+  std::vector<int32_t> ids;
+  p.seq_idx = with_int32_ids(p.seq_idx, &ids);
   const Tiling tiling = make_tiling(p.x, p.weight, p.seq_idx, Operation::kForward);
   const bool has_states = given(p.final_states_out) && tiling.width > 1;
   // The last chunk of a row may be done before the first one has read the initial state, and
@@ -200,7 +210,8 @@ void run_forward(ForwardParams p, int num_threads) {
 
 void run_backward(BackwardParams p, int num_threads) {
   const Kernels& kernels = *active_kernels;
-  p.seq_idx = with_int32_ids(p.seq_idx);
+  std::vector<int32_t> ids;
+  p.seq_idx = with_int32_ids(p.seq_idx, &ids);
   const Tiling tiling = make_tiling(p.x, p.weight, p.seq_idx, Operation::kBackward);
   std::unique_ptr<double[]> partials;
   if (given(p.dweight) || given(p.dbias)) {
