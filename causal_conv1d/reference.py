@@ -41,9 +41,12 @@ def causal_conv1d_ref(
     where id(s) = seq_idx[b,s] for s >= 0, and the initial state carries the id seq_idx[b,0].
     Where seq_idx[b,t] < 0 (padding), out is 0 and no gradient comes from it.
 
-    The final state is the last width - 1 inputs, whatever their ids:
-    final_states[b,d,j] = x~[b,d,seqlen-(width-1)+j]. A sequence shorter than width - 1 keeps the
-    end of its initial state.
+    The final states are the last width - 1 inputs, whatever their ids:
+    final_states[b,d,j] = x~[b,d,e-(width-1)+j] with e = seqlen. A sequence shorter than width - 1
+    keeps the end of its initial state. With ``seq_idx``, padding does not count: e is the time
+    behind the row's last position that is no padding, padding before that is a 0 among the inputs
+    whatever x holds there, and so is the initial state of a row that begins with padding. A row of
+    padding alone keeps its initial state.
 
     Args:
         x: (batch, dim, seqlen), any float type.
@@ -54,7 +57,7 @@ def causal_conv1d_ref(
         final_states_out: (batch, dim, width - 1) or None; with return_final_states, the tensor
             that the final states are written to and returned in.
         activation: None, "silu" or "swish" (the same as "silu").
-        seq_idx: (batch, seqlen) int32 or None.
+        seq_idx: (batch, seqlen) int32 or int64, or None.
 
     Returns:
         out (batch, dim, seqlen) in x's dtype; with return_final_states also the final states
@@ -89,10 +92,27 @@ def causal_conv1d_ref(
     if not return_final_states:
         return out
 
-    final_states = padded[:, :, seqlen:].to(x.dtype)
+    if seq_idx is None or seqlen == 0:
+        final_states = padded[:, :, seqlen:]
+    else:
+        final_states = _final_states(padded, seq_idx, width)
+    final_states = final_states.to(x.dtype)
     if final_states_out is not None:
         final_states = final_states_out.copy_(final_states)
     return out, final_states
+
+
+def _final_states(padded, seq_idx, width):
+    """The last width - 1 of the inputs x~ (from s = -(width-1) on) that padding leaves."""
+    batch, dim = padded.shape[:2]
+    is_real = seq_idx >= 0
+    time = torch.arange(1, seq_idx.shape[1] + 1, device=seq_idx.device)
+    end = torch.where(is_real, time, 0).amax(dim=1, keepdim=True)
+    index = end + torch.arange(width - 1, device=seq_idx.device)  # of the states in padded
+    counts_before = is_real[:, :1] | (end == 0)  # the initial state
+    counts = torch.cat([counts_before.expand(-1, width - 1), is_real], dim=-1).gather(1, index)
+    states = padded.gather(2, index[:, None, :].expand(batch, dim, width - 1))
+    return states.masked_fill(~counts[:, None, :], 0)
 
 
 def causal_conv1d_update_ref(
@@ -112,49 +132,73 @@ def causal_conv1d_update_ref(
     seqlen may exceed S.
 
     ``conv_state_indices[b]`` is the row of conv_state that belongs to batch entry b; a negative one
-    is padding: its out is 0 and no state is touched.
+    is padding: its out is 0 and no state is touched. One past the last row gives NaN and touches no
+    state. Entries with the same row all read it as it was before the call; afterwards it holds what
+    the last of them makes of it.
 
     Args:
         x: (batch, dim) or (batch, dim, seqlen), any float type.
-        conv_state: (batch or more, dim, S), S >= width - 1, any float type; changed in place.
+        conv_state: (batch, dim, S), or with conv_state_indices (any number of rows, dim, S);
+            S >= width - 1, any float type; changed in place.
         weight: (dim, width), width >= 1, any float type.
         bias: (dim,) or None, any float type.
         activation: None, "silu" or "swish" (the same as "silu").
-        cache_seqlens: (batch,) int32 or None.
-        conv_state_indices: (batch,) int32 or None.
+        cache_seqlens: (batch,) int32 or int64, or None.
+        conv_state_indices: (batch,) int32 or int64, or None.
 
     Returns:
         out, of x's shape and dtype.
     """
     _is_silu(activation)
     tokens = x[:, :, None] if x.dim() == 2 else x
-    batch, _, seqlen = tokens.shape
-    width, state_len = weight.shape[1], conv_state.shape[2]
+    batch, dim, seqlen = tokens.shape
+    width, (rows, _, state_len) = weight.shape[1], conv_state.shape
     dtype = _compute_dtype(x, conv_state)
 
-    out = torch.zeros_like(tokens)
+    history = conv_state
+    if conv_state_indices is not None:
+        indices = conv_state_indices.long()
+        if rows > 0:
+            history = conv_state.index_select(0, indices.clamp(0, rows - 1))
+        else:
+            history = conv_state.new_zeros(batch, dim, state_len)
+    history = history.to(dtype)
+
     position = torch.arange(state_len, device=x.device)
-    for b in range(batch):
-        row = b if conv_state_indices is None else int(conv_state_indices[b])
-        if row < 0:
-            continue
-        # Where the state's inputs lie, from the oldest to the newest, before and after the update.
-        before = after = position
-        if cache_seqlens is not None and state_len > 0:
-            start = int(cache_seqlens[b])
-            before = (start + position) % state_len
-            after = (start + seqlen + position) % state_len
-        history = conv_state[row][:, before].to(dtype)
-        out[b] = causal_conv1d_ref(
-            tokens[b : b + 1],
-            weight,
-            bias,
-            initial_states=history[None, :, state_len - (width - 1) :],
-            activation=activation,
-        )[0]
-        inputs = torch.cat([history, tokens[b].to(dtype)], dim=-1)
-        conv_state[row][:, after] = inputs[:, seqlen:].detach().to(conv_state.dtype)
+    if cache_seqlens is not None and state_len > 0:  # from the ring: the oldest input first
+        head = cache_seqlens.long().remainder(state_len)[:, None]
+        history = _take(history, (head + position) % state_len)
+    out = causal_conv1d_ref(
+        tokens,
+        weight,
+        bias,
+        initial_states=history[:, :, state_len - (width - 1) :],
+        activation=activation,
+    )
+    after = torch.cat([history, tokens.to(dtype)], dim=-1)[:, :, seqlen:]
+    if cache_seqlens is not None and state_len > 0:  # back to the ring's positions
+        after = _take(after, (position - head - seqlen) % state_len)
+    after = after.detach().to(conv_state.dtype)
+
+    if conv_state_indices is None:
+        conv_state.copy_(after)
+        return out.reshape(x.shape)
+    is_row = (indices >= 0) & (indices < rows)
+    out = out.masked_fill((indices < 0)[:, None, None], 0)
+    out = out.masked_fill((indices >= rows)[:, None, None], torch.nan)
+    if batch > 0:
+        # The last batch entry of each row, -1 if there is none; one row more takes what has no row.
+        entry = torch.arange(batch, device=x.device)
+        last = torch.full((rows + 1,), -1, device=x.device)
+        last = last.scatter_reduce(0, torch.where(is_row, indices, rows), entry, "amax")[:rows]
+        after = after.index_select(0, last.clamp(min=0))
+        conv_state.copy_(torch.where((last >= 0)[:, None, None], after, conv_state))
     return out.reshape(x.shape)
+
+
+def _take(values, index):
+    """values (batch, dim, S) at the positions (batch, S) of their last dimension."""
+    return values.gather(2, index[:, None, :].expand(values.shape))
 
 
 def causal_conv1d_varlen_states_ref(x, cu_seqlens, state_len):

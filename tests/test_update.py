@@ -216,3 +216,133 @@ def test_index_beyond_the_state_reads_and_writes_no_memory_outside(device):
         out = causal_conv1d_update(**arguments)
         assert out[1].isnan().all() and torch.isfinite(out[0]).all()
         assert torch.equal(arguments["conv_state"][2:], before[2:])
+
+
+# ------------------------------------------------------------------------- a row of several entries
+
+
+def assert_as_copies(arguments, activation="silu"):
+    """out is that of a copy of the row for each entry; the row's state that of its last entry."""
+    indices = arguments["conv_state_indices"]
+    before = arguments["conv_state"].clone()
+    copies = arguments | {
+        "conv_state": before[indices.long().clamp(min=0)],
+        "conv_state_indices": None,
+    }
+    expected = causal_conv1d_update(**copies, activation=activation)
+    expected[indices < 0] = 0
+    for entry, row in enumerate(indices.tolist()):
+        if row >= 0:
+            before[row] = copies["conv_state"][entry]
+    out = causal_conv1d_update(**arguments, activation=activation)
+    assert torch.equal(out, expected)
+    assert torch.equal(arguments["conv_state"], before)
+
+
+CHOSEN_INDICES = (
+    (1, 1, 1),
+    (4, 0, 4),
+    (2, 2, 0),
+    (0, 3, 3),
+    (5, -1, 5),
+    (-1, 2, 2),
+    (-3, -3, 1),
+)
+
+
+@pytest.mark.parametrize("mode", ("indexed", "indexed ring"))
+@pytest.mark.parametrize("seqlen", (None, 1, 2, 9, 40))
+@pytest.mark.parametrize("indices", CHOSEN_INDICES)
+def test_entries_of_one_row_all_read_it_as_it_was(indices, seqlen, mode, device):
+    for width, state_len in ((1, 2), (2, 1), (4, 3), (4, 6), (9, 8)):
+        for layout in ("contiguous", "channel_last") if seqlen else ("contiguous", "transposed"):
+            arguments = make_update(
+                seqlen, width, state_len, mode=mode, layout=layout, device=device
+            )
+            arguments["conv_state_indices"] = torch.tensor(indices, device=device).int()
+            saved = arguments | {"conv_state": arguments["conv_state"].clone()}
+            assert_as_copies(arguments)
+            assert_update(saved)
+
+
+@pytest.mark.parametrize("dtype", ALL_FLOATS, ids=dtype_id)
+@pytest.mark.parametrize("rows", (1, 3, 200, 100_000))
+def test_many_entries_of_few_rows(rows, dtype, device):
+    """More entries than threads or units of work, again and again, and more than a small table."""
+    generator = torch.Generator().manual_seed(1)
+    for batch in (2, 31, 128, 129, 700):
+        arguments = make_update(None, 4, 4, dtype, batch=batch, dim=5, device=device)
+        arguments["conv_state"] = randn(rows, 5, 4, dtype=dtype, device=device, seed=6)
+        indices = torch.randint(-1, rows, (batch,), generator=generator)
+        indices[0] = indices[-1]  # at least one row has two
+        arguments["conv_state_indices"] = indices.to(device)
+        assert_as_copies(arguments)
+
+
+def test_entries_of_one_row_on_any_number_of_threads(device):
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 2, 5):
+            torch.set_num_threads(count)
+            arguments = make_update(3, 4, 6, batch=300, dim=300, mode="indexed", device=device)
+            generator = torch.Generator().manual_seed(1)
+            arguments["conv_state_indices"] = torch.randint(0, 7, (300,), generator=generator)
+            arguments["conv_state_indices"] = arguments["conv_state_indices"].int().to(device)
+            assert_as_copies(arguments)
+    finally:
+        torch.set_num_threads(threads)
+
+
+# -------------------------------------------------------------------------------------------- int64
+
+
+@pytest.mark.parametrize("mode", ("ring", "indexed", "indexed ring"))
+@pytest.mark.parametrize("seqlen", (None, 3, 12))
+def test_int64_indices_are_as_int32_ones(seqlen, mode, device):
+    for names in (
+        ("cache_seqlens",),
+        ("conv_state_indices",),
+        ("cache_seqlens", "conv_state_indices"),
+    ):
+        arguments = make_update(seqlen, 4, 5, mode=mode, device=device)
+        expected = arguments | {"conv_state": arguments["conv_state"].clone()}
+        for name in names:
+            if arguments[name] is not None:
+                arguments[name] = lay_out(arguments[name].long(), "strided")
+        out = causal_conv1d_update(**expected, activation="silu")
+        assert torch.equal(assert_update(arguments), out)
+        assert torch.equal(arguments["conv_state"], expected["conv_state"])
+
+
+@pytest.mark.parametrize("start", (2**32, 2**32 + 4, 2**40 + 3, 2**63 - 1, 2**63 - 40))
+def test_int64_ring_positions_are_modulo_the_state_length(start, device):
+    arguments = make_update(7, 4, 5, mode="ring", device=device)
+    arguments["cache_seqlens"] = torch.full((BATCH,), start, dtype=torch.int64, device=device)
+    short = arguments | {"conv_state": arguments["conv_state"].clone()}
+    short["cache_seqlens"] = torch.full((BATCH,), start % 5, dtype=torch.int32, device=device)
+    out = causal_conv1d_update(**short, activation="silu")
+    assert torch.equal(assert_update(arguments), out)
+
+
+@pytest.mark.parametrize("row", (2**32, 2**32 + 1, 2**63 - 1))
+def test_int64_index_of_which_32_bits_would_be_a_row(row, device):
+    """It is out of range: an error on the CPU, NaN in out on CUDA."""
+    arguments = make_update(2, 4, 6, mode="indexed", device=device)
+    arguments["conv_state_indices"] = torch.tensor([3, row, 4], device=device)
+    before = arguments["conv_state"].clone()
+    if device == "cpu":
+        with pytest.raises(RuntimeError, match=f"conv_state_indices must be < 6, got {row} at 1"):
+            causal_conv1d_update(**arguments)
+        assert torch.equal(arguments["conv_state"], before)
+    else:
+        out = causal_conv1d_update(**arguments)
+        assert out[1].isnan().all() and torch.isfinite(out[0]).all()
+        assert torch.equal(arguments["conv_state"][:3], before[:3])
+
+
+@pytest.mark.parametrize("row", (-1, -(2**31) - 1, -(2**32), -(2**63)))
+def test_negative_int64_index_is_padding(row, device):
+    arguments = make_update(2, 4, 6, mode="indexed", device=device)
+    arguments["conv_state_indices"] = torch.tensor([3, row, 4], device=device)
+    out = assert_update(arguments)
+    assert not out[1].any() and out[0].any()

@@ -6,6 +6,7 @@
 #include <exception>
 #include <memory>
 #include <new>
+#include <vector>
 
 #include "../causal_conv1d.h"
 #include "../check.h"
@@ -118,16 +119,99 @@ int64_t work_of(const Tiling& t, int64_t cost) {
   return t.batch * t.dim * t.seqlen * (cost + t.width / 8);
 }
 
-void run_forward(const ForwardParams& p, int num_threads) {
-  const Kernels& kernels = *active_kernels;
-  const Tiling tiling = make_tiling(p.x, p.weight, p.seq_idx, Operation::kForward);
-  parallel_for(units_of(tiling), num_threads, work_of(tiling, 1),
-               kernels.scratch_bytes(tiling, Operation::kForward),
-               [&](int64_t unit, char* scratch) { kernels.forward(p, tiling, unit, scratch); });
+int64_t read_index(const Tensor& t, int64_t i, int64_t j = 0) {
+  const int64_t offset = i * t.strides[0] + (t.ndim > 1 ? j * t.strides[1] : 0);
+  const char* const data = static_cast<const char*>(t.data);
+  if (t.dtype == CAUSAL_CONV1D_INT64) {
+    int64_t value;
+    std::memcpy(&value, data + offset * 8, sizeof(value));
+    return value;
+  }
+  int32_t value;
+  std::memcpy(&value, data + offset * 4, sizeof(value));
+  return value;
 }
 
-void run_backward(const BackwardParams& p, int num_threads) {
+// ids of 64 bits, all of which fit 32, as a copy in `memory`: kernels read ids once a channel, for
+// which the copy is made once.
+Tensor with_int32_ids(Tensor seq_idx, std::vector<int32_t>* memory) {
+  if (!given(seq_idx) || seq_idx.dtype != CAUSAL_CONV1D_INT64) return seq_idx;
+  const int64_t batch = seq_idx.sizes[0], seqlen = seq_idx.sizes[1];
+  memory->reserve(static_cast<size_t>(batch * seqlen));
+  for (int64_t b = 0; b < batch; ++b) {
+    for (int64_t t = 0; t < seqlen; ++t) {
+      memory->push_back(static_cast<int32_t>(read_index(seq_idx, b, t)));
+    }
+  }
+  seq_idx.data = memory->data();
+  seq_idx.dtype = CAUSAL_CONV1D_INT32;
+  seq_idx.strides[0] = seqlen;
+  seq_idx.strides[1] = 1;
+  return seq_idx;
+}
+
+// The time that the final states of a batch entry precede: just behind the last position that is no
+// padding.
+int64_t end_of_row(const Tensor& seq_idx, int64_t b) {
+  int64_t end = seq_idx.sizes[1];
+  while (end > 0 && read_index(seq_idx, b, end - 1) < 0) --end;
+  return end;
+}
+
+bool has_padding(const Tensor& seq_idx, int64_t b, int64_t first) {
+  for (int64_t t = std::max<int64_t>(0, first); t < seq_idx.sizes[1]; ++t) {
+    if (read_index(seq_idx, b, t) < 0) return true;
+  }
+  return false;
+}
+
+// The final states when out is done, for all of a row at once: where there is padding among the
+// last inputs, or everywhere.
+void write_final_states(const ForwardParams& p, Tiling tiling, bool everywhere, int num_threads) {
+  constexpr int64_t kChannels = 1024;
+  std::vector<int64_t> ends(static_cast<size_t>(tiling.batch), everywhere ? tiling.seqlen : -1);
+  int64_t rows = everywhere ? tiling.batch : 0;
+  for (int64_t b = 0; given(p.seq_idx) && b < tiling.batch; ++b) {
+    if (!has_padding(p.seq_idx, b, tiling.seqlen - (tiling.width - 1))) continue;
+    ends[static_cast<size_t>(b)] = end_of_row(p.seq_idx, b);
+    ++rows;
+  }
+  if (rows == 0) return;
+  tiling.chunk = tiling.seqlen;
+  tiling.chunks = 1;
+  tiling.batches_per_unit = 1;
+  tiling.batch_groups = tiling.batch;
+  tiling.channels_per_unit = divide_up(kChannels, tiling.cols) * tiling.cols;
+  tiling.channel_groups = divide_up(tiling.dim, tiling.channels_per_unit);
+  parallel_for(units_of(tiling), num_threads, 4 * rows * tiling.dim * tiling.width,
+               active_kernels->scratch_bytes(tiling, Operation::kFinalStates),
+               [&](int64_t unit, char* scratch) {
+                 active_kernels->final_states(p, tiling, ends.data(), unit, scratch);
+               });
+}
+
+void run_forward(ForwardParams p, int num_threads) {
   const Kernels& kernels = *active_kernels;
+  std::vector<int32_t> ids;
+  p.seq_idx = with_int32_ids(p.seq_idx, &ids);
+  const Tiling tiling = make_tiling(p.x, p.weight, p.seq_idx, Operation::kForward);
+  const bool has_states = given(p.final_states_out) && tiling.width > 1;
+  // The last chunk of a row may be done before the first one has read the initial state, and
+  // padding is looked for when all is done.
+  const bool late = has_states && p.final_states_out.data == p.initial_states.data &&
+                    (tiling.chunks > 1 || given(p.seq_idx));
+  ForwardParams main = p;
+  if (late) main.final_states_out = {};
+  parallel_for(units_of(tiling), num_threads, work_of(tiling, 1),
+               kernels.scratch_bytes(tiling, Operation::kForward),
+               [&](int64_t unit, char* scratch) { kernels.forward(main, tiling, unit, scratch); });
+  if (late || (has_states && given(p.seq_idx))) write_final_states(p, tiling, late, num_threads);
+}
+
+void run_backward(BackwardParams p, int num_threads) {
+  const Kernels& kernels = *active_kernels;
+  std::vector<int32_t> ids;
+  p.seq_idx = with_int32_ids(p.seq_idx, &ids);
   Tensor x = p.x;
   // Without elements it gives sums of 0 whatever its sizes, which need no loop over them.
   if (!has_elements(x) && !has_elements(p.dinitial_states)) x.sizes[0] = x.sizes[2] = 0;
@@ -137,10 +221,15 @@ void run_backward(const BackwardParams& p, int num_threads) {
     const int64_t slots = tiling.batch_groups * tiling.chunks;
     partials.reset(new double[static_cast<size_t>(slots * (tiling.width + 1) * tiling.dim)]);
   }
+  std::vector<int64_t> ends;
+  if (given(p.seq_idx) && given(p.dfinal_states)) {
+    for (int64_t b = 0; b < tiling.batch; ++b) ends.push_back(end_of_row(p.seq_idx, b));
+  }
   parallel_for(units_of(tiling), num_threads, work_of(tiling, 3),
                kernels.scratch_bytes(tiling, Operation::kBackward),
                [&](int64_t unit, char* scratch) {
-                 kernels.backward(p, tiling, unit, scratch, partials.get());
+                 kernels.backward(p, tiling, ends.empty() ? nullptr : ends.data(), unit, scratch,
+                                  partials.get());
                });
   if (partials == nullptr) return;
   constexpr int64_t kChannels = 256;
@@ -162,27 +251,62 @@ Tensor with_time(Tensor t) {
   return t;
 }
 
+bool ascends(const Tensor& indices) {
+  int64_t last = -1;
+  for (int64_t b = 0; b < indices.sizes[0]; ++b) {
+    const int64_t row = read_index(indices, b);
+    if (row <= last) return false;
+    last = row;
+  }
+  return true;
+}
+
+// Whether each batch entry is the last one of its state row (or of none); empty if no row has two.
+std::vector<char> last_users(const Tensor& indices) {
+  std::vector<char> is_last;
+  if (!given(indices) || ascends(indices)) return is_last;
+  const int64_t batch = indices.sizes[0];
+  // A hash table with open addressing of the rows seen so far, from the last entry on; most calls
+  // need no memory for it.
+  constexpr int kFewBits = 10;
+  int64_t few[1 << kFewBits];
+  std::unique_ptr<int64_t[]> many;
+  int bits = 3;
+  while ((int64_t{1} << bits) < 2 * batch) ++bits;
+  if (bits > kFewBits) many.reset(new int64_t[size_t{1} << bits]);
+  int64_t* const slots = many != nullptr ? many.get() : few;
+  const uint64_t mask = (uint64_t{1} << bits) - 1;
+  std::fill_n(slots, size_t{1} << bits, int64_t{-1});
+  for (int64_t b = batch - 1; b >= 0; --b) {
+    const int64_t row = read_index(indices, b);
+    if (row < 0) continue;
+    uint64_t slot = (static_cast<uint64_t>(row) * 0x9e3779b97f4a7c15u) >> (64 - bits);
+    while (slots[slot] >= 0 && slots[slot] != row) slot = (slot + 1) & mask;
+    if (slots[slot] == row) {
+      if (is_last.empty()) is_last.assign(static_cast<size_t>(batch), 1);
+      is_last[static_cast<size_t>(b)] = 0;
+    }
+    slots[slot] = row;
+  }
+  return is_last;
+}
+
 void run_update(UpdateParams p, int num_threads) {
   p.x = with_time(p.x);
   p.out = with_time(p.out);
   if (p.x.sizes[2] == 0) return;
   const Kernels& kernels = *active_kernels;
   const Tiling tiling = make_tiling(p.x, p.weight, {}, Operation::kUpdate);
-  parallel_for(units_of(tiling), num_threads, work_of(tiling, 8),
-               kernels.scratch_bytes(tiling, Operation::kUpdate),
-               [&](int64_t unit, char* scratch) { kernels.update(p, tiling, unit, scratch); });
-}
-
-int64_t read_index(const Tensor& t, int64_t i) {
-  const char* const data = static_cast<const char*>(t.data);
-  if (t.dtype == CAUSAL_CONV1D_INT64) {
-    int64_t value;
-    std::memcpy(&value, data + i * t.strides[0] * 8, sizeof(value));
-    return value;
-  }
-  int32_t value;
-  std::memcpy(&value, data + i * t.strides[0] * 4, sizeof(value));
-  return value;
+  const std::vector<char> is_last = last_users(p.conv_state_indices);
+  const auto take = [&](Turn turn) {
+    parallel_for(
+        units_of(tiling), num_threads, work_of(tiling, 8),
+        kernels.scratch_bytes(tiling, Operation::kUpdate),
+        [&](int64_t unit, char* scratch) { kernels.update(p, tiling, turn, unit, scratch); });
+  };
+  if (is_last.empty()) return take({nullptr, false});
+  take({is_last.data(), false});
+  take({is_last.data(), true});
 }
 
 // Element is an unsigned integer of the tensors' element size: values are only moved.
@@ -216,8 +340,22 @@ void run_varlen_states(const VarlenStatesParams& p, int num_threads) {
                [&](int64_t sequence, char*) { function(p, sequence); });
 }
 
-Status check_values(const ForwardParams&) { return ok(); }
-Status check_values(const BackwardParams&) { return ok(); }
+Status check_ids(const char* op, const Tensor& seq_idx) {
+  if (!given(seq_idx) || seq_idx.dtype != CAUSAL_CONV1D_INT64) return ok();
+  for (int64_t b = 0; b < seq_idx.sizes[0]; ++b) {
+    for (int64_t t = 0; t < seq_idx.sizes[1]; ++t) {
+      const int64_t id = read_index(seq_idx, b, t);
+      if (id == static_cast<int32_t>(id)) continue;
+      return error(
+          CAUSAL_CONV1D_INVALID_ARGUMENT, "%s: seq_idx must fit int32, got %lld at (%lld, %lld)",
+          op, static_cast<long long>(id), static_cast<long long>(b), static_cast<long long>(t));
+    }
+  }
+  return ok();
+}
+
+Status check_values(const ForwardParams& p) { return check_ids("causal_conv1d_fn", p.seq_idx); }
+Status check_values(const BackwardParams& p) { return check_ids("causal_conv1d_bwd", p.seq_idx); }
 
 Status check_values(const UpdateParams& p) {
   if (!given(p.conv_state_indices)) return ok();

@@ -152,9 +152,7 @@ void to_gradients(Run* run, int64_t rows, int64_t groups, const T* dout, int64_t
 #pragma GCC unroll 2
     for (int64_t g = 0; g < groups; ++g, i += kGroup) {
       x_ahead.fetch(r, g);
-      const SiluPart part = begin_silu_derivative<kShortSilu<T>>(Vec::load(run->sums + i));
-      part.z.store(run->sums + i);
-      part.denominator.store(run->denominators + i);
+      begin_silu<kShortSilu<T>>(Vec::load(run->sums + i)).denominator.store(run->denominators + i);
     }
   }
   i = 0;

@@ -24,21 +24,33 @@ struct Tiling {
   int64_t batch_groups, channel_groups, chunks;
 };
 
-enum class Operation { kForward, kBackward, kUpdate };
+enum class Operation { kForward, kBackward, kUpdate, kFinalStates };
+
+// Which batch entries an update takes: all of them (null), or where some use one state row, in a
+// first turn those that another one follows, which leave the state alone, and then the last ones.
+struct Turn {
+  const char* is_last;  // by batch entry
+  bool last;
+};
 
 struct Kernels {
   const char* name;
   bool has_direct;
   size_t (*scratch_bytes)(const Tiling& tiling, Operation operation);
   void (*forward)(const ForwardParams& p, const Tiling& tiling, int64_t unit, char* scratch);
-  // partials: [batch group, chunk][width + 1][dim] sums of dweight and, last, of dbias; may be
-  // null.
-  void (*backward)(const BackwardParams& p, const Tiling& tiling, int64_t unit, char* scratch,
-                   double* partials);
+  // The final states of a unit that has all of time, where forward's are not the right ones. ends:
+  // for each batch entry the time that they precede, or -1: leave it. seq_idx is int32 throughout.
+  void (*final_states)(const ForwardParams& p, const Tiling& tiling, const int64_t* ends,
+                       int64_t unit, char* scratch);
+  // ends: the same; null: the sequence's. partials: [batch group, chunk][width + 1][dim] sums of
+  // dweight and, last, of dbias; may be null.
+  void (*backward)(const BackwardParams& p, const Tiling& tiling, const int64_t* ends, int64_t unit,
+                   char* scratch, double* partials);
   // dweight and dbias of channels first <= d < last, from the partials.
   void (*reduce)(const BackwardParams& p, const Tiling& tiling, const double* partials,
                  int64_t first, int64_t last);
-  void (*update)(const UpdateParams& p, const Tiling& tiling, int64_t unit, char* scratch);
+  void (*update)(const UpdateParams& p, const Tiling& tiling, Turn turn, int64_t unit,
+                 char* scratch);
 };
 
 namespace avx512 {

@@ -50,18 +50,27 @@ CAUSAL_CONV1D_INLINE int32_t read_int32(const Tensor& t, int64_t i, int64_t j = 
   return value;
 }
 
+// Of an int32 or int64 tensor.
+CAUSAL_CONV1D_INLINE int64_t read_index(const Tensor& t, int64_t i) {
+  if (t.dtype == CAUSAL_CONV1D_INT32) return read_int32(t, i);
+  int64_t value;
+  __builtin_memcpy(&value, static_cast<const char*>(t.data) + i * t.strides[0] * 8, sizeof(value));
+  return value;
+}
+
 // ---- activation ----------------------------------------------------------------------------
 
-// Beyond these, exp(-z) is not a normal float. Below, silu is 0 and its derivative nearly; above,
-// sigmoid(z) is 1.
-CAUSAL_CONV1D_INLINE Vec lowest() { return Vec::set(-87.3365402f); }
+// Between these, exp(-z) is a normal float. Below, sigmoid(z) is taken as 0 and is less than 4e-39;
+// above, it is 1. Infinities and NaN keep their way through z * sigmoid(z): z itself is not
+// clamped.
+CAUSAL_CONV1D_INLINE Vec lowest() { return Vec::set(-88.7f); }
 CAUSAL_CONV1D_INLINE Vec at_most_highest(Vec z) { return min(Vec::set(87.3365402f), z); }
 
-// 1 + exp(-z) for z between those: exp(-z) = 2^n * p(q), q = z + n * ln(2), with minimax
-// polynomials p. fp32: n is whole, |q| <= ln(2) / 2, and p has degree 5 (relative error 9e-8). 16
-// bits: degree 4 (3e-6) or, where a register holds the powers of 2 between, n in sixteenths and
-// degree 2 (4e-7), a shorter chain. `shifted` is n + 1.5 * 2^23 (2^19), which leaves n in its
-// lowest bits.
+// 1 + exp(-z) for z between those, anything below: exp(-z) = 2^n * p(q), q = z + n * ln(2), with
+// minimax polynomials p. fp32: n is whole, |q| <= ln(2) / 2, and p has degree 5 (relative error
+// 9e-8). 16 bits: degree 4 (3e-6) or, where a register holds the powers of 2 between, n in
+// sixteenths and degree 2 (4e-7), a shorter chain. `shifted` is n + 1.5 * 2^23 (2^19), which leaves
+// n in its lowest bits.
 template <bool kShort>
 CAUSAL_CONV1D_INLINE Vec one_plus_exp_of_minus(Vec z) {
   const Vec one = Vec::set(1.0f);
@@ -101,8 +110,8 @@ CAUSAL_CONV1D_INLINE SiluPart begin_silu(Vec z) {
 // kShort: for results of 16 bits, with a relative error of at most 7e-5.
 template <bool kShort>
 CAUSAL_CONV1D_INLINE Vec end_silu(SiluPart part) {
-  const Vec sigmoid = kShort ? reciprocal_estimate(part.denominator) : reciprocal(part.denominator);
-  return select_or_zero(not_less(part.z, lowest()), mul(part.z, sigmoid));
+  const Vec r = kShort ? reciprocal_estimate(part.denominator) : reciprocal(part.denominator);
+  return mul(part.z, select_or_zero(not_less(part.z, lowest()), r));
 }
 
 template <bool kShort>
@@ -110,22 +119,17 @@ CAUSAL_CONV1D_INLINE Vec silu(Vec z) {
   return end_silu<kShort>(begin_silu<kShort>(z));
 }
 
-// Not as short for 16 bits as silu: what dweight and dbias sum is not rounded to 16 bits.
-template <bool kShort>
-CAUSAL_CONV1D_INLINE SiluPart begin_silu_derivative(Vec z) {
-  z = at_most_highest(max(lowest(), z));
-  return {z, one_plus_exp_of_minus<kShort>(z)};
-}
-
+// It begins as silu does. The end is not as short for 16 bits: what dweight and dbias sum is not
+// rounded to 16 bits.
 CAUSAL_CONV1D_INLINE Vec end_silu_derivative(SiluPart part) {
   const Vec one = Vec::set(1.0f);
-  const Vec s = reciprocal(part.denominator);
+  const Vec s = select_or_zero(not_less(part.z, lowest()), reciprocal(part.denominator));
   return mul(s, fma(part.z, sub(one, s), one));
 }
 
 template <bool kShort>
 CAUSAL_CONV1D_INLINE Vec silu_derivative(Vec z) {
-  return end_silu_derivative(begin_silu_derivative<kShort>(z));
+  return end_silu_derivative(begin_silu<kShort>(z));
 }
 
 CAUSAL_CONV1D_INLINE double sigmoid(double z) { return 1.0 / (1.0 + __builtin_exp(-z)); }
@@ -436,6 +440,18 @@ inline bool load_ids(const Tensor& seq_idx, int64_t b, int64_t t, int64_t n, int
   return different == 0 && id >= 0;
 }
 
+// Of rows x~[first] to x~[first + n - 1] of the states that precede the time `end`, makes those
+// zero that padding stands for: padding itself, and the initial state if padding is what follows
+// it, unless there is nothing else.
+template <class S>
+void zero_padding(const Tile& tile, const Tensor& seq_idx, int64_t b, int64_t end, int64_t first,
+                  int64_t n, S* x) {
+  for (int64_t r = 0; r < n; ++r) {
+    if (end == 0 || read_int32(seq_idx, b, larger(0, first + r)) >= 0) continue;
+    __builtin_memset(x + r * tile.pitch, 0, static_cast<size_t>(tile.pitch) * sizeof(S));
+  }
+}
+
 // ---- the convolution ------------------------------------------------------------------------
 
 // Where ids differ within a block: ids[i] belongs to row i of x, and row i of z has the id
@@ -609,6 +625,34 @@ void forward_unit(const ForwardParams& p, const Tiling& tiling, int64_t unit, ch
   finish_streams();
 }
 
+template <class S>
+S* take_states(Arena* arena, const Tiling& tiling) {
+  const int64_t states = tiling.width - 1;
+  return arena->take<S>(tiling.channel_first ? padded(states) : states * padded(tiling.cols));
+}
+
+// All of a row is read before it is written: final_states_out may be initial_states.
+template <class V>
+void final_states_unit(const ForwardParams& p, const Tiling& tiling, const int64_t* ends,
+                       int64_t unit, char* scratch) {
+  using S = typename V::Scalar;
+  Arena arena(scratch);
+  S* const states = take_states<S>(&arena, tiling);
+  const Range range = range_of(tiling, unit);
+  const int64_t halo = tiling.width - 1;
+  for (int64_t d = range.d0; d < range.d1; d += tiling.cols) {
+    const Tile tile = tile_at(tiling, d, range.d1);
+    for (int64_t b = range.b0; b < range.b1; ++b) {
+      if (ends[b] < 0) continue;
+      load_halo(tile, p.x, p.initial_states, b, ends[b], states);
+      if (is_given(p.seq_idx)) {
+        zero_padding(tile, p.seq_idx, b, ends[b], ends[b] - halo, halo, states);
+      }
+      store_block(tile, states, false, p.final_states_out, b, 0, halo);
+    }
+  }
+}
+
 // ---- backward -------------------------------------------------------------------------------
 
 template <class S>
@@ -763,9 +807,24 @@ void correlate(const Tile& tile, const S* dz, const BackwardScratch<S>& s, bool 
   for (int64_t i = 0; i < (width + 1) * pitch; ++i) s.totals[i] += static_cast<double>(s.sums[i]);
 }
 
+// Adds to s.z, gradients of x~[first] to x~[first + rows - 1], those of the states that precede the
+// time `end`.
+template <class S>
+void add_dfinal_states(const Tile& tile, const BackwardParams& p, int64_t b, int64_t end,
+                       int64_t first, int64_t rows, const BackwardScratch<S>& s) {
+  const int64_t states = end - (tile.width - 1);  // the time of the first
+  const int64_t begin = larger(first, states);
+  const int64_t count = smaller(first + rows, end) - begin;
+  if (count <= 0) return;
+  load_block(tile, p.dfinal_states, b, begin - states, count, s.dfinal);
+  if (is_given(p.seq_idx)) zero_padding(tile, p.seq_idx, b, end, begin, count, s.dfinal);
+  S* const dx = s.z + (begin - first) * tile.pitch;
+  for (int64_t i = 0; i < count * tile.pitch; ++i) dx[i] += s.dfinal[i];
+}
+
 template <class V>
-void backward_unit(const BackwardParams& p, const Tiling& tiling, int64_t unit, char* scratch,
-                   double* partials) {
+void backward_unit(const BackwardParams& p, const Tiling& tiling, const int64_t* ends, int64_t unit,
+                   char* scratch, double* partials) {
   using S = typename V::Scalar;
   Arena arena(scratch);
   const BackwardScratch<S> s(&arena, tiling);
@@ -810,13 +869,7 @@ void backward_unit(const BackwardParams& p, const Tiling& tiling, int64_t unit, 
                     s.zeros, s.dz + skip * pitch, Ids{ids == nullptr ? nullptr : ids + skip, 0},
                     s.zeros, s.z + skip * pitch, rows - skip);
         if (is_given(p.dfinal_states)) {
-          const int64_t begin = larger(first, seqlen - halo);
-          const int64_t count = first + rows - begin;
-          if (count > 0) {
-            load_block(tile, p.dfinal_states, b, begin - (seqlen - halo), count, s.dfinal);
-            S* const dx = s.z + (begin - first) * pitch;
-            for (int64_t i = 0; i < count * pitch; ++i) dx[i] += s.dfinal[i];
-          }
+          add_dfinal_states(tile, p, b, ends == nullptr ? seqlen : ends[b], first, rows, s);
         }
         const int64_t begin = larger(first, range.t0);
         store_block(tile, s.z + (begin - first) * pitch, tiling.stream, p.dx, b, begin,
@@ -910,20 +963,23 @@ CAUSAL_CONV1D_INLINE void prefetch_state(const Tile& tile, const Tensor& state, 
 }
 
 template <class V>
-void update_unit(const UpdateParams& p, const Tiling& tiling, int64_t unit, char* scratch) {
+void update_unit(const UpdateParams& p, const Tiling& tiling, Turn turn, int64_t unit,
+                 char* scratch) {
   using S = typename V::Scalar;
   Arena arena(scratch);
   const ForwardScratch<S> s(&arena, tiling);
   const Range range = range_of(tiling, unit);
   const int64_t halo = tiling.width - 1, seqlen = tiling.seqlen, size = p.conv_state.sizes[2];
   const bool ring = is_given(p.cache_seqlens);
+  const bool writes_state = turn.is_last == nullptr || turn.last;
   const auto row_of = [&](int64_t b) -> int64_t {
-    return is_given(p.conv_state_indices) ? read_int32(p.conv_state_indices, b) : b;
+    return is_given(p.conv_state_indices) ? read_index(p.conv_state_indices, b) : b;
   };
   for (int64_t d = range.d0; d < range.d1; d += tiling.cols) {
     const Tile tile = tile_at(tiling, d, range.d1);
     load_weights(tile, p.weight, p.bias, s.w, s.bias);
     for (int64_t b = range.b0; b < range.b1; ++b) {
+      if (turn.is_last != nullptr && (turn.is_last[b] != 0) != turn.last) continue;
       const int64_t row = row_of(b);
       if (b + 1 < range.b1) prefetch_state(tile, p.conv_state, row_of(b + 1));
       if (row < 0) {
@@ -936,7 +992,7 @@ void update_unit(const UpdateParams& p, const Tiling& tiling, int64_t unit, char
       // Token i goes to position (head + i) mod size; the last inputs lie just before.
       int64_t head = 0;
       if (ring && size > 0) {
-        head = read_int32(p.cache_seqlens, b) % size;
+        head = read_index(p.cache_seqlens, b) % size;
         if (head < 0) head += size;
       }
       if (head == 0) {
@@ -950,8 +1006,8 @@ void update_unit(const UpdateParams& p, const Tiling& tiling, int64_t unit, char
         }
       }
       // The state first: out may be x, in place.
-      if (!ring && seqlen < size) shift_state(tile, p.conv_state, row, seqlen);
-      for (int64_t i = larger(0, seqlen - size); i < seqlen; ++i) {
+      if (writes_state && !ring && seqlen < size) shift_state(tile, p.conv_state, row, seqlen);
+      for (int64_t i = larger(0, seqlen - size); writes_state && i < seqlen; ++i) {
         const int64_t position = ring ? (head + i) % size : size - seqlen + i;
         load_row(p.x.dtype, address(p.x, b, d, i), p.x.strides[1], tile.cols, s.z);
         store_row(p.conv_state.dtype, s.z, false, address(p.conv_state, row, d, position),
@@ -974,6 +1030,8 @@ size_t scratch_bytes_as(const Tiling& tiling, Operation operation) {
   Arena arena(nullptr);
   if (operation == Operation::kBackward) {
     BackwardScratch<S>(&arena, tiling);
+  } else if (operation == Operation::kFinalStates) {
+    take_states<S>(&arena, tiling);
   } else {
     ForwardScratch<S>(&arena, tiling);
   }
@@ -982,7 +1040,9 @@ size_t scratch_bytes_as(const Tiling& tiling, Operation operation) {
 
 size_t scratch_bytes(const Tiling& tiling, Operation operation) {
 #if !defined(CAUSAL_CONV1D_ONE_LANE)
-  if (tiling.direct) return direct_scratch_bytes(tiling, operation);
+  if (tiling.direct && operation != Operation::kFinalStates) {
+    return direct_scratch_bytes(tiling, operation);
+  }
 #endif
   return tiling.fp64 ? scratch_bytes_as<double>(tiling, operation)
                      : scratch_bytes_as<float>(tiling, operation);
@@ -995,12 +1055,19 @@ void forward(const ForwardParams& p, const Tiling& tiling, int64_t unit, char* s
   (tiling.fp64 ? forward_unit<DoubleVec> : forward_unit<Vec>)(p, tiling, unit, scratch);
 }
 
-void backward(const BackwardParams& p, const Tiling& tiling, int64_t unit, char* scratch,
-              double* partials) {
+void final_states(const ForwardParams& p, const Tiling& tiling, const int64_t* ends, int64_t unit,
+                  char* scratch) {
+  (tiling.fp64 ? final_states_unit<DoubleVec> : final_states_unit<Vec>)(p, tiling, ends, unit,
+                                                                        scratch);
+}
+
+void backward(const BackwardParams& p, const Tiling& tiling, const int64_t* ends, int64_t unit,
+              char* scratch, double* partials) {
 #if !defined(CAUSAL_CONV1D_ONE_LANE)
   if (tiling.direct) return backward_direct(p, tiling, unit, scratch, partials);
 #endif
-  (tiling.fp64 ? backward_unit<DoubleVec> : backward_unit<Vec>)(p, tiling, unit, scratch, partials);
+  (tiling.fp64 ? backward_unit<DoubleVec> : backward_unit<Vec>)(p, tiling, ends, unit, scratch,
+                                                                partials);
 }
 
 void reduce_partials(const BackwardParams& p, const Tiling& tiling, const double* partials,
@@ -1008,8 +1075,8 @@ void reduce_partials(const BackwardParams& p, const Tiling& tiling, const double
   (tiling.fp64 ? reduce<DoubleVec> : reduce<Vec>)(p, tiling, partials, first, last);
 }
 
-void update(const UpdateParams& p, const Tiling& tiling, int64_t unit, char* scratch) {
-  (tiling.fp64 ? update_unit<DoubleVec> : update_unit<Vec>)(p, tiling, unit, scratch);
+void update(const UpdateParams& p, const Tiling& tiling, Turn turn, int64_t unit, char* scratch) {
+  (tiling.fp64 ? update_unit<DoubleVec> : update_unit<Vec>)(p, tiling, turn, unit, scratch);
 }
 
 #define CAUSAL_CONV1D_STRING_OF(a) #a
@@ -1028,6 +1095,7 @@ const Kernels kernels = {CAUSAL_CONV1D_STRING(CAUSAL_CONV1D_ISA),
 #endif
                          scratch_bytes,
                          forward,
+                         final_states,
                          backward,
                          reduce_partials,
                          update};

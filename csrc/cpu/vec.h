@@ -105,7 +105,6 @@ CAUSAL_CONV1D_INLINE Native reciprocal(Native a) {
   return {_mm512_fmadd_ps(r, error, r)};
 }
 CAUSAL_CONV1D_INLINE Native min(Native a, Native b) { return {_mm512_min_ps(a.v, b.v)}; }
-CAUSAL_CONV1D_INLINE Native max(Native a, Native b) { return {_mm512_max_ps(a.v, b.v)}; }
 CAUSAL_CONV1D_INLINE Native fma(Native a, Native b, Native c) {
   return {_mm512_fmadd_ps(a.v, b.v, c.v)};
 }
@@ -248,7 +247,6 @@ CAUSAL_CONV1D_INLINE Native reciprocal(Native a) {
   return {_mm256_div_ps(_mm256_set1_ps(1.0f), a.v)};
 }
 CAUSAL_CONV1D_INLINE Native min(Native a, Native b) { return {_mm256_min_ps(a.v, b.v)}; }
-CAUSAL_CONV1D_INLINE Native max(Native a, Native b) { return {_mm256_max_ps(a.v, b.v)}; }
 CAUSAL_CONV1D_INLINE Native fma(Native a, Native b, Native c) {
   return {_mm256_fmadd_ps(a.v, b.v, c.v)};
 }
@@ -362,7 +360,6 @@ CAUSAL_CONV1D_INLINE Native reciprocal_estimate(Native a) {
 }
 CAUSAL_CONV1D_INLINE Native reciprocal(Native a) { return {vdivq_f32(vdupq_n_f32(1.0f), a.v)}; }
 CAUSAL_CONV1D_INLINE Native min(Native a, Native b) { return {vminq_f32(a.v, b.v)}; }
-CAUSAL_CONV1D_INLINE Native max(Native a, Native b) { return {vmaxq_f32(a.v, b.v)}; }
 CAUSAL_CONV1D_INLINE Native fma(Native a, Native b, Native c) { return {vfmaq_f32(c.v, a.v, b.v)}; }
 // Of NaN, true.
 CAUSAL_CONV1D_INLINE NativeMask not_less(Native a, Native b) {
@@ -491,7 +488,6 @@ CAUSAL_CONV1D_INLINE Native mul(Native a, Native b) { return {a.v * b.v}; }
 CAUSAL_CONV1D_INLINE Native reciprocal_estimate(Native a) { return {1.0f / a.v}; }
 CAUSAL_CONV1D_INLINE Native reciprocal(Native a) { return {1.0f / a.v}; }
 CAUSAL_CONV1D_INLINE Native min(Native a, Native b) { return {a.v < b.v ? a.v : b.v}; }
-CAUSAL_CONV1D_INLINE Native max(Native a, Native b) { return {a.v > b.v ? a.v : b.v}; }
 CAUSAL_CONV1D_INLINE Native fma(Native a, Native b, Native c) {
   return {__builtin_fmaf(a.v, b.v, c.v)};
 }
@@ -600,11 +596,6 @@ CAUSAL_CONV1D_INLINE Pack<kVectors> reciprocal(Pack<kVectors> a) {
 template <int kVectors>
 CAUSAL_CONV1D_INLINE Pack<kVectors> min(Pack<kVectors> a, Pack<kVectors> b) {
   for (int i = 0; i < kVectors; ++i) a.v[i] = min(a.v[i], b.v[i]);
-  return a;
-}
-template <int kVectors>
-CAUSAL_CONV1D_INLINE Pack<kVectors> max(Pack<kVectors> a, Pack<kVectors> b) {
-  for (int i = 0; i < kVectors; ++i) a.v[i] = max(a.v[i], b.v[i]);
   return a;
 }
 template <int kVectors>

@@ -99,6 +99,69 @@ TEST(Forward, EveryLayoutGivesTheSameBits) {
   }
 }
 
+TEST(Forward, FinalStatesOutMayBeTheInitialStates) {
+  for (Layout layout : {Layout::kChannelFirst, Layout::kChannelLast, Layout::kStrided}) {
+    for (int64_t seqlen : {0, 1, 2, 53, 70000}) {
+      for (bool seq_idx : {false, true}) {
+        SCOPED_TRACE(testing::Message() << static_cast<int>(layout) << ' ' << seqlen << seq_idx);
+        Options o;
+        o.layout = layout;
+        o.dim = seqlen > 1000 ? 3 : 19;
+        o.seqlen = seqlen;
+        o.states = true;
+        o.seq_idx = seq_idx;
+        Problem p = make_problem(o);
+        Forward apart(p, layout), in_place(p, layout);
+        in_place.params.final_states_out = in_place.params.initial_states;
+        ASSERT_OK(causal_conv1d_cpu_forward(&apart.params, 2));
+        ASSERT_OK(causal_conv1d_cpu_forward(&in_place.params, 2));
+        EXPECT_EQ(in_place.out.memory, apart.out.memory);
+        EXPECT_EQ(p.initial_states.values(), apart.final_states.values());
+      }
+    }
+  }
+}
+
+TEST(SeqIdx, MayBeInt64) {
+  for (Layout layout : {Layout::kChannelFirst, Layout::kChannelLast}) {
+    for (int64_t width : {4, 7}) {
+      Options o;
+      o.layout = layout;
+      o.width = width;
+      o.states = o.seq_idx = true;
+      Problem narrow = make_problem(o);
+      o.index_dtype = CAUSAL_CONV1D_INT64;
+      Problem wide = make_problem(o);
+      Forward f(narrow, layout), g(wide, layout);
+      Backward b(narrow, layout), c(wide, layout);
+      ASSERT_OK(causal_conv1d_cpu_forward(&f.params, 2));
+      ASSERT_OK(causal_conv1d_cpu_forward(&g.params, 2));
+      ASSERT_OK(causal_conv1d_cpu_backward(&b.params, 2));
+      ASSERT_OK(causal_conv1d_cpu_backward(&c.params, 2));
+      EXPECT_EQ(f.out.memory, g.out.memory);
+      EXPECT_EQ(f.final_states.memory, g.final_states.memory);
+      EXPECT_EQ(b.dx.memory, c.dx.memory);
+      EXPECT_EQ(b.dinitial_states.memory, c.dinitial_states.memory);
+    }
+  }
+}
+
+TEST(SeqIdx, OfInt64MustFitInt32) {
+  Options o;
+  o.seq_idx = true;
+  o.index_dtype = CAUSAL_CONV1D_INT64;
+  Problem p = make_problem(o);
+  p.seq_idx.set(2147483648.0, 1, 7);
+  Forward f(p);
+  Backward b(p);
+  const causal_conv1d_status forward = causal_conv1d_cpu_forward(&f.params, 0);
+  const causal_conv1d_status backward = causal_conv1d_cpu_backward(&b.params, 0);
+  EXPECT_STREQ(forward.message,
+               "causal_conv1d_fn: seq_idx must fit int32, got 2147483648 at (1, 7)");
+  EXPECT_STREQ(backward.message,
+               "causal_conv1d_bwd: seq_idx must fit int32, got 2147483648 at (1, 7)");
+}
+
 TEST(Forward, ExpandedInputs) {  // strides of 0
   Options o;
   Problem p = make_problem(o);
@@ -183,6 +246,38 @@ TEST(Update, ContinuesTheSequence) {
               EXPECT_EQ(std::memcmp(u.state.memory.data(), unused.data(), bytes), 0);
             }
           }
+        }
+      }
+    }
+  }
+}
+
+TEST(Update, EntriesOfOneRowReadItAsItWas) {
+  for (bool ring : {false, true}) {
+    for (int64_t tokens : {1, 9}) {
+      SCOPED_TRACE(testing::Message() << ring << tokens);
+      Options o;
+      o.batch = 4;
+      Problem p = make_problem(o);
+      Update shared(p, tokens, 5, 4, ring, true), copied(p, tokens, 4, 4, ring, false);
+      std::mt19937 random(3);
+      shared.x.fill_normal(random);
+      std::memcpy(copied.x.memory.data(), shared.x.memory.data(), copied.x.memory.size());
+      const std::vector<int64_t> rows{2, 1, 2, 2};
+      for (int64_t b = 0; b < o.batch; ++b) {
+        shared.indices.set(static_cast<double>(rows[b]), b);
+        for (int64_t d = 0; d < o.dim; ++d) {
+          for (int64_t j = 0; j < 4; ++j)
+            copied.state.set(shared.state.get(rows[b], d, j), b, d, j);
+        }
+      }
+      ASSERT_OK(causal_conv1d_cpu_update(&shared.params, 2));
+      ASSERT_OK(causal_conv1d_cpu_update(&copied.params, 2));
+      EXPECT_EQ(shared.out.memory, copied.out.memory);
+      for (int64_t d = 0; d < o.dim; ++d) {
+        for (int64_t j = 0; j < 4; ++j) {
+          EXPECT_EQ(shared.state.get(2, d, j), copied.state.get(3, d, j));
+          EXPECT_EQ(shared.state.get(1, d, j), copied.state.get(1, d, j));
         }
       }
     }
@@ -366,6 +461,7 @@ TEST(Errors, UpdateNamesItsArgument) {
          p.conv_state_indices = {};
          p.conv_state.sizes[0] = 1;
        }},
+      {"conv_state", [](Params& p) { p.conv_state_indices = {}; }},
       {"weight", [](Params& p) { p.weight.ndim = 1; }},
       {"bias", [](Params& p) { p.bias.sizes[0] += 1; }},
       {"out", [](Params& p) { p.out.sizes[0] += 1; }},

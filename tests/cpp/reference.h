@@ -201,6 +201,14 @@ struct Problem {
     return !padding(b, t) &&
            (!seq_idx.given() || seq_idx.get(b, std::max<int64_t>(s, 0)) == seq_idx.get(b, t));
   }
+  // The position of the input that final_states[b,:,j] is, or none (-width()), where it is 0.
+  int64_t state_position(int64_t b, int64_t j) const {
+    int64_t end = seqlen();
+    while (end > 0 && padding(b, end - 1)) --end;
+    const int64_t s = end - (width() - 1) + j;
+    const bool counts = end == 0 || !padding(b, std::max<int64_t>(s, 0));
+    return counts ? s : -width();
+  }
   double before_activation(int64_t b, int64_t d, int64_t t) const {
     double z = bias.given() ? bias.get(d) : 0;
     for (int64_t k = 0; k < width(); ++k) {
@@ -226,7 +234,8 @@ inline ForwardValues reference_forward(const Problem& p) {
         r.out(b, d, t) = p.padding(b, t) ? 0 : y;
       }
       for (int64_t j = 0; j < states; ++j) {
-        r.final_states(b, d, j) = p.input(b, d, p.seqlen() - states + j);
+        const int64_t s = p.state_position(b, j);
+        if (s >= -states) r.final_states(b, d, j) = p.input(b, d, s);
       }
     }
   }
@@ -264,7 +273,8 @@ inline BackwardValues reference_backward(const Problem& p) {
         }
       }
       for (int64_t j = 0; p.dfinal_states.given() && j < states; ++j) {
-        to_input(b, d, p.seqlen() - states + j) += p.dfinal_states.get(b, d, j);
+        const int64_t s = p.state_position(b, j);
+        if (s >= -states) to_input(b, d, s) += p.dfinal_states.get(b, d, j);
       }
     }
   }
@@ -308,6 +318,7 @@ inline double parameter_tolerance(int32_t x_dtype) {
 struct Options {
   int32_t dtype = CAUSAL_CONV1D_FLOAT32;
   int32_t parameter_dtype = CAUSAL_CONV1D_FLOAT32;
+  int32_t index_dtype = CAUSAL_CONV1D_INT32;
   Layout layout = Layout::kChannelFirst;
   int64_t batch = 2, dim = 19, seqlen = 53, width = 4;
   bool bias = true, silu = true, states = false, seq_idx = false;
@@ -326,15 +337,16 @@ inline Problem make_problem(const Options& o) {
     p.initial_states = std::move(Array(o.dtype, states, o.layout).fill_normal(random));
     p.dfinal_states = std::move(Array(o.dtype, states, o.layout).fill_normal(random));
   }
-  if (o.seq_idx) {  // segments of 1 to 12, some of them padding
-    p.seq_idx = Array(CAUSAL_CONV1D_INT32, {o.batch, o.seqlen});
+  if (o.seq_idx) {  // segments of 1 to 12, some of them padding; the last row ends with padding
+    p.seq_idx = Array(o.index_dtype, {o.batch, o.seqlen});
     for (int64_t b = 0; b < o.batch; ++b) {
       for (int64_t t = 0, id = 0, left = 0; t < o.seqlen; ++t) {
         if (left-- == 0) {
           id = static_cast<int64_t>(random() % 4) == 0 ? -1 : id + 2;
           left = static_cast<int64_t>(random() % 12);
         }
-        p.seq_idx.set(static_cast<double>(id), b, t);
+        const bool ends = b == o.batch - 1 && t > o.seqlen / 2;
+        p.seq_idx.set(static_cast<double>(ends ? -2 : id), b, t);
       }
     }
   }
