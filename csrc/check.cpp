@@ -109,9 +109,9 @@ struct Checker {
     return fail(name, "must have x's dtype %s, got %s", dtype_name(x.dtype), dtype_name(t.dtype));
   }
 
-  Status int32(const char* name, const Tensor& t) const {
-    if (t.dtype == CAUSAL_CONV1D_INT32) return ok();
-    return fail(name, "must be int32, got %s", dtype_name(t.dtype));
+  Status index(const char* name, const Tensor& t) const {
+    if (t.dtype == CAUSAL_CONV1D_INT32 || t.dtype == CAUSAL_CONV1D_INT64) return ok();
+    return fail(name, "must be int32 or int64, got %s", dtype_name(t.dtype));
   }
 
   // Memory that is written must be a set of distinct elements, and not an input's.
@@ -162,7 +162,7 @@ Status check_seq_idx(const Checker& c, const Tensor& seq_idx, const Tensor& x) {
   if (!given(seq_idx)) return ok();
   const int64_t want[2] = {x.sizes[0], x.sizes[2]};
   RETURN_IF_FAILED(c.sizes("seq_idx", seq_idx, "(batch, seqlen)", 2, want));
-  return c.int32("seq_idx", seq_idx);
+  return c.index("seq_idx", seq_idx);
 }
 
 Status check_like_x(const Checker& c, const char* name, const Tensor& t, const Tensor& x) {
@@ -173,7 +173,7 @@ Status check_like_x(const Checker& c, const char* name, const Tensor& t, const T
 Status check_batch_vector(const Checker& c, const char* name, const Tensor& t, const Tensor& x) {
   if (!given(t)) return ok();
   RETURN_IF_FAILED(c.sizes(name, t, "(batch,)", 1, x.sizes));
-  return c.int32(name, t);
+  return c.index(name, t);
 }
 
 }  // namespace

@@ -22,7 +22,7 @@ __device__ Compute<T> dz_at(const BackwardArgs<T>& p, int64_t b, int64_t d, int6
   return p.gradient(z, to_compute(*p.dout.at(b, d, t)));
 }
 
-// dx at s, which lies before the sequence for dinitial_states.
+// dx at s, which lies before the sequence for dinitial_states, without dfinal_states.
 template <typename T>
 __device__ Compute<T> dx_at(const BackwardArgs<T>& p, int64_t b, int64_t d, int64_t s) {
   Compute<T> a = 0;
@@ -32,7 +32,7 @@ __device__ Compute<T> dx_at(const BackwardArgs<T>& p, int64_t b, int64_t d, int6
     if (p.seq_idx.at(b, t) != p.seq_idx.at(b, max(s, int64_t(0)))) continue;
     a = fma(p.weight.load(d, p.width - 1 - j) * p.scale, dz_at(p, b, d, t), a);
   }
-  return a + p.dfinal(b, d, s);
+  return a;
 }
 
 template <typename T>
@@ -45,7 +45,7 @@ __global__ void __launch_bounds__(kThreads)
   } else {
     b = split(split(n, p.seqlen, &s), p.dim, &d);
   }
-  if (b < p.batch) *p.dx.at(b, d, s) = from_compute<T>(dx_at(p, b, d, s));
+  if (b < p.batch) *p.dx.at(b, d, s) = from_compute<T>(dx_at(p, b, d, s) + p.dfinal(b, d, s));
 }
 
 template <typename T>
@@ -53,7 +53,38 @@ __global__ void __launch_bounds__(kThreads) backward_initial_states(const Backwa
   int64_t d, j;
   const int64_t n = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   const int64_t b = split(split(n, p.width - 1, &j), p.dim, &d);
-  if (b < p.batch) p.dinitial_states.store(dx_at(p, b, d, j - (p.width - 1)), b, d, j);
+  if (b >= p.batch) return;
+  const int64_t s = j - (p.width - 1);
+  p.dinitial_states.store(dx_at(p, b, d, s) + p.dfinal(b, d, s), b, d, j);
+}
+
+// For rows with padding among their last W-1 steps the other kernels add dfinal_states in the wrong
+// places. Here dx is computed anew in these and in the right ones, and dinitial_states as well. A
+// block has channels of one row, and of its steps every `slots`-th from `slot` on. Needs seq_idx,
+// dfinal_states and a step.
+template <typename T>
+__global__ void __launch_bounds__(kThreads)
+    backward_padded_ends(const BackwardArgs<T> p, int slots) {
+  wait_for_kernel_before();
+  let_next_kernel_start();
+  int64_t d, slot;
+  const int64_t b = split(split(blockIdx.x, slots, &slot), ceil_div(p.dim, kThreads), &d);
+  d = d * kThreads + threadIdx.x;
+  const int states = p.width - 1;
+  bool padded = false;
+  for (int64_t i = 1 + threadIdx.x % 32; i <= min(p.seqlen, int64_t(states)); i += 32) {
+    padded |= p.seq_idx.at(b, p.seqlen - i) < 0;
+  }
+  if (!__any_sync(0xffffffff, padded)) return;
+  const int64_t end = p.seq_idx.end(b, p.seqlen);
+  if (d >= p.dim) return;
+  auto whole = [&](int64_t s) { return dx_at(p, b, d, s) + p.dfinal(b, d, s, end); };
+  for (int j = static_cast<int>(slot); j < states; j += slots) {
+    const int64_t right = end - states + j, wrong = p.seqlen - states + j;
+    if (right >= 0) *p.dx.at(b, d, right) = from_compute<T>(whole(right));
+    if (wrong >= end) *p.dx.at(b, d, wrong) = from_compute<T>(whole(wrong));
+    if (p.dinitial_states.given()) p.dinitial_states.store(whole(j - states), b, d, j);
+  }
 }
 
 // One block a (part, d): the sums of one chunk of one row.
@@ -183,6 +214,12 @@ cudaError_t run(const BackwardParams& params, BackwardPlan plan, void* workspace
   }
   if (e == cudaSuccess && p.sums && !plan.whole) {  // no positions at all: the sums are zero
     e = launch_early(reduce_partials<T>, (p.width + 1) * p.dim * kLanes, stream, p);
+  }
+  if (e == cudaSuccess && p.dfinal_states.given() && p.seq_idx.data != nullptr) {
+    const int slots = p.width - 1 < 8 ? p.width - 1 : 8;
+    const int64_t row = ceil_div(p.dim, kThreads) * kThreads;
+    const int64_t rows = p.seqlen > 0 ? p.batch : 0;
+    e = launch_early(backward_padded_ends<T>, rows * row * slots, stream, p, slots);
   }
   return e;
 }

@@ -5,6 +5,11 @@
 //   the states in registers, where it shifts them.
 // update_any: everything else, a thread a channel. All outputs come before the first write of the
 //   state, from which they read.
+//
+// With conv_state_indices several batch entries may have one row, which all are to read as it was.
+// So that no block waits for another, the one with the first of these entries does them all, and
+// writes the last one's state; the others leave theirs alone. Blocks find that out by looking at
+// all indices, while their loads are on their way; for that a block has batch entries of its own.
 #include "common.cuh"
 #include "launch.cuh"
 
@@ -12,10 +17,19 @@ namespace causal_conv1d::gpu {
 namespace {
 
 struct Index {
-  const int32_t* data;
+  const void* data;
   int64_t stride;
-  __device__ __forceinline__ int64_t at(int64_t b) const { return data[b * stride]; }
+  bool wide;  // 64 bits
+  __device__ __forceinline__ int64_t at(int64_t b) const {
+    return wide ? static_cast<const int64_t*>(data)[b * stride]
+                : static_cast<const int32_t*>(data)[b * stride];
+  }
 };
+
+Index index_view(const Tensor& t) {
+  if (!given(t)) return {nullptr, 0, false};
+  return {t.data, t.strides[0], t.dtype == CAUSAL_CONV1D_INT64};
+}
 
 template <typename T>
 struct UpdateArgs {
@@ -24,8 +38,9 @@ struct UpdateArgs {
   AnyView<Compute<T>> state, weight, bias;
   Index cache_seqlens, conv_state_indices;
   int64_t batch, dim, seqlen, states, state_len;
-  int entries;        // update_token: batch entries a thread
-  Divisor by_column;  // and of C channels
+  int entries;        // update_token: batch entries a thread,
+  Divisor by_column;  // and threads for them
+  int64_t columns;    // update_any: threads a batch entry
   int width;
   bool silu;
   Compute<T> scale;  // pre_activation_scale
@@ -44,6 +59,31 @@ struct UpdateArgs {
     return -1;
   }
 
+  __device__ __forceinline__ bool may_share() const {
+    return conv_state_indices.data != nullptr && batch > 1;
+  }
+  // Whether the thread sees another batch entry with a row of rows, which are those of the N
+  // entries from b on, and of all the block. Together its threads see all.
+  template <typename Int, int N>
+  __device__ __forceinline__ bool sees_shared(const Int (&rows)[N], Int b) const {
+    bool found = false;
+#pragma unroll 2
+    for (Int i = threadIdx.x; i < static_cast<Int>(batch); i += kThreads) {
+      const int64_t row = conv_state_indices.at(i);
+#pragma unroll
+      for (int n = 0; n < N; ++n) found |= row == rows[n] && i != b + n;
+    }
+    return found;
+  }
+
+  // The first batch entry of [from, to) with that row, or to.
+  template <typename Int>
+  __device__ __forceinline__ Int find(Int row, Int from, Int to) const {
+#pragma unroll 1
+    while (from < to && conv_state_indices.at(from) != row) ++from;
+    return from;
+  }
+
   // Where in the ring batch entry b's first token goes.
   __device__ __forceinline__ int ring_start(int64_t b) const {
     const int64_t start = cache_seqlens.at(b) % state_len;
@@ -52,6 +92,41 @@ struct UpdateArgs {
 };
 
 constexpr int kEntries = 2;
+
+// update_token for channel d of all batch entries with that row, if b is the first.
+template <typename T, int S>
+__device__ __forceinline__ void update_shared(const UpdateArgs<T>& p, int row, int b, int64_t d) {
+  const int batch = static_cast<int>(p.batch);
+  if (p.find(row, 0, b) < b) return;
+  auto state = [&](int j) {
+    return static_cast<T*>(p.state.data) + row * p.state.strides[0] + d * p.state.strides[1] +
+           j * p.state.strides[2];
+  };
+  const bool ring = p.cache_seqlens.data != nullptr;
+  int at = 0;  // where x goes, and the oldest input is
+  T x;
+#pragma unroll 1
+  while (b < batch) {
+    asm volatile("" : "+l"(d), "+r"(row));  // or addresses would take registers from the others
+    if (ring) at = p.ring_start(b);
+    x = *p.x.at(b, d, 0);
+    float z = p.bias.given() ? p.bias.load(d) * p.scale : 0.0f;
+#pragma unroll 1
+    for (int k = 0; k < p.width; ++k) {
+      const int from = at - (p.width - 1 - k);  // only x is not of before
+      const T v = from == at ? x : *state(from < 0 ? from + S : from);
+      z = fmaf(p.weight.load(d, k) * p.scale, to_compute(v), z);
+    }
+    if (p.silu) z = silu<T>(z);
+    *p.out.at(b, d, 0) = from_compute<T>(z);
+    b = p.find(row, b + 1, batch);
+  }
+  if (!ring) {
+#pragma unroll 1
+    for (at = 0; at < S - 1; ++at) *state(at) = *state(at + 1);
+  }
+  *state(at) = x;
+}
 
 // As many blocks at a time as registers allow without spills: it waits for memory alone.
 template <typename T, int C, int S, bool DIM_FASTEST>
@@ -62,22 +137,29 @@ __global__ void __launch_bounds__(kThreads, C == 4 ? 7 : (S * C * sizeof(T) > 24
   uint32_t column;
   const int64_t b0 =
       int64_t(p.by_column.split(blockIdx.x * kThreads + threadIdx.x, &column)) * p.entries;
-  const int64_t d0 = int64_t(column) * C;
   if (b0 >= p.batch) return;
+  // Threads after the last column are for sees_shared().
+  const bool inside = int64_t(column) * C < p.dim;
+  const int64_t d0 = inside ? int64_t(column) * C : 0;
   wait_for_kernel_before();
   let_next_kernel_start();
   const Parameters<WMAX, C> parameters(p, d0);
+  int row[kEntries];
+#pragma unroll
+  for (int i = 0; i < kEntries; ++i) {
+    row[i] = i < p.entries && b0 + i < p.batch ? static_cast<int>(p.state_row(b0 + i, d0, C)) : -1;
+  }
+  const bool may_share = p.may_share(),
+             sees_shared = may_share && p.sees_shared(row, static_cast<int>(b0));
   T* state[kEntries];
   Pack<T, S * C> old[kEntries];  // [channel][input], or [input][channel] if DIM_FASTEST
   Pack<T, C> x[kEntries];
 #pragma unroll
   for (int i = 0; i < kEntries; ++i) {
-    const int64_t b = b0 + i;
     state[i] = nullptr;
-    if (i >= p.entries || b >= p.batch) continue;
-    const int64_t row = p.state_row(b, d0, C);
-    if (row < 0) continue;
-    state[i] = static_cast<T*>(p.state.data) + row * p.state.strides[0] + d0 * p.state.strides[1];
+    if (row[i] < 0) continue;
+    state[i] =
+        static_cast<T*>(p.state.data) + row[i] * p.state.strides[0] + d0 * p.state.strides[1];
     if constexpr (DIM_FASTEST) {
 #pragma unroll
       for (int j = 0; j < S; ++j) {
@@ -86,7 +168,21 @@ __global__ void __launch_bounds__(kThreads, C == 4 ? 7 : (S * C * sizeof(T) > 24
     } else {
       old[i] = Pack<T, S * C>::load(state[i]);
     }
-    x[i] = Pack<T, C>::load(p.x.at(b, d0, 0));
+    x[i] = Pack<T, C>::load(p.x.at(b0 + i, d0, 0));
+  }
+  if (may_share) {
+    const bool shared = __syncthreads_or(sees_shared) != 0;
+    if (!inside) return;
+    if (shared) {  // rare enough for code that is small
+#pragma unroll 1
+      for (int n = 0; n < p.entries * C; ++n) {
+        const int64_t b = b0 + n / C;
+        const int64_t r = b < p.batch ? p.conv_state_indices.at(b) : -1;
+        if (r >= 0 && r < p.states)
+          update_shared<T, S>(p, static_cast<int>(r), static_cast<int>(b), d0 + n % C);
+      }
+      return;
+    }
   }
   float w[WMAX][C], bias[C];
   parameters.get(p.scale, w, bias);
@@ -149,36 +245,50 @@ template <typename T>
 __global__ void __launch_bounds__(kThreads) update_any(const UpdateArgs<T> p) {
   using F = Compute<T>;
   int64_t d;
-  const int64_t b = split(static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x, p.dim, &d);
+  int64_t b = split(static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x, p.columns, &d);
   if (b >= p.batch) return;
-  const int64_t row = p.state_row(b, d, 1);
+  const bool inside = d < p.dim;  // threads after the last channel are for sees_shared()
+  if (!inside) d = 0;
+  int64_t row = p.state_row(b, d, 1);
   if (row < 0) return;
+  bool shared = false;
+  if (p.may_share()) {
+    const int64_t rows[1] = {row};
+    shared = __syncthreads_or(p.sees_shared(rows, b)) != 0;
+    if (!inside || (shared && p.find(row, int64_t(0), b) < b)) return;
+  }
   const int64_t S = p.state_len, L = p.seqlen;
   const bool ring = p.cache_seqlens.data != nullptr;
-  int64_t start = 0;  // where in the state token 0 goes; in a shifted state: after its end
-  if (ring && S > 0) start = p.ring_start(b);
+  int64_t last, start = 0;  // where in the state token 0 goes; in a shifted state: after its end
   const F bias = p.bias.given() ? p.bias.load(d) * p.scale : F(0);
-  for (int64_t t = 0; t < L; ++t) {
-    F z = bias;
-    for (int k = 0; k < p.width; ++k) {
-      const int64_t s = t - (p.width - 1) + k;
-      int64_t j = ring ? start + s : S + s;
-      if (ring && j < 0) j += S;
-      const F v = s >= 0 ? to_compute(*p.x.at(b, d, s)) : p.state.load(row, d, j);
-      z = fma(p.weight.load(d, k) * p.scale, v, z);
+#pragma unroll 1
+  do {
+    last = b;
+    asm volatile("" : "+l"(d), "+l"(row));  // or registers would be taken for what is the same
+    if (ring && S > 0) start = p.ring_start(b);
+    for (int64_t t = 0; t < L; ++t) {
+      F z = bias;
+      for (int k = 0; k < p.width; ++k) {
+        const int64_t s = t - (p.width - 1) + k;
+        int64_t j = ring ? start + s : S + s;
+        if (ring && j < 0) j += S;
+        const F v = s >= 0 ? to_compute(*p.x.at(b, d, s)) : p.state.load(row, d, j);
+        z = fma(p.weight.load(d, k) * p.scale, v, z);
+      }
+      if (p.silu) z = silu<T>(z);
+      *p.out.at(b, d, t) = from_compute<T>(z);
     }
-    if (p.silu) z = silu<T>(z);
-    *p.out.at(b, d, t) = from_compute<T>(z);
-  }
+    b = shared ? p.find(row, b + 1, p.batch) : p.batch;
+  } while (b < p.batch);
   if (ring) {
     for (int64_t t = L > S ? L - S : 0; t < L; ++t) {
-      p.state.store(to_compute(*p.x.at(b, d, t)), row, d, (start + t) % S);
+      p.state.store(to_compute(*p.x.at(last, d, t)), row, d, (start + t) % S);
     }
   } else {
     for (int64_t j = 0; j < S; ++j) {
       const bool old = j + L < S;
-      p.state.store(old ? p.state.load(row, d, j + L) : to_compute(*p.x.at(b, d, j + L - S)), row,
-                    d, j);
+      const F v = old ? p.state.load(row, d, j + L) : to_compute(*p.x.at(last, d, j + L - S));
+      p.state.store(v, row, d, j);
     }
   }
 }
@@ -205,16 +315,22 @@ bool token_fits(const UpdateParams& params) {
          (C * state.strides[1]) * size % kAlignment == 0;
 }
 
+// threads for a batch entry, or more where blocks are to have entries of their own.
+template <typename T>
+int64_t whole_blocks(const UpdateArgs<T>& p, int64_t threads) {
+  return p.conv_state_indices.data == nullptr ? threads : ceil_div(threads, kThreads) * kThreads;
+}
+
 template <typename T, int C, int S, bool DIM_FASTEST>
 bool launch_token(const UpdateParams& params, UpdateArgs<T>& p, cudaStream_t stream,
                   cudaError_t* e) {
   if (!has_every_kernel() || !token_fits<T, C, S, DIM_FASTEST>(params)) return false;
   // Several entries a thread share its weights, where there are enough for every thread.
-  const int64_t threads = p.batch * (p.dim / C);
-  if (threads > kMostParts) return false;
+  const int64_t columns = whole_blocks(p, p.dim / C), threads = p.batch * columns;
+  if (threads > kMostParts || p.states > kMostParts) return false;
   p.entries = threads >= (1 << 18) ? kEntries : 1;
-  p.by_column = Divisor(p.dim / C);
-  *e = launch_early(update_token<T, C, S, DIM_FASTEST>, ceil_div(p.batch, p.entries) * (p.dim / C),
+  p.by_column = Divisor(columns);
+  *e = launch_early(update_token<T, C, S, DIM_FASTEST>, ceil_div(p.batch, p.entries) * columns,
                     stream, p);
   return true;
 }
@@ -227,14 +343,8 @@ cudaError_t run(const UpdateParams& params, cudaStream_t stream) {
   p.state = any_view<Compute<T>>(params.conv_state);
   p.weight = any_view<Compute<T>>(params.weight);
   p.bias = any_view<Compute<T>>(params.bias);
-  if (given(params.cache_seqlens)) {
-    p.cache_seqlens = {static_cast<const int32_t*>(params.cache_seqlens.data),
-                       params.cache_seqlens.strides[0]};
-  }
-  if (given(params.conv_state_indices)) {
-    p.conv_state_indices = {static_cast<const int32_t*>(params.conv_state_indices.data),
-                            params.conv_state_indices.strides[0]};
-  }
+  p.cache_seqlens = index_view(params.cache_seqlens);
+  p.conv_state_indices = index_view(params.conv_state_indices);
   p.batch = params.x.sizes[0];
   p.dim = params.x.sizes[1];
   p.seqlen = params.x.ndim == 3 ? params.x.sizes[2] : 1;
@@ -254,7 +364,8 @@ cudaError_t run(const UpdateParams& params, cudaStream_t stream) {
       return e;
     }
   }
-  return launch(update_any<T>, p.batch * p.dim, stream, p);
+  p.columns = whole_blocks(p, p.dim);
+  return launch(update_any<T>, p.batch * p.columns, stream, p);
 }
 
 }  // namespace
