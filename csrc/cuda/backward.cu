@@ -63,7 +63,7 @@ __global__ void __launch_bounds__(kThreads) backward_initial_states(const Backwa
 // block has channels of one row, and of its steps every `slots`-th from `slot` on. Needs seq_idx,
 // dfinal_states and a step.
 template <typename T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 4)
     backward_padded_ends(const BackwardArgs<T> p, int slots) {
   wait_for_kernel_before();
   let_next_kernel_start();
@@ -78,12 +78,18 @@ __global__ void __launch_bounds__(kThreads)
   if (!__any_sync(0xffffffff, padded)) return;
   const int64_t end = p.seq_idx.end(b, p.seqlen);
   if (d >= p.dim) return;
-  auto whole = [&](int64_t s) { return dx_at(p, b, d, s) + p.dfinal(b, d, s, end); };
-  for (int j = static_cast<int>(slot); j < states; j += slots) {
-    const int64_t right = end - states + j, wrong = p.seqlen - states + j;
-    if (right >= 0) *p.dx.at(b, d, right) = from_compute<T>(whole(right));
-    if (wrong >= end) *p.dx.at(b, d, wrong) = from_compute<T>(whole(wrong));
-    if (p.dinitial_states.given()) p.dinitial_states.store(whole(j - states), b, d, j);
+  // Where dfinal_states goes, where it went, and before the row.
+  for (int i = static_cast<int>(slot); i < 3 * states; i += slots) {
+    asm volatile("" : "+l"(d));  // or registers would be taken for what is the same
+    const int place = i / states, j = i - place * states;
+    const int64_t s = j + (place == 0 ? end - states : (place == 1 ? p.seqlen - states : -states));
+    if (place == 0 ? s < 0 : (place == 1 ? s < end : !p.dinitial_states.given())) continue;
+    const Compute<T> sum = dx_at(p, b, d, s) + p.dfinal(b, d, s, end);
+    if (place < 2) {
+      *p.dx.at(b, d, s) = from_compute<T>(sum);
+    } else {
+      p.dinitial_states.store(sum, b, d, j);
+    }
   }
 }
 

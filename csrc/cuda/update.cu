@@ -173,13 +173,15 @@ __global__ void __launch_bounds__(kThreads, C == 4 ? 7 : (S * C * sizeof(T) > 24
   if (may_share) {
     const bool shared = __syncthreads_or(sees_shared) != 0;
     if (!inside) return;
-    if (shared) {  // rare enough for code that is small
+    if (shared) {  // rare enough for code that is small, and takes no registers from the other
+      asm volatile("" : "+r"(column));
 #pragma unroll 1
       for (int n = 0; n < p.entries * C; ++n) {
         const int64_t b = b0 + n / C;
         const int64_t r = b < p.batch ? p.conv_state_indices.at(b) : -1;
         if (r >= 0 && r < p.states)
-          update_shared<T, S>(p, static_cast<int>(r), static_cast<int>(b), d0 + n % C);
+          update_shared<T, S>(p, static_cast<int>(r), static_cast<int>(b),
+                              int64_t(column) * C + n % C);
       }
       return;
     }
