@@ -107,10 +107,12 @@ __global__ void __launch_bounds__(kThreads, 1)
     Compute<T> sum = 0;
     for (int64_t t = t0 + threadIdx.x; t < t1; t += kThreads) {
       const int64_t s = t - (p.width - 1) + k;
+      const int id = p.seq_idx.at(b, t);
+      if (id < 0) continue;  // there x may be anything
       const Compute<T> dz = dz_at(p, b, d, t);
       if (k == p.width) {
         sum += dz;
-      } else if (p.seq_idx.at(b, max(s, int64_t(0))) == p.seq_idx.at(b, t)) {
+      } else if (p.seq_idx.at(b, max(s, int64_t(0))) == id) {
         sum = fma(dz, p.input(b, d, s), sum);
       }
     }

@@ -41,6 +41,7 @@ struct UpdateArgs {
   int entries;        // update_token: batch entries a thread,
   Divisor by_column;  // and threads for them
   int64_t columns;    // update_any: threads a batch entry
+  bool may_share;     // may batch entries have one row; blocks then have entries of their own
   int width;
   bool silu;
   Compute<T> scale;  // pre_activation_scale
@@ -59,19 +60,17 @@ struct UpdateArgs {
     return -1;
   }
 
-  __device__ __forceinline__ bool may_share() const {
-    return conv_state_indices.data != nullptr && batch > 1;
-  }
   // Whether the thread sees another batch entry with a row of rows, which are those of the N
-  // entries from b on, and of all the block. Together its threads see all.
+  // entries from b on, and of all the block, or -1. Together its threads see all. It may be taken
+  // in by the lower half of an index, at a cost in time alone.
   template <typename Int, int N>
   __device__ __forceinline__ bool sees_shared(const Int (&rows)[N], Int b) const {
     bool found = false;
 #pragma unroll 2
     for (Int i = threadIdx.x; i < static_cast<Int>(batch); i += kThreads) {
-      const int64_t row = conv_state_indices.at(i);
+      const Int row = static_cast<Int>(conv_state_indices.at(i));
 #pragma unroll
-      for (int n = 0; n < N; ++n) found |= row == rows[n] && i != b + n;
+      for (int n = 0; n < N; ++n) found |= row >= 0 && row == rows[n] && i != b + n;
     }
     return found;
   }
@@ -149,8 +148,7 @@ __global__ void __launch_bounds__(kThreads, C == 4 ? 7 : (S * C * sizeof(T) > 24
   for (int i = 0; i < kEntries; ++i) {
     row[i] = i < p.entries && b0 + i < p.batch ? static_cast<int>(p.state_row(b0 + i, d0, C)) : -1;
   }
-  const bool may_share = p.may_share(),
-             sees_shared = may_share && p.sees_shared(row, static_cast<int>(b0));
+  const bool sees_shared = p.may_share && p.sees_shared(row, static_cast<int>(b0));
   T* state[kEntries];
   Pack<T, S * C> old[kEntries];  // [channel][input], or [input][channel] if DIM_FASTEST
   Pack<T, C> x[kEntries];
@@ -170,7 +168,7 @@ __global__ void __launch_bounds__(kThreads, C == 4 ? 7 : (S * C * sizeof(T) > 24
     }
     x[i] = Pack<T, C>::load(p.x.at(b0 + i, d0, 0));
   }
-  if (may_share) {
+  if (p.may_share) {
     const bool shared = __syncthreads_or(sees_shared) != 0;
     if (!inside) return;
     if (shared) {  // rare enough for code that is small, and takes no registers from the other
@@ -254,7 +252,7 @@ __global__ void __launch_bounds__(kThreads) update_any(const UpdateArgs<T> p) {
   int64_t row = p.state_row(b, d, 1);
   if (row < 0) return;
   bool shared = false;
-  if (p.may_share()) {
+  if (p.may_share) {
     const int64_t rows[1] = {row};
     shared = __syncthreads_or(p.sees_shared(rows, b)) != 0;
     if (!inside || (shared && p.find(row, int64_t(0), b) < b)) return;
@@ -320,7 +318,7 @@ bool token_fits(const UpdateParams& params) {
 // threads for a batch entry, or more where blocks are to have entries of their own.
 template <typename T>
 int64_t whole_blocks(const UpdateArgs<T>& p, int64_t threads) {
-  return p.conv_state_indices.data == nullptr ? threads : ceil_div(threads, kThreads) * kThreads;
+  return p.may_share ? ceil_div(threads, kThreads) * kThreads : threads;
 }
 
 template <typename T, int C, int S, bool DIM_FASTEST>
@@ -350,6 +348,7 @@ cudaError_t run(const UpdateParams& params, cudaStream_t stream) {
   p.batch = params.x.sizes[0];
   p.dim = params.x.sizes[1];
   p.seqlen = params.x.ndim == 3 ? params.x.sizes[2] : 1;
+  p.may_share = p.conv_state_indices.data != nullptr && p.batch > 1;
   p.states = params.conv_state.sizes[0];
   p.state_len = params.conv_state.sizes[2];
   p.width = static_cast<int>(params.weight.sizes[1]);
