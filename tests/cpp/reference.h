@@ -201,6 +201,16 @@ struct Problem {
     return !padding(b, t) &&
            (!seq_idx.given() || seq_idx.get(b, std::max<int64_t>(s, 0)) == seq_idx.get(b, t));
   }
+  // One past the last position that is no padding, where the final states end.
+  int64_t end(int64_t b) const {
+    int64_t t = seqlen();
+    while (t > 0 && padding(b, t - 1)) --t;
+    return t;
+  }
+  // Whether they take the input at s; else 0.
+  bool stays(int64_t b, int64_t s) const {
+    return end(b) == 0 || !padding(b, std::max<int64_t>(s, 0));
+  }
   double before_activation(int64_t b, int64_t d, int64_t t) const {
     double z = bias.given() ? bias.get(d) : 0;
     for (int64_t k = 0; k < width(); ++k) {
@@ -226,7 +236,8 @@ inline ForwardValues reference_forward(const Problem& p) {
         r.out(b, d, t) = p.padding(b, t) ? 0 : y;
       }
       for (int64_t j = 0; j < states; ++j) {
-        r.final_states(b, d, j) = p.input(b, d, p.seqlen() - states + j);
+        const int64_t s = p.end(b) - states + j;
+        r.final_states(b, d, j) = p.stays(b, s) ? p.input(b, d, s) : 0;
       }
     }
   }
@@ -264,7 +275,8 @@ inline BackwardValues reference_backward(const Problem& p) {
         }
       }
       for (int64_t j = 0; p.dfinal_states.given() && j < states; ++j) {
-        to_input(b, d, p.seqlen() - states + j) += p.dfinal_states.get(b, d, j);
+        const int64_t s = p.end(b) - states + j;
+        if (p.stays(b, s)) to_input(b, d, s) += p.dfinal_states.get(b, d, j);
       }
     }
   }
