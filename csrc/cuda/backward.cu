@@ -58,10 +58,10 @@ __global__ void __launch_bounds__(kThreads) backward_initial_states(const Backwa
   p.dinitial_states.store(dx_at(p, b, d, s) + p.dfinal(b, d, s), b, d, j);
 }
 
-// For rows with padding among their last W-1 steps the other kernels add dfinal_states in the wrong
-// places. Here dx is computed anew in these and in the right ones, and dinitial_states as well. A
-// block has channels of one row, and of its steps every `slots`-th from `slot` on. Needs seq_idx,
-// dfinal_states and a step.
+// The same where seq_idx and dfinal_states are given, and dx of rows with padding among their last
+// W-1 steps: the other kernels add dfinal_states to it in the wrong places, so it is computed anew
+// in these and in the right ones. A block has channels of one row, and of its steps every
+// `slots`-th from `slot` on.
 template <typename T>
 __global__ void __launch_bounds__(kThreads, 4)
     backward_padded_ends(const BackwardArgs<T> p, int slots) {
@@ -75,20 +75,21 @@ __global__ void __launch_bounds__(kThreads, 4)
   for (int64_t i = 1 + threadIdx.x % 32; i <= min(p.seqlen, int64_t(states)); i += 32) {
     padded |= p.seq_idx.at(b, p.seqlen - i) < 0;
   }
-  if (!__any_sync(0xffffffff, padded)) return;
-  const int64_t end = p.seq_idx.end(b, p.seqlen);
+  padded = __any_sync(0xffffffff, padded);
+  if (!padded && !p.dinitial_states.given()) return;
+  const int64_t end = padded ? p.seq_idx.end(b, p.seqlen) : p.seqlen;
   if (d >= p.dim) return;
-  // Where dfinal_states goes, where it went, and before the row.
-  for (int i = static_cast<int>(slot); i < 3 * states; i += slots) {
+  // Before the row, where dfinal_states goes, and where it went.
+  for (int i = static_cast<int>(slot); i < (padded ? 3 : 1) * states; i += slots) {
     asm volatile("" : "+l"(d));  // or registers would be taken for what is the same
     const int place = i / states, j = i - place * states;
-    const int64_t s = j + (place == 0 ? end - states : (place == 1 ? p.seqlen - states : -states));
-    if (place == 0 ? s < 0 : (place == 1 ? s < end : !p.dinitial_states.given())) continue;
+    const int64_t s = j + (place == 0 ? 0 : (place == 1 ? end : p.seqlen)) - states;
+    if (place == 0 ? !p.dinitial_states.given() : s < (place == 1 ? 0 : end)) continue;
     const Compute<T> sum = dx_at(p, b, d, s) + p.dfinal(b, d, s, end);
-    if (place < 2) {
-      *p.dx.at(b, d, s) = from_compute<T>(sum);
-    } else {
+    if (place == 0) {
       p.dinitial_states.store(sum, b, d, j);
+    } else {
+      *p.dx.at(b, d, s) = from_compute<T>(sum);
     }
   }
 }
@@ -205,7 +206,8 @@ cudaError_t run(const BackwardParams& params, BackwardPlan plan, void* workspace
   p.matches_pitch = plan.matches_pitch;
 
   cudaError_t e = cudaSuccess;
-  if (p.dinitial_states.given()) {
+  const bool padded_ends = p.dfinal_states.given() && p.seq_idx.data != nullptr && p.seqlen > 0;
+  if (p.dinitial_states.given() && !padded_ends) {
     e = launch(backward_initial_states<T>, p.batch * p.dim * (p.width - 1), stream, p);
   }
   if (e == cudaSuccess && p.batch * p.dim * p.seqlen > 0) {
@@ -223,11 +225,10 @@ cudaError_t run(const BackwardParams& params, BackwardPlan plan, void* workspace
   if (e == cudaSuccess && p.sums && !plan.whole) {  // no positions at all: the sums are zero
     e = launch_early(reduce_partials<T>, (p.width + 1) * p.dim * kLanes, stream, p);
   }
-  if (e == cudaSuccess && p.dfinal_states.given() && p.seq_idx.data != nullptr) {
+  if (e == cudaSuccess && padded_ends) {
     const int slots = p.width - 1 < 8 ? p.width - 1 : 8;
     const int64_t row = ceil_div(p.dim, kThreads) * kThreads;
-    const int64_t rows = p.seqlen > 0 ? p.batch : 0;
-    e = launch_early(backward_padded_ends<T>, rows * row * slots, stream, p, slots);
+    e = launch_early(backward_padded_ends<T>, p.batch * row * slots, stream, p, slots);
   }
   return e;
 }

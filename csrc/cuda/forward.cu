@@ -442,19 +442,34 @@ __global__ void __launch_bounds__(kThreads) write_final_states(const ForwardArgs
     end = p.seq_idx.end(b, p.seqlen);
     if (d >= p.dim) return;
   }
-  const bool takes_states = end == 0 || p.seq_idx.at(b, 0) >= 0;
-  constexpr int N = 4;  // loads on their way at a time
-  for (int j0 = 0; j0 < p.width - 1; j0 += N) {
-    Compute<T> v[N] = {};
+  const bool takes_states = p.initial_states.given() && (end == 0 || p.seq_idx.at(b, 0) >= 0);
+  constexpr int N = 4;  // on their way at a time, which is why they are converted after the last
+  const int states = p.width - 1;
+  for (int j0 = 0; j0 < states; j0 += N) {
+    const int64_t s0 = end - states + j0;
+    const int count = min(N, states - j0);
+    T x[N];
+    Compute<T> state[N];
+    bool counts[N];
 #pragma unroll
     for (int i = 0; i < N; ++i) {
-      const int64_t s = end - (p.width - 1) + j0 + i;
-      if (s >= end) continue;
-      if (s < 0 ? takes_states : p.seq_idx.at(b, s) >= 0) v[i] = p.input(b, d, s);
+      const int64_t s = s0 + i;
+      const bool is_x = i < count && s >= 0;
+      if (is_x) x[i] = *p.x.at(b, d, s);
+      counts[i] = is_x && p.seq_idx.at(b, s) >= 0;
+    }
+    if (s0 < 0) {
+#pragma unroll
+      for (int i = 0; i < N; ++i) {
+        const bool before = takes_states && i < count && s0 + i < 0;
+        state[i] = before ? p.initial_states.load(b, d, s0 + i + states) : Compute<T>(0);
+      }
     }
 #pragma unroll
     for (int i = 0; i < N; ++i) {
-      if (j0 + i < p.width - 1) p.final_states.store(v[i], b, d, j0 + i);
+      Compute<T> v = counts[i] ? to_compute(x[i]) : Compute<T>(0);
+      if (s0 + i < 0) v = state[i];
+      if (i < count) p.final_states.store(v, b, d, j0 + i);
     }
   }
 }

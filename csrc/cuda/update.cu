@@ -6,10 +6,11 @@
 // update_any: everything else, a thread a channel. All outputs come before the first write of the
 //   state, from which they read.
 //
-// With conv_state_indices several batch entries may have one row, which all are to read as it was.
-// So that no block waits for another, the one with the first of these entries does them all, and
-// writes the last one's state; the others leave theirs alone. Blocks find that out by looking at
-// all indices, while their loads are on their way; for that a block has batch entries of its own.
+// INDEXED: with conv_state_indices, of which there are several, so that batch entries may have one
+// row, which all are to read as it was. So that no block waits for another, the one with the first
+// of these entries does them all, and writes the last one's state; the others leave theirs alone.
+// For that a block has batch entries of its own, and looks at all indices while its loads are on
+// their way.
 #include "common.cuh"
 #include "launch.cuh"
 
@@ -17,18 +18,21 @@ namespace causal_conv1d::gpu {
 namespace {
 
 struct Index {
-  const void* data;
-  int64_t stride;
-  bool wide;  // 64 bits
+  const int32_t* data;
+  int64_t stride;  // in 32-bit words
+  bool wide;       // 64 bits, the lower half first
+  __device__ __forceinline__ int32_t low(int64_t b) const { return data[b * stride]; }
   __device__ __forceinline__ int64_t at(int64_t b) const {
-    return wide ? static_cast<const int64_t*>(data)[b * stride]
-                : static_cast<const int32_t*>(data)[b * stride];
+    const int32_t* p = data + b * stride;
+    const int32_t low = p[0], high = wide ? p[1] : low >> 31;
+    return static_cast<int64_t>(high) << 32 | static_cast<uint32_t>(low);
   }
 };
 
 Index index_view(const Tensor& t) {
   if (!given(t)) return {nullptr, 0, false};
-  return {t.data, t.strides[0], t.dtype == CAUSAL_CONV1D_INT64};
+  const bool wide = t.dtype == CAUSAL_CONV1D_INT64;
+  return {static_cast<const int32_t*>(t.data), t.strides[0] * (wide ? 2 : 1), wide};
 }
 
 template <typename T>
@@ -41,7 +45,6 @@ struct UpdateArgs {
   int entries;        // update_token: batch entries a thread,
   Divisor by_column;  // and threads for them
   int64_t columns;    // update_any: threads a batch entry
-  bool may_share;     // may batch entries have one row; blocks then have entries of their own
   int width;
   bool silu;
   Compute<T> scale;  // pre_activation_scale
@@ -60,21 +63,6 @@ struct UpdateArgs {
     return -1;
   }
 
-  // Whether the thread sees another batch entry with a row of rows, which are those of the N
-  // entries from b on, and of all the block, or -1. Together its threads see all. It may be taken
-  // in by the lower half of an index, at a cost in time alone.
-  template <typename Int, int N>
-  __device__ __forceinline__ bool sees_shared(const Int (&rows)[N], Int b) const {
-    bool found = false;
-#pragma unroll 2
-    for (Int i = threadIdx.x; i < static_cast<Int>(batch); i += kThreads) {
-      const Int row = static_cast<Int>(conv_state_indices.at(i));
-#pragma unroll
-      for (int n = 0; n < N; ++n) found |= row >= 0 && row == rows[n] && i != b + n;
-    }
-    return found;
-  }
-
   // The first batch entry of [from, to) with that row, or to.
   template <typename Int>
   __device__ __forceinline__ Int find(Int row, Int from, Int to) const {
@@ -91,6 +79,50 @@ struct UpdateArgs {
 };
 
 constexpr int kEntries = 2;
+
+struct NoSharedRows {
+  template <typename Args>
+  __device__ __forceinline__ explicit NoSharedRows(const Args&) {}
+};
+
+// The block's look at all indices, for other batch entries with the rows of its own N from b on. It
+// may be taken in by an index of 64 bits whose lower half is a row, at a cost in time alone.
+template <int N>
+class SharedRows {
+  static constexpr int kEach = 2;
+
+ public:
+  // Starts to load the first of them.
+  template <typename Args>
+  __device__ __forceinline__ explicit SharedRows(const Args& p) {
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) {
+      const unsigned at = threadIdx.x + i * kThreads;
+      if (at < p.batch) rows_[i] = p.conv_state_indices.low(at);
+    }
+  }
+
+  // rows: < 0 if there is none. All threads of the block must call it, with the same arguments.
+  template <typename Args>
+  __device__ __forceinline__ bool exist(const Args& p, int64_t b, const int (&rows)[N]) const {
+    bool found = N == 2 && rows[0] == rows[N - 1];
+    auto look = [&](int64_t at, int row) {
+      const bool own = static_cast<uint64_t>(at - b) < N;
+#pragma unroll
+      for (int n = 0; n < N; ++n) found |= row >= 0 && row == rows[n] && !own;
+    };
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) look(threadIdx.x + i * kThreads, rows_[i]);
+#pragma unroll 1
+    for (int64_t at = threadIdx.x + kEach * kThreads; at < p.batch; at += kThreads) {
+      look(at, p.conv_state_indices.low(at));
+    }
+    return __syncthreads_or(found) != 0;
+  }
+
+ private:
+  int rows_[kEach] = {-1, -1};
+};
 
 // update_token for channel d of all batch entries with that row, if b is the first.
 template <typename T, int S>
@@ -128,8 +160,12 @@ __device__ __forceinline__ void update_shared(const UpdateArgs<T>& p, int row, i
 }
 
 // As many blocks at a time as registers allow without spills: it waits for memory alone.
-template <typename T, int C, int S, bool DIM_FASTEST>
-__global__ void __launch_bounds__(kThreads, C == 4 ? 7 : (S * C * sizeof(T) > 24 ? 8 : 10))
+template <typename T, int C, int S, bool INDEXED>
+constexpr int kTokenBlocks =
+    C == 4 ? 7 : (S * C * sizeof(T) > 24 ? 8 : (INDEXED && sizeof(T) == 4 ? 9 : 10));
+
+template <typename T, int C, int S, bool DIM_FASTEST, bool INDEXED>
+__global__ void __launch_bounds__(kThreads, kTokenBlocks<T, C, S, INDEXED>)
     update_token(const UpdateArgs<T> p) {
   if (kSmallPtx) return;
   constexpr int WMAX = 4;
@@ -137,27 +173,28 @@ __global__ void __launch_bounds__(kThreads, C == 4 ? 7 : (S * C * sizeof(T) > 24
   const int64_t b0 =
       int64_t(p.by_column.split(blockIdx.x * kThreads + threadIdx.x, &column)) * p.entries;
   if (b0 >= p.batch) return;
-  // Threads after the last column are for sees_shared().
-  const bool inside = int64_t(column) * C < p.dim;
+  // Threads after the last column only look at indices.
+  const bool inside = !INDEXED || int64_t(column) * C < p.dim;
   const int64_t d0 = inside ? int64_t(column) * C : 0;
   wait_for_kernel_before();
   let_next_kernel_start();
   const Parameters<WMAX, C> parameters(p, d0);
+  [[maybe_unused]] const std::conditional_t<INDEXED, SharedRows<kEntries>, NoSharedRows>
+      shared_rows(p);
   int row[kEntries];
-#pragma unroll
-  for (int i = 0; i < kEntries; ++i) {
-    row[i] = i < p.entries && b0 + i < p.batch ? static_cast<int>(p.state_row(b0 + i, d0, C)) : -1;
-  }
-  const bool sees_shared = p.may_share && p.sees_shared(row, static_cast<int>(b0));
   T* state[kEntries];
   Pack<T, S * C> old[kEntries];  // [channel][input], or [input][channel] if DIM_FASTEST
   Pack<T, C> x[kEntries];
 #pragma unroll
   for (int i = 0; i < kEntries; ++i) {
+    const int64_t b = b0 + i;
     state[i] = nullptr;
-    if (row[i] < 0) continue;
-    state[i] =
-        static_cast<T*>(p.state.data) + row[i] * p.state.strides[0] + d0 * p.state.strides[1];
+    row[i] = -1 - i;
+    if (i >= p.entries || b >= p.batch) continue;
+    const int64_t r = p.state_row(b, d0, C);
+    if (r < 0) continue;
+    if (INDEXED) row[i] = static_cast<int>(r);
+    state[i] = static_cast<T*>(p.state.data) + r * p.state.strides[0] + d0 * p.state.strides[1];
     if constexpr (DIM_FASTEST) {
 #pragma unroll
       for (int j = 0; j < S; ++j) {
@@ -166,10 +203,10 @@ __global__ void __launch_bounds__(kThreads, C == 4 ? 7 : (S * C * sizeof(T) > 24
     } else {
       old[i] = Pack<T, S * C>::load(state[i]);
     }
-    x[i] = Pack<T, C>::load(p.x.at(b0 + i, d0, 0));
+    x[i] = Pack<T, C>::load(p.x.at(b, d0, 0));
   }
-  if (p.may_share) {
-    const bool shared = __syncthreads_or(sees_shared) != 0;
+  if constexpr (INDEXED) {
+    const bool shared = shared_rows.exist(p, b0, row);
     if (!inside) return;
     if (shared) {  // rare enough for code that is small, and takes no registers from the other
       asm volatile("" : "+r"(column));
@@ -177,9 +214,9 @@ __global__ void __launch_bounds__(kThreads, C == 4 ? 7 : (S * C * sizeof(T) > 24
       for (int n = 0; n < p.entries * C; ++n) {
         const int64_t b = b0 + n / C;
         const int64_t r = b < p.batch ? p.conv_state_indices.at(b) : -1;
-        if (r >= 0 && r < p.states)
-          update_shared<T, S>(p, static_cast<int>(r), static_cast<int>(b),
-                              int64_t(column) * C + n % C);
+        if (r < 0 || r >= p.states) continue;
+        update_shared<T, S>(p, static_cast<int>(r), static_cast<int>(b),
+                            int64_t(column) * C + n % C);
       }
       return;
     }
@@ -241,57 +278,80 @@ __global__ void __launch_bounds__(kThreads, C == 4 ? 7 : (S * C * sizeof(T) > 24
   }
 }
 
+// All outputs of channel d of a batch entry. start: where in the state token 0 goes; in a shifted
+// state: after its end.
 template <typename T>
-__global__ void __launch_bounds__(kThreads) update_any(const UpdateArgs<T> p) {
+__device__ __forceinline__ void write_outputs(const UpdateArgs<T>& p, int64_t row, int64_t b,
+                                              int64_t d, int64_t start) {
   using F = Compute<T>;
-  int64_t d;
-  int64_t b = split(static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x, p.columns, &d);
-  if (b >= p.batch) return;
-  const bool inside = d < p.dim;  // threads after the last channel are for sees_shared()
-  if (!inside) d = 0;
-  int64_t row = p.state_row(b, d, 1);
-  if (row < 0) return;
-  bool shared = false;
-  if (p.may_share) {
-    const int64_t rows[1] = {row};
-    shared = __syncthreads_or(p.sees_shared(rows, b)) != 0;
-    if (!inside || (shared && p.find(row, int64_t(0), b) < b)) return;
-  }
   const int64_t S = p.state_len, L = p.seqlen;
   const bool ring = p.cache_seqlens.data != nullptr;
-  int64_t last, start = 0;  // where in the state token 0 goes; in a shifted state: after its end
   const F bias = p.bias.given() ? p.bias.load(d) * p.scale : F(0);
-#pragma unroll 1
-  do {
-    last = b;
-    asm volatile("" : "+l"(d), "+l"(row));  // or registers would be taken for what is the same
-    if (ring && S > 0) start = p.ring_start(b);
-    for (int64_t t = 0; t < L; ++t) {
-      F z = bias;
-      for (int k = 0; k < p.width; ++k) {
-        const int64_t s = t - (p.width - 1) + k;
-        int64_t j = ring ? start + s : S + s;
-        if (ring && j < 0) j += S;
-        const F v = s >= 0 ? to_compute(*p.x.at(b, d, s)) : p.state.load(row, d, j);
-        z = fma(p.weight.load(d, k) * p.scale, v, z);
-      }
-      if (p.silu) z = silu<T>(z);
-      *p.out.at(b, d, t) = from_compute<T>(z);
+  for (int64_t t = 0; t < L; ++t) {
+    F z = bias;
+    for (int k = 0; k < p.width; ++k) {
+      const int64_t s = t - (p.width - 1) + k;
+      int64_t j = ring ? start + s : S + s;
+      if (ring && j < 0) j += S;
+      const F v = s >= 0 ? to_compute(*p.x.at(b, d, s)) : p.state.load(row, d, j);
+      z = fma(p.weight.load(d, k) * p.scale, v, z);
     }
-    b = shared ? p.find(row, b + 1, p.batch) : p.batch;
-  } while (b < p.batch);
+    if (p.silu) z = silu<T>(z);
+    *p.out.at(b, d, t) = from_compute<T>(z);
+  }
+}
+
+template <typename T, bool INDEXED>
+__global__ void __launch_bounds__(kThreads, (sizeof(T) == 8 ? 10 : 12) - 2 * INDEXED)
+    update_any(const UpdateArgs<T> p) {
+  int64_t d;
+  int64_t b = split(static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x,
+                    INDEXED ? p.columns : p.dim, &d);
+  if (b >= p.batch) return;
+  const bool inside = !INDEXED || d < p.dim;  // else the thread only looks at indices
+  if (!inside) d = 0;
+  [[maybe_unused]] const std::conditional_t<INDEXED, SharedRows<1>, NoSharedRows> shared_rows(p);
+  int64_t row = p.state_row(b, d, 1);
+  if (row < 0) return;
+  const int64_t S = p.state_len, L = p.seqlen;
+  const bool ring = p.cache_seqlens.data != nullptr;
+  bool shared = false;
+  if constexpr (INDEXED) {
+    // Rows from 2^31 on are taken for those of their lower halves.
+    const int rows[1] = {static_cast<int>(row & 0x7fffffff)};
+    shared = shared_rows.exist(p, b, rows);
+    if (!inside || (shared && p.find(row, int64_t(0), b) < b)) return;
+  }
+  int64_t start = 0;
+#pragma unroll 1
+  for (;;) {
+    if (INDEXED) asm volatile("" : "+l"(d), "+l"(row));  // or addresses would take registers
+    if (ring && S > 0) start = p.ring_start(b);
+    write_outputs(p, row, b, d, start);
+    if (!INDEXED || !shared) break;
+    const int64_t next = p.find(row, b + 1, p.batch);
+    if (next >= p.batch) break;
+    b = next;
+  }
   if (ring) {
     for (int64_t t = L > S ? L - S : 0; t < L; ++t) {
-      p.state.store(to_compute(*p.x.at(last, d, t)), row, d, (start + t) % S);
+      p.state.store(to_compute(*p.x.at(b, d, t)), row, d, (start + t) % S);
     }
   } else {
     for (int64_t j = 0; j < S; ++j) {
       const bool old = j + L < S;
-      const F v = old ? p.state.load(row, d, j + L) : to_compute(*p.x.at(last, d, j + L - S));
-      p.state.store(v, row, d, j);
+      p.state.store(old ? p.state.load(row, d, j + L) : to_compute(*p.x.at(b, d, j + L - S)), row,
+                    d, j);
     }
   }
 }
+
+// Whether batch entries may have one row.
+template <typename T>
+bool is_indexed(const UpdateArgs<T>& p) {
+  return p.conv_state_indices.data != nullptr && p.batch > 1;
+}
+int64_t whole_blocks(int64_t threads) { return ceil_div(threads, kThreads) * kThreads; }
 
 // Whether update_token<T, C, S, DIM_FASTEST> suits.
 template <typename T, int C, int S, bool DIM_FASTEST>
@@ -315,23 +375,20 @@ bool token_fits(const UpdateParams& params) {
          (C * state.strides[1]) * size % kAlignment == 0;
 }
 
-// threads for a batch entry, or more where blocks are to have entries of their own.
-template <typename T>
-int64_t whole_blocks(const UpdateArgs<T>& p, int64_t threads) {
-  return p.may_share ? ceil_div(threads, kThreads) * kThreads : threads;
-}
-
 template <typename T, int C, int S, bool DIM_FASTEST>
 bool launch_token(const UpdateParams& params, UpdateArgs<T>& p, cudaStream_t stream,
                   cudaError_t* e) {
   if (!has_every_kernel() || !token_fits<T, C, S, DIM_FASTEST>(params)) return false;
-  // Several entries a thread share its weights, where there are enough for every thread.
-  const int64_t columns = whole_blocks(p, p.dim / C), threads = p.batch * columns;
+  const bool indexed = is_indexed(p);
+  const int64_t columns = indexed ? whole_blocks(p.dim / C) : p.dim / C;
+  const int64_t threads = p.batch * columns;
   if (threads > kMostParts || p.states > kMostParts) return false;
+  // Several entries a thread share its weights, where there are enough for every thread.
   p.entries = threads >= (1 << 18) ? kEntries : 1;
   p.by_column = Divisor(columns);
-  *e = launch_early(update_token<T, C, S, DIM_FASTEST>, ceil_div(p.batch, p.entries) * columns,
-                    stream, p);
+  auto kernel = indexed ? update_token<T, C, S, DIM_FASTEST, true>
+                        : update_token<T, C, S, DIM_FASTEST, false>;
+  *e = launch_early(kernel, ceil_div(p.batch, p.entries) * columns, stream, p);
   return true;
 }
 
@@ -348,7 +405,6 @@ cudaError_t run(const UpdateParams& params, cudaStream_t stream) {
   p.batch = params.x.sizes[0];
   p.dim = params.x.sizes[1];
   p.seqlen = params.x.ndim == 3 ? params.x.sizes[2] : 1;
-  p.may_share = p.conv_state_indices.data != nullptr && p.batch > 1;
   p.states = params.conv_state.sizes[0];
   p.state_len = params.conv_state.sizes[2];
   p.width = static_cast<int>(params.weight.sizes[1]);
@@ -365,8 +421,9 @@ cudaError_t run(const UpdateParams& params, cudaStream_t stream) {
       return e;
     }
   }
-  p.columns = whole_blocks(p, p.dim);
-  return launch(update_any<T>, p.batch * p.columns, stream, p);
+  if (!is_indexed(p)) return launch(update_any<T, false>, p.batch * p.dim, stream, p);
+  p.columns = whole_blocks(p.dim);
+  return launch(update_any<T, true>, p.batch * p.columns, stream, p);
 }
 
 }  // namespace
