@@ -86,7 +86,7 @@ struct NoSharedRows {
 };
 
 // The block's look at all indices, for other batch entries with the rows of its own N from b on. It
-// may be taken in by an index of 64 bits whose lower half is a row, at a cost in time alone.
+// compares 31 bits, so it may be taken in by what is no row, at a cost in time alone.
 template <int N>
 class SharedRows {
   static constexpr int kEach = 2;
@@ -109,7 +109,7 @@ class SharedRows {
     auto look = [&](int64_t at, int row) {
       const bool own = static_cast<uint64_t>(at - b) < N;
 #pragma unroll
-      for (int n = 0; n < N; ++n) found |= row >= 0 && row == rows[n] && !own;
+      for (int n = 0; n < N; ++n) found |= (row & 0x7fffffff) == rows[n] && !own;
     };
 #pragma unroll
     for (int i = 0; i < kEach; ++i) look(threadIdx.x + i * kThreads, rows_[i]);
@@ -317,7 +317,6 @@ __global__ void __launch_bounds__(kThreads, (sizeof(T) == 8 ? 10 : 12) - 2 * IND
   const bool ring = p.cache_seqlens.data != nullptr;
   bool shared = false;
   if constexpr (INDEXED) {
-    // Rows from 2^31 on are taken for those of their lower halves.
     const int rows[1] = {static_cast<int>(row & 0x7fffffff)};
     shared = shared_rows.exist(p, b, rows);
     if (!inside || (shared && p.find(row, int64_t(0), b) < b)) return;
