@@ -85,8 +85,9 @@ struct NoSharedRows {
   __device__ __forceinline__ explicit NoSharedRows(const Args&) {}
 };
 
-// The block's look at all indices, for other batch entries with the rows of its own N from b on. It
-// compares 31 bits, so it may be taken in by what is no row, at a cost in time alone.
+// The block's look at all indices, for other batch entries with the rows of its own, which are N
+// or, if that is 2, p.entries from b on. It compares 31 bits, so it may be taken in by what is no
+// row, at a cost in time alone.
 template <int N>
 class SharedRows {
   static constexpr int kEach = 2;
@@ -105,9 +106,9 @@ class SharedRows {
   // rows: < 0 if there is none. All threads of the block must call it, with the same arguments.
   template <typename Args>
   __device__ __forceinline__ bool exist(const Args& p, int64_t b, const int (&rows)[N]) const {
-    bool found = N == 2 && rows[0] == rows[N - 1];
+    bool found = N > 1 && rows[0] == rows[N - 1];
     auto look = [&](int64_t at, int row) {
-      const bool own = static_cast<uint64_t>(at - b) < N;
+      const bool own = N == 1 ? at == b : static_cast<uint64_t>(at - b) < uint64_t(p.entries);
 #pragma unroll
       for (int n = 0; n < N; ++n) found |= (row & 0x7fffffff) == rows[n] && !own;
     };
