@@ -6,11 +6,10 @@
 // update_any: everything else, a thread a channel. All outputs come before the first write of the
 //   state, from which they read.
 //
-// INDEXED: with conv_state_indices, of which there are several, so that batch entries may have one
-// row, which all are to read as it was. So that no block waits for another, the one with the first
-// of these entries does them all, and writes the last one's state; the others leave theirs alone.
-// For that a block has batch entries of its own, and looks at all indices while its loads are on
-// their way.
+// INDEXED: with conv_state_indices, so that batch entries may have one row, which all are to read
+// as it was. So that no block waits for another, the one with the first of these entries does them
+// all, and writes the last one's state; the others leave theirs alone. For that a block has batch
+// entries of its own, and looks at all indices while its loads are on their way.
 #include "common.cuh"
 #include "launch.cuh"
 
@@ -49,11 +48,10 @@ struct UpdateArgs {
   bool silu;
   Compute<T> scale;  // pre_activation_scale
 
-  // The state row of batch entry b, or -1 if it has none: then the outputs of channels d .. d +
-  // channels - 1 are written here. A row out of range gives NaN, since reading it would be worse
-  // and nobody can be told.
+  // The state row of batch entry b by its index, or -1 if it has none: then the outputs of channels
+  // d .. d + channels - 1 are written here. A row out of range gives NaN, since reading it would be
+  // worse and nobody can be told.
   __device__ __forceinline__ int64_t state_row(int64_t b, int64_t d, int channels) const {
-    if (conv_state_indices.data == nullptr) return b;
     const int64_t row = conv_state_indices.at(b);
     if (row >= 0 && row < states) return row;
     const Compute<T> v = row < 0 ? Compute<T>(0) : Compute<T>(NAN);
@@ -103,9 +101,10 @@ class SharedRows {
     }
   }
 
-  // rows: < 0 if there is none. All threads of the block must call it, with the same arguments.
+  // What the thread sees of them; rows: < 0 if there is none. Best before other loads begin, for
+  // which it would wait too.
   template <typename Args>
-  __device__ __forceinline__ bool exist(const Args& p, int64_t b, const int (&rows)[N]) const {
+  __device__ __forceinline__ bool seen(const Args& p, int64_t b, const int (&rows)[N]) const {
     bool found = N > 1 && rows[0] == rows[N - 1];
     auto look = [&](int64_t at, int row) {
       const bool own = N == 1 ? at == b : static_cast<uint64_t>(at - b) < uint64_t(p.entries);
@@ -118,7 +117,7 @@ class SharedRows {
     for (int64_t at = threadIdx.x + kEach * kThreads; at < p.batch; at += kThreads) {
       look(at, p.conv_state_indices.low(at));
     }
-    return __syncthreads_or(found) != 0;
+    return found;
   }
 
  private:
@@ -162,8 +161,7 @@ __device__ __forceinline__ void update_shared(const UpdateArgs<T>& p, int row, i
 
 // As many blocks at a time as registers allow without spills: it waits for memory alone.
 template <typename T, int C, int S, bool INDEXED>
-constexpr int kTokenBlocks =
-    C == 4 ? 7 : (S * C * sizeof(T) > 24 ? 8 : (INDEXED && sizeof(T) == 4 ? 9 : 10));
+constexpr int kTokenBlocks = C == 4 ? 7 : (S * C * sizeof(T) > 24 ? 8 : 10 - INDEXED);
 
 template <typename T, int C, int S, bool DIM_FASTEST, bool INDEXED>
 __global__ void __launch_bounds__(kThreads, kTokenBlocks<T, C, S, INDEXED>)
@@ -183,6 +181,16 @@ __global__ void __launch_bounds__(kThreads, kTokenBlocks<T, C, S, INDEXED>)
   [[maybe_unused]] const std::conditional_t<INDEXED, SharedRows<kEntries>, NoSharedRows>
       shared_rows(p);
   int row[kEntries];
+#pragma unroll
+  for (int i = 0; i < kEntries; ++i) {
+    row[i] = -1 - i;
+    if (INDEXED && i < p.entries && b0 + i < p.batch) {
+      const int64_t r = p.state_row(b0 + i, d0, C);
+      if (r >= 0) row[i] = static_cast<int>(r);
+    }
+  }
+  bool shared = false;
+  if constexpr (INDEXED) shared = shared_rows.seen(p, b0, row);
   T* state[kEntries];
   Pack<T, S * C> old[kEntries];  // [channel][input], or [input][channel] if DIM_FASTEST
   Pack<T, C> x[kEntries];
@@ -190,12 +198,9 @@ __global__ void __launch_bounds__(kThreads, kTokenBlocks<T, C, S, INDEXED>)
   for (int i = 0; i < kEntries; ++i) {
     const int64_t b = b0 + i;
     state[i] = nullptr;
-    row[i] = -1 - i;
-    if (i >= p.entries || b >= p.batch) continue;
-    const int64_t r = p.state_row(b, d0, C);
-    if (r < 0) continue;
-    if (INDEXED) row[i] = static_cast<int>(r);
-    state[i] = static_cast<T*>(p.state.data) + r * p.state.strides[0] + d0 * p.state.strides[1];
+    if (INDEXED ? row[i] < 0 : i >= p.entries || b >= p.batch) continue;
+    state[i] = static_cast<T*>(p.state.data) + (INDEXED ? row[i] : b) * p.state.strides[0] +
+               d0 * p.state.strides[1];
     if constexpr (DIM_FASTEST) {
 #pragma unroll
       for (int j = 0; j < S; ++j) {
@@ -207,7 +212,7 @@ __global__ void __launch_bounds__(kThreads, kTokenBlocks<T, C, S, INDEXED>)
     x[i] = Pack<T, C>::load(p.x.at(b, d0, 0));
   }
   if constexpr (INDEXED) {
-    const bool shared = shared_rows.exist(p, b0, row);
+    shared = __syncthreads_or(shared) != 0;
     if (!inside) return;
     if (shared) {  // rare enough for code that is small, and takes no registers from the other
       asm volatile("" : "+r"(column));
@@ -312,14 +317,14 @@ __global__ void __launch_bounds__(kThreads, (sizeof(T) == 8 ? 10 : 12) - 2 * IND
   const bool inside = !INDEXED || d < p.dim;  // else the thread only looks at indices
   if (!inside) d = 0;
   [[maybe_unused]] const std::conditional_t<INDEXED, SharedRows<1>, NoSharedRows> shared_rows(p);
-  int64_t row = p.state_row(b, d, 1);
+  int64_t row = INDEXED ? p.state_row(b, d, 1) : b;
   if (row < 0) return;
   const int64_t S = p.state_len, L = p.seqlen;
   const bool ring = p.cache_seqlens.data != nullptr;
   bool shared = false;
   if constexpr (INDEXED) {
     const int rows[1] = {static_cast<int>(row & 0x7fffffff)};
-    shared = shared_rows.exist(p, b, rows);
+    shared = __syncthreads_or(shared_rows.seen(p, b, rows)) != 0;
     if (!inside || (shared && p.find(row, int64_t(0), b) < b)) return;
   }
   int64_t start = 0;
@@ -346,11 +351,6 @@ __global__ void __launch_bounds__(kThreads, (sizeof(T) == 8 ? 10 : 12) - 2 * IND
   }
 }
 
-// Whether batch entries may have one row.
-template <typename T>
-bool is_indexed(const UpdateArgs<T>& p) {
-  return p.conv_state_indices.data != nullptr && p.batch > 1;
-}
 int64_t whole_blocks(int64_t threads) { return ceil_div(threads, kThreads) * kThreads; }
 
 // Whether update_token<T, C, S, DIM_FASTEST> suits.
@@ -379,7 +379,7 @@ template <typename T, int C, int S, bool DIM_FASTEST>
 bool launch_token(const UpdateParams& params, UpdateArgs<T>& p, cudaStream_t stream,
                   cudaError_t* e) {
   if (!has_every_kernel() || !token_fits<T, C, S, DIM_FASTEST>(params)) return false;
-  const bool indexed = is_indexed(p);
+  const bool indexed = p.conv_state_indices.data != nullptr;
   const int64_t columns = indexed ? whole_blocks(p.dim / C) : p.dim / C;
   const int64_t threads = p.batch * columns;
   if (threads > kMostParts || p.states > kMostParts) return false;
@@ -421,7 +421,9 @@ cudaError_t run(const UpdateParams& params, cudaStream_t stream) {
       return e;
     }
   }
-  if (!is_indexed(p)) return launch(update_any<T, false>, p.batch * p.dim, stream, p);
+  if (p.conv_state_indices.data == nullptr) {
+    return launch(update_any<T, false>, p.batch * p.dim, stream, p);
+  }
   p.columns = whole_blocks(p.dim);
   return launch(update_any<T, true>, p.batch * p.columns, stream, p);
 }
