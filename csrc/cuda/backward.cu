@@ -22,7 +22,7 @@ __device__ Compute<T> dz_at(const BackwardArgs<T>& p, int64_t b, int64_t d, int6
   return p.gradient(z, to_compute(*p.dout.at(b, d, t)));
 }
 
-// dx at s, which lies before the sequence for dinitial_states.
+// dx at s, which lies before the sequence for dinitial_states, without dfinal_states.
 template <typename T>
 __device__ Compute<T> dx_at(const BackwardArgs<T>& p, int64_t b, int64_t d, int64_t s) {
   Compute<T> a = 0;
@@ -32,7 +32,7 @@ __device__ Compute<T> dx_at(const BackwardArgs<T>& p, int64_t b, int64_t d, int6
     if (p.seq_idx.at(b, t) != p.seq_idx.at(b, max(s, int64_t(0)))) continue;
     a = fma(p.weight.load(d, p.width - 1 - j) * p.scale, dz_at(p, b, d, t), a);
   }
-  return a + p.dfinal(b, d, s);
+  return a;
 }
 
 template <typename T>
@@ -45,7 +45,7 @@ __global__ void __launch_bounds__(kThreads)
   } else {
     b = split(split(n, p.seqlen, &s), p.dim, &d);
   }
-  if (b < p.batch) *p.dx.at(b, d, s) = from_compute<T>(dx_at(p, b, d, s));
+  if (b < p.batch) *p.dx.at(b, d, s) = from_compute<T>(dx_at(p, b, d, s) + p.dfinal(b, d, s));
 }
 
 template <typename T>
@@ -53,7 +53,45 @@ __global__ void __launch_bounds__(kThreads) backward_initial_states(const Backwa
   int64_t d, j;
   const int64_t n = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   const int64_t b = split(split(n, p.width - 1, &j), p.dim, &d);
-  if (b < p.batch) p.dinitial_states.store(dx_at(p, b, d, j - (p.width - 1)), b, d, j);
+  if (b >= p.batch) return;
+  const int64_t s = j - (p.width - 1);
+  p.dinitial_states.store(dx_at(p, b, d, s) + p.dfinal(b, d, s), b, d, j);
+}
+
+// The same where seq_idx and dfinal_states are given, and dx of rows with padding among their last
+// W-1 steps: the other kernels add dfinal_states to it in the wrong places, so it is computed anew
+// in these and in the right ones. A block has channels of one row, and of its steps every
+// `slots`-th from `slot` on.
+template <typename T>
+__global__ void __launch_bounds__(kThreads, 4)
+    backward_padded_ends(const BackwardArgs<T> p, int slots) {
+  wait_for_kernel_before();
+  let_next_kernel_start();
+  int64_t d, slot;
+  const int64_t b = split(split(blockIdx.x, slots, &slot), ceil_div(p.dim, kThreads), &d);
+  d = d * kThreads + threadIdx.x;
+  const int states = p.width - 1;
+  bool padded = false;
+  for (int64_t i = 1 + threadIdx.x % 32; i <= min(p.seqlen, int64_t(states)); i += 32) {
+    padded |= p.seq_idx.at(b, p.seqlen - i) < 0;
+  }
+  padded = __any_sync(0xffffffff, padded);
+  if (!padded && !p.dinitial_states.given()) return;
+  const int64_t end = padded ? p.seq_idx.end(b, p.seqlen) : p.seqlen;
+  if (d >= p.dim) return;
+  // Before the row, where dfinal_states goes, and where it went.
+  for (int i = static_cast<int>(slot); i < (padded ? 3 : 1) * states; i += slots) {
+    asm volatile("" : "+l"(d));  // or registers would be taken for what is the same
+    const int place = i / states, j = i - place * states;
+    const int64_t s = j + (place == 0 ? 0 : (place == 1 ? end : p.seqlen)) - states;
+    if (place == 0 ? !p.dinitial_states.given() : s < (place == 1 ? 0 : end)) continue;
+    const Compute<T> sum = dx_at(p, b, d, s) + p.dfinal(b, d, s, end);
+    if (place == 0) {
+      p.dinitial_states.store(sum, b, d, j);
+    } else {
+      *p.dx.at(b, d, s) = from_compute<T>(sum);
+    }
+  }
 }
 
 // One block a (part, d): the sums of one chunk of one row.
@@ -70,10 +108,12 @@ __global__ void __launch_bounds__(kThreads, 1)
     Compute<T> sum = 0;
     for (int64_t t = t0 + threadIdx.x; t < t1; t += kThreads) {
       const int64_t s = t - (p.width - 1) + k;
+      const int id = p.seq_idx.at(b, t);
+      if (id < 0) continue;  // there x may be anything
       const Compute<T> dz = dz_at(p, b, d, t);
       if (k == p.width) {
         sum += dz;
-      } else if (p.seq_idx.at(b, max(s, int64_t(0))) == p.seq_idx.at(b, t)) {
+      } else if (p.seq_idx.at(b, max(s, int64_t(0))) == id) {
         sum = fma(dz, p.input(b, d, s), sum);
       }
     }
@@ -166,7 +206,8 @@ cudaError_t run(const BackwardParams& params, BackwardPlan plan, void* workspace
   p.matches_pitch = plan.matches_pitch;
 
   cudaError_t e = cudaSuccess;
-  if (p.dinitial_states.given()) {
+  const bool padded_ends = p.dfinal_states.given() && p.seq_idx.data != nullptr && p.seqlen > 0;
+  if (p.dinitial_states.given() && !padded_ends) {
     e = launch(backward_initial_states<T>, p.batch * p.dim * (p.width - 1), stream, p);
   }
   if (e == cudaSuccess && has_elements(params.x)) {
@@ -183,6 +224,11 @@ cudaError_t run(const BackwardParams& params, BackwardPlan plan, void* workspace
   }
   if (e == cudaSuccess && p.sums && !plan.whole) {  // no positions at all: the sums are zero
     e = launch_early(reduce_partials<T>, (p.width + 1) * p.dim * kLanes, stream, p);
+  }
+  if (e == cudaSuccess && padded_ends) {
+    const int slots = p.width - 1 < 8 ? p.width - 1 : 8;
+    const int64_t row = ceil_div(p.dim, kThreads) * kThreads;
+    e = launch_early(backward_padded_ends<T>, p.batch * row * slots, stream, p, slots);
   }
   return e;
 }

@@ -1,7 +1,8 @@
 // Backward. With z the pre-activation and dz[t] = dout[t] * act'(z[t]) (0 where seq_idx < 0):
 //
 //   dx[s]      = sum over t = s..s+W-1, ascending, of weight[W-1-(t-s)] * dz[t]   (t < L)
-//                + dfinal_states[s-(L-(W-1))] where that exists
+//                + dfinal_states[s-(L-(W-1))] where that exists; rows that end in padding, or have
+//                it among their last W-1 steps, are put right by a kernel of their own
 //   dweight[k] = sum over b, t of dz[t] * x~[t-(W-1)+k]        dbias = sum over b, t of dz[t]
 //   dinitial_states[j] is dx at s = j-(W-1)
 //
@@ -69,10 +70,18 @@ struct BackwardArgs {
     }
   }
 
-  // What dfinal_states adds to dx at s.
+  // What dfinal_states adds to dx at s if the row has no padding among its last W-1 steps.
   __device__ __forceinline__ Compute<T> dfinal(int64_t b, int64_t d, int64_t s) const {
     const int64_t j = s - (seqlen - (width - 1));
     return dfinal_states.given() && j >= 0 ? dfinal_states.load(b, d, j) : Compute<T>(0);
+  }
+  // The same of any row; end is one past its last step that is not padding, or 0. Padding takes
+  // nothing, nor what comes before a row that begins with it.
+  __device__ __forceinline__ Compute<T> dfinal(int64_t b, int64_t d, int64_t s, int64_t end) const {
+    const int64_t j = s - (end - (width - 1));
+    if (j < 0 || s >= end) return Compute<T>(0);
+    const bool takes = end == 0 || seq_idx.at(b, max(s, int64_t(0))) >= 0;
+    return takes ? dfinal_states.load(b, d, j) : Compute<T>(0);
   }
 
   __device__ __forceinline__ Compute<T>* partial(int64_t part, int k, int64_t d) const {

@@ -382,7 +382,9 @@ class History {
 // `scale` as they load them: what they compute is h, and what they call dz is twice that. A factor
 // of two rounds nothing (but numbers below 2^-126).
 //
-// fp32 takes the accurate exponential, with a relative error near 2e-7, and scale = 1.
+// fp32 takes the accurate exponential, with a relative error near 2e-7, and scale = 1. A sigmoid
+// below 2^-126, which z * sigmoid(z) may still lift above it, is kept: the reciprocal, which
+// flushes such numbers to zero, is taken of a sixteenth.
 template <typename T>
 Compute<T> pre_activation_scale(bool silu) {
   return Compute<T>(silu && sizeof(T) == 2 ? 0.5 : 1.0);
@@ -396,8 +398,8 @@ __device__ __forceinline__ float tanh_approx(float h) {
 
 __device__ __forceinline__ float sigmoid(float z) {
   float r;
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(1.0f + expf(-z)));
-  return r;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(fmaf(expf(-z), 0.0625f, 0.0625f)));
+  return r * 0.0625f;
 }
 __device__ __forceinline__ double sigmoid(double z) { return 1.0 / (1.0 + exp(-z)); }
 

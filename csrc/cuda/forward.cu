@@ -424,13 +424,54 @@ __global__ void __launch_bounds__(kThreads)
   *p.out.at(b, d, t) = from_compute<T>(id < 0 ? Compute<T>(0) : z);
 }
 
-// final_states_out[b,d,j] = x~[b,d,L-(W-1)+j]
+// final_states_out[b,d,j] = x~[b,d,e-(W-1)+j], e being the row's end without the padding there;
+// padding further on counts as zeros, and as the end of what comes before the row. A thread has all
+// of a (b, d) and walks up j, so that what it reads of initial_states, which may be the same
+// memory, is never what it has written.
 template <typename T>
 __global__ void __launch_bounds__(kThreads) write_final_states(const ForwardArgs<T> p) {
-  int64_t d, j;
-  const int64_t n = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  const int64_t b = split(split(n, p.width - 1, &j), p.dim, &d);
-  if (b < p.batch) p.final_states.store(p.input(b, d, p.seqlen - (p.width - 1) + j), b, d, j);
+  wait_for_kernel_before();
+  let_next_kernel_start();
+  int64_t b, d, end = p.seqlen;
+  if (p.seq_idx.data == nullptr) {
+    b = split(static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x, p.dim, &d);
+    if (b >= p.batch) return;
+  } else {  // a block has channels of one row
+    b = split(blockIdx.x, ceil_div(p.dim, kThreads), &d);
+    d = d * kThreads + threadIdx.x;
+    end = p.seq_idx.end(b, p.seqlen);
+    if (d >= p.dim) return;
+  }
+  const bool takes_states = p.initial_states.given() && (end == 0 || p.seq_idx.at(b, 0) >= 0);
+  constexpr int N = 4;  // on their way at a time, which is why they are converted after the last
+  const int states = p.width - 1;
+  for (int j0 = 0; j0 < states; j0 += N) {
+    const int64_t s0 = end - states + j0;
+    const int count = min(N, states - j0);
+    T x[N];
+    Compute<T> state[N];
+    bool counts[N];
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+      const int64_t s = s0 + i;
+      const bool is_x = i < count && s >= 0;
+      if (is_x) x[i] = *p.x.at(b, d, s);
+      counts[i] = is_x && p.seq_idx.at(b, s) >= 0;
+    }
+    if (s0 < 0) {
+#pragma unroll
+      for (int i = 0; i < N; ++i) {
+        const bool before = takes_states && i < count && s0 + i < 0;
+        state[i] = before ? p.initial_states.load(b, d, s0 + i + states) : Compute<T>(0);
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+      Compute<T> v = counts[i] ? to_compute(x[i]) : Compute<T>(0);
+      if (s0 + i < 0) v = state[i];
+      if (i < count) p.final_states.store(v, b, d, j0 + i);
+    }
+  }
 }
 
 template <typename T, int C, int WMAX, bool EXACT, bool SEQ>
@@ -496,6 +537,18 @@ cudaError_t launch_fast(const ForwardParams& params, const ForwardArgs<T>& p, cu
 }
 
 template <typename T>
+cudaError_t launch_out(const ForwardParams& params, const ForwardArgs<T>& p, cudaStream_t stream) {
+  if (!has_elements(params.x)) return cudaSuccess;
+  if constexpr (sizeof(T) <= 4) {
+    const bool few = p.batch * p.dim * ceil_div(p.seqlen, 256) <= kMostParts;
+    if (few && p.width <= 4) return launch_fast<T, 4>(params, p, stream);
+    if (few && p.width <= 8 && has_every_kernel()) return launch_fast<T, 8>(params, p, stream);
+  }
+  return launch(forward_any_width<T>, p.batch * p.dim * p.seqlen, stream, p,
+                is_channel_last(params.x));
+}
+
+template <typename T>
 cudaError_t run(const ForwardParams& params, cudaStream_t stream) {
   ForwardArgs<T> p{};
   p.x = view<T>(params.x);
@@ -513,18 +566,11 @@ cudaError_t run(const ForwardParams& params, cudaStream_t stream) {
   p.scale = pre_activation_scale<T>(p.silu);
   p.x_end = p.x.data + extent(params.x);
 
-  cudaError_t e = cudaSuccess;
-  if (p.final_states.given()) {
-    e = launch(write_final_states<T>, p.batch * p.dim * (p.width - 1), stream, p);
-  }
-  if (e != cudaSuccess || !has_elements(params.x)) return e;
-  if constexpr (sizeof(T) <= 4) {
-    const bool few = p.batch * p.dim * ceil_div(p.seqlen, 256) <= kMostParts;
-    if (few && p.width <= 4) return launch_fast<T, 4>(params, p, stream);
-    if (few && p.width <= 8 && has_every_kernel()) return launch_fast<T, 8>(params, p, stream);
-  }
-  return launch(forward_any_width<T>, p.batch * p.dim * p.seqlen, stream, p,
-                is_channel_last(params.x));
+  const cudaError_t e = launch_out<T>(params, p, stream);
+  if (e != cudaSuccess || !p.final_states.given()) return e;
+  // After what reads initial_states, since the final ones may be written there.
+  const int64_t row = p.seq_idx.data == nullptr ? p.dim : ceil_div(p.dim, kThreads) * kThreads;
+  return launch_early(write_final_states<T>, p.batch * row, stream, p);
 }
 
 }  // namespace

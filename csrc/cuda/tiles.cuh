@@ -43,7 +43,8 @@ constexpr int kRoomFor = BLOCKS < 4 ? 1 : 228 * 1024 / (BLOCKS + 1) - 1023 - USE
 constexpr int kRoomFor = 1;
 #endif
 
-// seq_idx, (batch, seqlen); without one every position has id 0.
+// seq_idx, (batch, seqlen); without one every position has id 0. One of 64 bits is its lower
+// halves: what has their signs and differs as they do, and needs no code of its own.
 struct SeqIdx {
   const int32_t* data;
   int64_t batch, time;
@@ -55,11 +56,31 @@ struct SeqIdx {
   __device__ __forceinline__ SeqIdx from(int64_t b, int64_t t) const {
     return {data == nullptr ? nullptr : data + b * batch + t * time, 0, time};
   }
+
+  // One past the last position of row b that is not padding; 0 if it has none. All lanes of a warp
+  // must call it: they look at kEach steps each at a time, from the row's end on.
+  __device__ __forceinline__ int64_t end(int64_t b, int64_t seqlen) const {
+    if (data == nullptr) return seqlen;
+    constexpr unsigned kEach = 8, kSteps = 32 * kEach;
+    for (int64_t end = seqlen; end > 0; end -= kSteps) {
+      unsigned after = kSteps;  // steps between the last that counts and end
+#pragma unroll
+      for (unsigned i = 0; i < kEach; ++i) {
+        const unsigned back = i * 32 + threadIdx.x % 32;
+        const int64_t t = end - 1 - back;
+        if (at(b, max(t, int64_t(0))) >= 0 && t >= 0) after = min(after, back);
+      }
+      after = __reduce_min_sync(0xffffffff, after);
+      if (after < kSteps) return end - after;
+    }
+    return 0;
+  }
 };
 
 inline SeqIdx seq_idx_view(const Tensor& t) {
   if (!given(t)) return {nullptr, 0, 0};
-  return {static_cast<const int32_t*>(t.data), t.strides[0], t.strides[1]};
+  const int words = t.dtype == CAUSAL_CONV1D_INT64 ? 2 : 1;  // an id; the lower one comes first
+  return {static_cast<const int32_t*>(t.data), t.strides[0] * words, t.strides[1] * words};
 }
 
 // Starts to bring what lies there to L2.

@@ -5,6 +5,11 @@
 //   the states in registers, where it shifts them.
 // update_any: everything else, a thread a channel. All outputs come before the first write of the
 //   state, from which they read.
+//
+// INDEXED: with conv_state_indices, so that batch entries may have one row, which all are to read
+// as it was. So that no block waits for another, the one with the first of these entries does them
+// all, and writes the last one's state; the others leave theirs alone. For that a block has batch
+// entries of its own, and looks at all indices while its loads are on their way.
 #include "common.cuh"
 #include "launch.cuh"
 
@@ -13,9 +18,21 @@ namespace {
 
 struct Index {
   const int32_t* data;
-  int64_t stride;
-  __device__ __forceinline__ int64_t at(int64_t b) const { return data[b * stride]; }
+  int64_t stride;  // in 32-bit words
+  bool wide;       // 64 bits, the lower half first
+  __device__ __forceinline__ int32_t low(int64_t b) const { return data[b * stride]; }
+  __device__ __forceinline__ int64_t at(int64_t b) const {
+    const int32_t* p = data + b * stride;
+    const int32_t low = p[0], high = wide ? p[1] : low >> 31;
+    return static_cast<int64_t>(high) << 32 | static_cast<uint32_t>(low);
+  }
 };
+
+Index index_view(const Tensor& t) {
+  if (!given(t)) return {nullptr, 0, false};
+  const bool wide = t.dtype == CAUSAL_CONV1D_INT64;
+  return {static_cast<const int32_t*>(t.data), t.strides[0] * (wide ? 2 : 1), wide};
+}
 
 template <typename T>
 struct UpdateArgs {
@@ -24,17 +41,17 @@ struct UpdateArgs {
   AnyView<Compute<T>> state, weight, bias;
   Index cache_seqlens, conv_state_indices;
   int64_t batch, dim, seqlen, states, state_len;
-  int entries;        // update_token: batch entries a thread
-  Divisor by_column;  // and of C channels
+  int entries;        // update_token: batch entries a thread,
+  Divisor by_column;  // and threads for them
+  int64_t columns;    // update_any: threads a batch entry
   int width;
   bool silu;
   Compute<T> scale;  // pre_activation_scale
 
-  // The state row of batch entry b, or -1 if it has none: then the outputs of channels d .. d +
-  // channels - 1 are written here. A row out of range gives NaN, since reading it would be worse
-  // and nobody can be told.
+  // The state row of batch entry b by its index, or -1 if it has none: then the outputs of channels
+  // d .. d + channels - 1 are written here. A row out of range gives NaN, since reading it would be
+  // worse and nobody can be told.
   __device__ __forceinline__ int64_t state_row(int64_t b, int64_t d, int channels) const {
-    if (conv_state_indices.data == nullptr) return b;
     const int64_t row = conv_state_indices.at(b);
     if (row >= 0 && row < states) return row;
     const Compute<T> v = row < 0 ? Compute<T>(0) : Compute<T>(NAN);
@@ -42,6 +59,14 @@ struct UpdateArgs {
       for (int64_t t = 0; t < seqlen; ++t) *out.at(b, d + c, t) = from_compute<T>(v);
     }
     return -1;
+  }
+
+  // The first batch entry of [from, to) with that row, or to.
+  template <typename Int>
+  __device__ __forceinline__ Int find(Int row, Int from, Int to) const {
+#pragma unroll 1
+    while (from < to && conv_state_indices.at(from) != row) ++from;
+    return from;
   }
 
   // Where in the ring batch entry b's first token goes.
@@ -53,20 +78,119 @@ struct UpdateArgs {
 
 constexpr int kEntries = 2;
 
+struct NoSharedRows {
+  template <typename Args>
+  __device__ __forceinline__ explicit NoSharedRows(const Args&) {}
+};
+
+// The block's look at all indices, for other batch entries with the rows of its own, which are N
+// or, if that is 2, p.entries from b on. It compares 31 bits, so it may be taken in by what is no
+// row, at a cost in time alone.
+template <int N>
+class SharedRows {
+  static constexpr int kEach = 2;
+
+ public:
+  // Starts to load the first of them.
+  template <typename Args>
+  __device__ __forceinline__ explicit SharedRows(const Args& p) {
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) {
+      const unsigned at = threadIdx.x + i * kThreads;
+      if (at < p.batch) rows_[i] = p.conv_state_indices.low(at);
+    }
+  }
+
+  // What the thread sees of them; rows: < 0 if there is none. Best before other loads begin, for
+  // which it would wait too.
+  template <typename Args>
+  __device__ __forceinline__ bool seen(const Args& p, int64_t b, const int (&rows)[N]) const {
+    bool found = N > 1 && rows[0] == rows[N - 1];
+    auto look = [&](int64_t at, int row) {
+      const bool own = N == 1 ? at == b : static_cast<uint64_t>(at - b) < uint64_t(p.entries);
+#pragma unroll
+      for (int n = 0; n < N; ++n) found |= (row & 0x7fffffff) == rows[n] && !own;
+    };
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) look(threadIdx.x + i * kThreads, rows_[i]);
+#pragma unroll 1
+    for (int64_t at = threadIdx.x + kEach * kThreads; at < p.batch; at += kThreads) {
+      look(at, p.conv_state_indices.low(at));
+    }
+    return found;
+  }
+
+ private:
+  int rows_[kEach] = {-1, -1};
+};
+
+// update_token for channel d of all batch entries with that row, if b is the first.
+template <typename T, int S>
+__device__ __forceinline__ void update_shared(const UpdateArgs<T>& p, int row, int b, int64_t d) {
+  const int batch = static_cast<int>(p.batch);
+  if (p.find(row, 0, b) < b) return;
+  auto state = [&](int j) {
+    return static_cast<T*>(p.state.data) + row * p.state.strides[0] + d * p.state.strides[1] +
+           j * p.state.strides[2];
+  };
+  const bool ring = p.cache_seqlens.data != nullptr;
+  int at = 0;  // where x goes, and the oldest input is
+  T x;
+#pragma unroll 1
+  while (b < batch) {
+    asm volatile("" : "+l"(d), "+r"(row));  // or addresses would take registers from the others
+    if (ring) at = p.ring_start(b);
+    x = *p.x.at(b, d, 0);
+    float z = p.bias.given() ? p.bias.load(d) * p.scale : 0.0f;
+#pragma unroll 1
+    for (int k = 0; k < p.width; ++k) {
+      const int from = at - (p.width - 1 - k);  // only x is not of before
+      const T v = from == at ? x : *state(from < 0 ? from + S : from);
+      z = fmaf(p.weight.load(d, k) * p.scale, to_compute(v), z);
+    }
+    if (p.silu) z = silu<T>(z);
+    *p.out.at(b, d, 0) = from_compute<T>(z);
+    b = p.find(row, b + 1, batch);
+  }
+  if (!ring) {
+#pragma unroll 1
+    for (at = 0; at < S - 1; ++at) *state(at) = *state(at + 1);
+  }
+  *state(at) = x;
+}
+
 // As many blocks at a time as registers allow without spills: it waits for memory alone.
-template <typename T, int C, int S, bool DIM_FASTEST>
-__global__ void __launch_bounds__(kThreads, C == 4 ? 7 : (S * C * sizeof(T) > 24 ? 8 : 10))
+template <typename T, int C, int S, bool INDEXED>
+constexpr int kTokenBlocks = C == 4 ? 7 : (S * C * sizeof(T) > 24 ? 8 : 10 - INDEXED);
+
+template <typename T, int C, int S, bool DIM_FASTEST, bool INDEXED>
+__global__ void __launch_bounds__(kThreads, kTokenBlocks<T, C, S, INDEXED>)
     update_token(const UpdateArgs<T> p) {
   if (kSmallPtx) return;
   constexpr int WMAX = 4;
   uint32_t column;
   const int64_t b0 =
       int64_t(p.by_column.split(blockIdx.x * kThreads + threadIdx.x, &column)) * p.entries;
-  const int64_t d0 = int64_t(column) * C;
   if (b0 >= p.batch) return;
+  // Threads after the last column only look at indices.
+  const bool inside = !INDEXED || int64_t(column) * C < p.dim;
+  const int64_t d0 = inside ? int64_t(column) * C : 0;
   wait_for_kernel_before();
   let_next_kernel_start();
   const Parameters<WMAX, C> parameters(p, d0);
+  [[maybe_unused]] const std::conditional_t<INDEXED, SharedRows<kEntries>, NoSharedRows>
+      shared_rows(p);
+  int row[kEntries];
+#pragma unroll
+  for (int i = 0; i < kEntries; ++i) {
+    row[i] = -1 - i;
+    if (INDEXED && i < p.entries && b0 + i < p.batch) {
+      const int64_t r = p.state_row(b0 + i, d0, C);
+      if (r >= 0) row[i] = static_cast<int>(r);
+    }
+  }
+  bool shared = false;
+  if constexpr (INDEXED) shared = shared_rows.seen(p, b0, row);
   T* state[kEntries];
   Pack<T, S * C> old[kEntries];  // [channel][input], or [input][channel] if DIM_FASTEST
   Pack<T, C> x[kEntries];
@@ -74,10 +198,9 @@ __global__ void __launch_bounds__(kThreads, C == 4 ? 7 : (S * C * sizeof(T) > 24
   for (int i = 0; i < kEntries; ++i) {
     const int64_t b = b0 + i;
     state[i] = nullptr;
-    if (i >= p.entries || b >= p.batch) continue;
-    const int64_t row = p.state_row(b, d0, C);
-    if (row < 0) continue;
-    state[i] = static_cast<T*>(p.state.data) + row * p.state.strides[0] + d0 * p.state.strides[1];
+    if (INDEXED ? row[i] < 0 : i >= p.entries || b >= p.batch) continue;
+    state[i] = static_cast<T*>(p.state.data) + (INDEXED ? row[i] : b) * p.state.strides[0] +
+               d0 * p.state.strides[1];
     if constexpr (DIM_FASTEST) {
 #pragma unroll
       for (int j = 0; j < S; ++j) {
@@ -87,6 +210,22 @@ __global__ void __launch_bounds__(kThreads, C == 4 ? 7 : (S * C * sizeof(T) > 24
       old[i] = Pack<T, S * C>::load(state[i]);
     }
     x[i] = Pack<T, C>::load(p.x.at(b, d0, 0));
+  }
+  if constexpr (INDEXED) {
+    shared = __syncthreads_or(shared) != 0;
+    if (!inside) return;
+    if (shared) {  // rare enough for code that is small, and takes no registers from the other
+      asm volatile("" : "+r"(column));
+#pragma unroll 1
+      for (int n = 0; n < p.entries * C; ++n) {
+        const int64_t b = b0 + n / C;
+        const int64_t r = b < p.batch ? p.conv_state_indices.at(b) : -1;
+        if (r < 0 || r >= p.states) continue;
+        update_shared<T, S>(p, static_cast<int>(r), static_cast<int>(b),
+                            int64_t(column) * C + n % C);
+      }
+      return;
+    }
   }
   float w[WMAX][C], bias[C];
   parameters.get(p.scale, w, bias);
@@ -145,18 +284,14 @@ __global__ void __launch_bounds__(kThreads, C == 4 ? 7 : (S * C * sizeof(T) > 24
   }
 }
 
+// All outputs of channel d of a batch entry. start: where in the state token 0 goes; in a shifted
+// state: after its end.
 template <typename T>
-__global__ void __launch_bounds__(kThreads) update_any(const UpdateArgs<T> p) {
+__device__ __forceinline__ void write_outputs(const UpdateArgs<T>& p, int64_t row, int64_t b,
+                                              int64_t d, int64_t start) {
   using F = Compute<T>;
-  int64_t d;
-  const int64_t b = split(static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x, p.dim, &d);
-  if (b >= p.batch) return;
-  const int64_t row = p.state_row(b, d, 1);
-  if (row < 0) return;
   const int64_t S = p.state_len, L = p.seqlen;
   const bool ring = p.cache_seqlens.data != nullptr;
-  int64_t start = 0;  // where in the state token 0 goes; in a shifted state: after its end
-  if (ring && S > 0) start = p.ring_start(b);
   const F bias = p.bias.given() ? p.bias.load(d) * p.scale : F(0);
   for (int64_t t = 0; t < L; ++t) {
     F z = bias;
@@ -170,6 +305,39 @@ __global__ void __launch_bounds__(kThreads) update_any(const UpdateArgs<T> p) {
     if (p.silu) z = silu<T>(z);
     *p.out.at(b, d, t) = from_compute<T>(z);
   }
+}
+
+template <typename T, bool INDEXED>
+__global__ void __launch_bounds__(kThreads, (sizeof(T) == 8 ? 10 : 12) - 2 * INDEXED)
+    update_any(const UpdateArgs<T> p) {
+  int64_t d;
+  int64_t b = split(static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x,
+                    INDEXED ? p.columns : p.dim, &d);
+  if (b >= p.batch) return;
+  const bool inside = !INDEXED || d < p.dim;  // else the thread only looks at indices
+  if (!inside) d = 0;
+  [[maybe_unused]] const std::conditional_t<INDEXED, SharedRows<1>, NoSharedRows> shared_rows(p);
+  int64_t row = INDEXED ? p.state_row(b, d, 1) : b;
+  if (row < 0) return;
+  const int64_t S = p.state_len, L = p.seqlen;
+  const bool ring = p.cache_seqlens.data != nullptr;
+  bool shared = false;
+  if constexpr (INDEXED) {
+    const int rows[1] = {static_cast<int>(row & 0x7fffffff)};
+    shared = __syncthreads_or(shared_rows.seen(p, b, rows)) != 0;
+    if (!inside || (shared && p.find(row, int64_t(0), b) < b)) return;
+  }
+  int64_t start = 0;
+#pragma unroll 1
+  for (;;) {
+    if (INDEXED) asm volatile("" : "+l"(d), "+l"(row));  // or addresses would take registers
+    if (ring && S > 0) start = p.ring_start(b);
+    write_outputs(p, row, b, d, start);
+    if (!INDEXED || !shared) break;
+    const int64_t next = p.find(row, b + 1, p.batch);
+    if (next >= p.batch) break;
+    b = next;
+  }
   if (ring) {
     for (int64_t t = L > S ? L - S : 0; t < L; ++t) {
       p.state.store(to_compute(*p.x.at(b, d, t)), row, d, (start + t) % S);
@@ -182,6 +350,8 @@ __global__ void __launch_bounds__(kThreads) update_any(const UpdateArgs<T> p) {
     }
   }
 }
+
+int64_t whole_blocks(int64_t threads) { return ceil_div(threads, kThreads) * kThreads; }
 
 // Whether update_token<T, C, S, DIM_FASTEST> suits.
 template <typename T, int C, int S, bool DIM_FASTEST>
@@ -209,13 +379,16 @@ template <typename T, int C, int S, bool DIM_FASTEST>
 bool launch_token(const UpdateParams& params, UpdateArgs<T>& p, cudaStream_t stream,
                   cudaError_t* e) {
   if (!has_every_kernel() || !token_fits<T, C, S, DIM_FASTEST>(params)) return false;
+  const bool indexed = p.conv_state_indices.data != nullptr;
+  const int64_t columns = indexed ? whole_blocks(p.dim / C) : p.dim / C;
+  const int64_t threads = p.batch * columns;
+  if (threads > kMostParts || p.states > kMostParts) return false;
   // Several entries a thread share its weights, where there are enough for every thread.
-  const int64_t threads = p.batch * (p.dim / C);
-  if (threads > kMostParts) return false;
   p.entries = threads >= (1 << 18) ? kEntries : 1;
-  p.by_column = Divisor(p.dim / C);
-  *e = launch_early(update_token<T, C, S, DIM_FASTEST>, ceil_div(p.batch, p.entries) * (p.dim / C),
-                    stream, p);
+  p.by_column = Divisor(columns);
+  auto kernel = indexed ? update_token<T, C, S, DIM_FASTEST, true>
+                        : update_token<T, C, S, DIM_FASTEST, false>;
+  *e = launch_early(kernel, ceil_div(p.batch, p.entries) * columns, stream, p);
   return true;
 }
 
@@ -227,14 +400,8 @@ cudaError_t run(const UpdateParams& params, cudaStream_t stream) {
   p.state = any_view<Compute<T>>(params.conv_state);
   p.weight = any_view<Compute<T>>(params.weight);
   p.bias = any_view<Compute<T>>(params.bias);
-  if (given(params.cache_seqlens)) {
-    p.cache_seqlens = {static_cast<const int32_t*>(params.cache_seqlens.data),
-                       params.cache_seqlens.strides[0]};
-  }
-  if (given(params.conv_state_indices)) {
-    p.conv_state_indices = {static_cast<const int32_t*>(params.conv_state_indices.data),
-                            params.conv_state_indices.strides[0]};
-  }
+  p.cache_seqlens = index_view(params.cache_seqlens);
+  p.conv_state_indices = index_view(params.conv_state_indices);
   p.batch = params.x.sizes[0];
   p.dim = params.x.sizes[1];
   p.seqlen = params.x.ndim == 3 ? params.x.sizes[2] : 1;
@@ -254,7 +421,11 @@ cudaError_t run(const UpdateParams& params, cudaStream_t stream) {
       return e;
     }
   }
-  return launch(update_any<T>, p.batch * p.dim, stream, p);
+  if (p.conv_state_indices.data == nullptr) {
+    return launch(update_any<T, false>, p.batch * p.dim, stream, p);
+  }
+  p.columns = whole_blocks(p.dim);
+  return launch(update_any<T, true>, p.batch * p.columns, stream, p);
 }
 
 }  // namespace

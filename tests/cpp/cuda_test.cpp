@@ -194,6 +194,52 @@ TEST_F(Cuda, UpdateMatchesTheCpu) {
   }
 }
 
+// All entries read a row as it was, and the last of them leaves it behind.
+TEST_F(Cuda, UpdateSharesRows) {
+  for (int32_t index : {CAUSAL_CONV1D_INT32, CAUSAL_CONV1D_INT64}) {
+    for (bool ring : {false, true}) {
+      for (int64_t tokens : {1, 3}) {
+        SCOPED_TRACE(testing::Message() << index << ring << tokens);
+        Options o;
+        o.batch = 6;
+        o.silu = false;
+        Problem p = make_problem(o);
+        // The same with a row for each entry: shared rows begin alike.
+        Update shared(p, tokens, 3, 4, ring, true), apart(p, tokens, 6, 4, ring, true);
+        shared.indices = Array(index, {o.batch});
+        const std::array<int, 6> rows{2, 0, 2, -1, 0, 2};
+        for (int64_t b = 0; b < o.batch; ++b) {
+          const int row = rows[static_cast<size_t>(b)];
+          shared.indices.set(row, b);
+          apart.indices.set(row < 0 ? row : static_cast<double>(b), b);
+          for (int64_t d = 0; row >= 0 && d < o.dim; ++d) {
+            for (int64_t j = 0; j < 4; ++j) {
+              apart.state.set(shared.state.get(row, d, j), b, d, j);
+            }
+          }
+          for (int64_t d = 0; d < o.dim; ++d) {
+            for (int64_t t = 0; t < tokens; ++t) {
+              shared.x.set(static_cast<double>(b + 2 * d - t) / 4, b, d, t);
+              apart.x.set(static_cast<double>(b + 2 * d - t) / 4, b, d, t);
+            }
+          }
+        }
+        const std::vector<double> before = shared.state.values();
+        ASSERT_OK(run_update(p, shared));
+        ASSERT_OK(run_update(p, apart));
+        EXPECT_EQ(shared.out.values(), apart.out.values());
+        for (int64_t d = 0; d < o.dim; ++d) {
+          for (int64_t j = 0; j < 4; ++j) {
+            EXPECT_EQ(shared.state.get(0, d, j), apart.state.get(4, d, j));
+            EXPECT_EQ(shared.state.get(1, d, j), before[static_cast<size_t>((o.dim + d) * 4 + j)]);
+            EXPECT_EQ(shared.state.get(2, d, j), apart.state.get(5, d, j));
+          }
+        }
+      }
+    }
+  }
+}
+
 TEST_F(Cuda, VarlenStatesEqualsTheCpu) {
   std::mt19937 random(5);
   Array x(CAUSAL_CONV1D_BFLOAT16, {11, 9}), cu_seqlens(CAUSAL_CONV1D_INT32, {5});
