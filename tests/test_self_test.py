@@ -154,7 +154,8 @@ def test_update_in_torch(state_len, seqlen, lens, indices, by_torch, device):
     shape = (3, 8) if seqlen is None else (3, 8, seqlen)
     x, weight, bias = randn(*shape, device=device), randn(8, 4, device=device), randn(8, seed=1)
     bias = bias.to(device)
-    state = randn(5, 8, state_len, dtype=torch.bfloat16, device=device)
+    rows = 3 if indices is None else 5
+    state = randn(rows, 8, state_len, dtype=torch.bfloat16, device=device)
     lens, indices = index(lens, device), index(indices, device)
     expected_state, out = state.clone(), torch.empty_like(x)
     expected = causal_conv1d_update_ref(x, expected_state, weight, bias, "silu", lens, indices)
