@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 
 import causal_conv1d
-from causal_conv1d.causal_conv1d_interface import _backward, _forward, _update
+from causal_conv1d.cpp_functions import write_backward, write_forward, write_update
 
 # batch, dim, seqlen
 SHAPES = (
@@ -182,7 +182,7 @@ def measure(shape, layout, name, time, device, width=4, options=(), upstream=Non
     del ys
     row["forward_us"] = time(
         [
-            lambda o=o, x=x: _forward(x, weight, bias, ids, before, o, after, silu)
+            lambda o=o, x=x: write_forward(x, weight, bias, ids, before, o, after, silu)
             for x, o in zip(xs, outs, strict=True)
         ]
     )
@@ -191,7 +191,7 @@ def measure(shape, layout, name, time, device, width=4, options=(), upstream=Non
     dbefore = None if before is None else torch.empty_like(before)
     row["backward_us"] = time(
         [
-            lambda o=o, x=x, d=d: _backward(
+            lambda o=o, x=x, d=d: write_backward(
                 x, weight, bias, o, ids, before, after, d, dweight, dbias, dbefore, silu
             )
             for x, o, d in zip(xs, outs, dxs, strict=True)
@@ -268,7 +268,7 @@ def measure_update(shape, name, time, device, state_layout="contiguous", options
             ]
         )
 
-    row["update_us"] = time_update(_update)
+    row["update_us"] = time_update(write_update)
     if upstream is not None:  # it takes three dimensions alone
         row["upstream_us"] = time_update(
             lambda x, s, w, b, o, *rest: upstream.causal_conv1d_update(

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 
 import causal_conv1d
 from causal_conv1d import _library
-from causal_conv1d.causal_conv1d_interface import _backward, _forward, _update
+from causal_conv1d.cpp_functions import write_backward, write_forward, write_update
 
 # batch, dim, seqlen
 SHAPES = ((2, 4096, 4096), (1, 2048, 2048))
@@ -94,8 +94,8 @@ def row(shape, name, layout, threads, rounds=15, with_compile=True, clock=time.p
     dweight, dbias = torch.empty(dim, WIDTH), torch.empty(dim)
     contestants = {
         "copy": lambda: out.copy_(x),
-        "forward": lambda: _forward(x, weight, bias, None, None, out, None, True),
-        "backward": lambda: _backward(
+        "forward": lambda: write_forward(x, weight, bias, None, None, out, None, True),
+        "backward": lambda: write_backward(
             x, weight, bias, dout, None, None, None, dx, dweight, dbias, None, True
         ),
         "conv1d_silu": lambda: conv1d_silu(x, weight, bias),
@@ -135,7 +135,7 @@ def update_row(shape, name, threads, rounds=200, clock=time.perf_counter):
 
     best = least_times(
         {
-            "update": lambda: _update(x, state, weight, bias, out, True, None, None),
+            "update": lambda: write_update(x, state, weight, bias, out, True, None, None),
             "torch": in_torch,
         },
         rounds,

@@ -12,7 +12,7 @@ CAUSAL_CONV1D_API causal_conv1d_status causal_conv1d_register_cuda(void);
 // The operators' schemas, one a line, for causal_conv1d/_ctypes_ops.py.
 CAUSAL_CONV1D_API const char* causal_conv1d_schemas(void);
 
-// The argument checks that open every operation, for causal_conv1d/_torch_ops.py.
+// The argument checks that open every operation, for causal_conv1d/_plain.py.
 CAUSAL_CONV1D_API causal_conv1d_status
 causal_conv1d_check_forward(const causal_conv1d_forward_params* params);
 CAUSAL_CONV1D_API causal_conv1d_status
