@@ -17,6 +17,7 @@ _is_excluded = _C._dispatch_tls_is_dispatch_key_excluded
 _set_excluded = _C._dispatch_tls_set_dispatch_key_excluded
 
 functorch_is_active = _C._are_functorch_transforms_active
+_is_compiling, _Tensor, _tracer = torch.compiler.is_compiling, torch.Tensor, _C._get_tracing_state
 
 
 def below_autograd(operator, x, *args):
@@ -35,9 +36,9 @@ def is_transformed(x) -> bool:
     """Whether x is no plain tensor, or torch.func, forward mode, torch.compile, torch.export or
     torch.jit.trace is at work: they must see the operators themselves, with autograd."""
     return (
-        torch.compiler.is_compiling()
-        or type(x) is not torch.Tensor
+        _is_compiling()
+        or type(x) is not _Tensor
         or functorch_is_active()
         or forward_ad._current_level >= 0
-        or _C._get_tracing_state() is not None
+        or _tracer() is not None
     )

@@ -99,14 +99,17 @@ def causal_conv1d_fn(
             bfloat16, each tensor on its own; or all tensors float64.
         weight: (dim, width), any width >= 1; up to 8 is fast.
         bias: (dim,) or None.
-        seq_idx: (batch, seqlen) int32 or None: the id of the packed sequence that each position
-            belongs to. Only inputs of the same id count. The initial state has the id of
-            position 0. Where the id is negative (padding) the output is 0.
+        seq_idx: (batch, seqlen) int32, or int64 of values that fit int32, or None: the id of the
+            packed sequence that each position belongs to. Only inputs of the same id count. The
+            initial state has the id of position 0. Where the id is negative (padding) the output
+            is 0.
         initial_states: (batch, dim, width - 1) or None: the inputs before the first.
         return_final_states: also return the last width - 1 inputs (of ``x~``, so a sequence
-            shorter than that keeps a part of its initial state).
+            shorter than that keeps a part of its initial state). Padding enters as zeros, and that
+            at the end of a row does not count: its states are those after its last real position.
+            Ids >= 0 do not change them.
         final_states_out: (batch, dim, width - 1) or None: where to write them; only used with
-            ``return_final_states``.
+            ``return_final_states``. It may be ``initial_states``, and a view of a cache.
         activation: None, "silu" or "swish" (the same).
 
     Returns:
@@ -115,6 +118,7 @@ def causal_conv1d_fn(
 
     Raises:
         RuntimeError: an argument of wrong shape, dtype or device; the message names it.
+        TypeError: an argument that is no tensor.
         NotImplementedError: another activation.
 
     Older positional forms are accepted as well: activation as the 4th or 5th argument (upstream
@@ -220,7 +224,8 @@ def causal_conv1d_update(
 ):
     """The convolution of new tokens that follow a running state, which takes them in.
 
-    Bitwise equal to :func:`causal_conv1d_fn` on the whole sequence. Not differentiable.
+    Bitwise equal to :func:`causal_conv1d_fn` on the whole sequence. It has no derivative: a
+    gradient that reaches the output raises, as do forward mode and a conv_state that requires grad.
 
     Args:
         x: (batch, dim) or (batch, dim, seqlen): the new tokens, usually one.
@@ -229,20 +234,21 @@ def causal_conv1d_update(
         weight: (dim, width).
         bias: (dim,) or None.
         activation: None, "silu" or "swish".
-        cache_seqlens: (batch,) int32 or None. None: the state shifts left by seqlen and takes x at
-            its end. Given: the state is a ring, and token i goes to position
+        cache_seqlens: (batch,) int32 or int64, or None. None: the state shifts left by seqlen and
+            takes x at its end. Given: the state is a ring, and token i goes to position
             ``(cache_seqlens + i) % state_len``.
-        conv_state_indices: (batch,) int32 or None: the row of conv_state of each batch entry;
-            conv_state may then have any number of rows. A negative index is padding: the output is
+        conv_state_indices: (batch,) int32 or int64, or None: the row of conv_state of each batch
+            entry; conv_state may then have any number of rows. A negative index is padding: the output is
             0 and no state is touched. An index past the last row is an error on the CPU; on CUDA,
-            where no one can look without a synchronisation, the output is NaN. Using a row twice
-            in a call leaves its state unspecified.
+            where no one can look without a synchronisation, the output is NaN. Entries that use
+            one row all read it as it was before the call, and leave the last one's state.
 
     Returns:
         out, of x's shape, dtype and layout.
 
     Raises:
         RuntimeError: an argument of wrong shape, dtype or device; the message names it.
+        TypeError: an argument that is no tensor.
         NotImplementedError: another activation.
     """
     silu = activation is not None and is_silu(activation)
@@ -251,7 +257,8 @@ def causal_conv1d_update(
         return _traced_update(*args)
     try:
         if torch.is_grad_enabled():
-            refuse_to_write("causal_conv1d_update", conv_state=conv_state)
+            if conv_state.requires_grad:
+                refuse_to_write("causal_conv1d_update", conv_state=conv_state)
             if x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad):
                 return Update.apply(below_autograd, *args)
         return below_autograd(_update, *args)
