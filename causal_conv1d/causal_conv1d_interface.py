@@ -238,10 +238,11 @@ def causal_conv1d_update(
             takes x at its end. Given: the state is a ring, and token i goes to position
             ``(cache_seqlens + i) % state_len``.
         conv_state_indices: (batch,) int32 or int64, or None: the row of conv_state of each batch
-            entry; conv_state may then have any number of rows. A negative index is padding: the output is
-            0 and no state is touched. An index past the last row is an error on the CPU; on CUDA,
-            where no one can look without a synchronisation, the output is NaN. Entries that use
-            one row all read it as it was before the call, and leave the last one's state.
+            entry; conv_state may then have any number of rows. A negative index is padding: the
+            output is 0 and no state is touched. An index past the last row is an error on the CPU;
+            on CUDA, where no one can look without a synchronisation, the output is NaN. Entries
+            that use one row all read it as it was before the call, and leave the last one's
+            state.
 
     Returns:
         out, of x's shape, dtype and layout.

@@ -371,10 +371,16 @@ def measure_gpu(args, time):
             flush=True,
         )
     if not args.sms:
-        report["host_us"] = host_times(args.device)
-        for label, microseconds in report["host_us"].items():
-            print(f"host time of {label}: {microseconds:.1f} us")
+        report["host_us"] = measure_host(args)
     return report
+
+
+def measure_host(args):
+    times = host_times(args.device)
+    for label, microseconds in times.items():
+        ratio = microseconds / times["x + x"]
+        print(f"host time of {label}: {microseconds:.1f} us, {ratio:.2f} x + x")
+    return times
 
 
 def draw(report, path):
@@ -415,6 +421,7 @@ def main():
     parser.add_argument(
         "--upstream", type=load_upstream, metavar="FILE", help="upstream's causal_conv1d_cuda*.so"
     )
+    parser.add_argument("--host", action="store_true", help="only the time of a call on the host")
     parser.add_argument("--json", help="file to write the rows to")
     parser.add_argument("--png", help="file to draw a chart into (needs matplotlib)")
     args = parser.parse_args()
@@ -432,7 +439,9 @@ def main():
         "version": causal_conv1d.__version__,
         "command": " ".join(sys.argv),
     }
-    if args.sms:
+    if args.host:
+        report["host_us"] = measure_host(args)
+    elif args.sms:
         green = torch.cuda.green_contexts.GreenContext.create(args.sms, 0)
         green.set_context()
         args.others = False  # they are for the whole GPU

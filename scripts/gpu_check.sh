@@ -2,7 +2,10 @@
 # On a machine with an NVIDIA GPU: installs a wheel (the one named by WHEEL, else one built here for
 # this GPU), then runs the doctor, the test suite with --device cuda and compute-sanitizer.
 #
-#   bash scripts/gpu_check.sh [doctor] [tests] [sanitizer] [benchmark]     # default: the first three
+#   bash scripts/gpu_check.sh [doctor] [tests] [sanitizer] [ctypes] [benchmark] [host]
+#
+# The default is the first three; ctypes is the suite with the operators registered from Python,
+# host the time of a call on the host.
 #
 # Python is python3 on PATH, with torch. Wheels for what else is needed may lie in WHEELHOUSE.
 # Logs go to OUT (default: build/gpu).
@@ -37,20 +40,22 @@ run() { # name, command: its whole output into a log, the end of it here
   tail -n "${TAIL:-25}" "$OUT/$name.log"
 }
 
+# Without the source folder, which has no compiled libraries, on the path.
+suite=(python3 -c 'import sys; del sys.path[0]; import pytest; sys.exit(pytest.console_main())'
+  tests --ignore tests/ecosystem --device cuda -q -n "${WORKERS:-8}" --dist worksteal)
+
 for step in "${steps[@]}"; do
   case $step in
   doctor) run doctor env -C / python3 -m causal_conv1d ;;
-  tests)
-    # Without the source folder, which has no compiled libraries, on the path.
-    run tests python3 -c 'import sys; del sys.path[0]; import pytest; sys.exit(pytest.console_main())' \
-      tests --ignore tests/ecosystem --device cuda -q -n "${WORKERS:-8}"
-    ;;
+  tests) run tests "${suite[@]}" ;;
+  ctypes) run ctypes env CAUSAL_CONV1D_REGISTRATION=ctypes "${suite[@]}" ;;
   sanitizer)
     for tool in memcheck racecheck initcheck; do
       run "$tool" compute-sanitizer --tool "$tool" --error-exitcode 1 \
         python3 scripts/sanitizer_cases.py
     done
     ;;
+  host) run host python3 scripts/benchmark.py --host ;;
   benchmark) TAIL=80 run benchmark python3 scripts/benchmark.py --json "$OUT/benchmark.json" ;;
   *) echo "no step $step" && exit 2 ;;
   esac
