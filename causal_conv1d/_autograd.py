@@ -16,11 +16,11 @@ from torch.autograd.graph import increment_version
 
 from causal_conv1d import _dtensor, _fake, _plain
 from causal_conv1d._arguments import refuse_to_write
-from causal_conv1d._dispatch import below_autograd, functorch_is_active
+from causal_conv1d._dispatch import functorch_is_active, is_transformed
 from causal_conv1d._operators import ARGUMENTS, CALLERS, WRITTEN, operation_of
 
 _ops = torch.ops.causal_conv1d
-_backward = _ops.backward.default._op  # without a Python function around it
+_backward = _ops.backward.plain._op  # without a Python function around it
 
 
 def has_tangent(*tensors) -> bool:
@@ -41,24 +41,25 @@ def needs_grad(*tensors) -> bool:
 
 
 class _Below:
-    """Calls an operator without its kernel of this file, in the modes that were on before.
+    """An operator without its kernel of this file, in the modes that were on before.
 
     torch runs a Function's forward without any. Under torch.func what it calls is seen by the
     levels further out, which need theirs.
     """
 
-    def __init__(self):
+    def __init__(self, operator):
         _dtensor.register_if_loaded()
+        self.operator = operator
         self.grad = torch.is_grad_enabled()
         self.forward_grad = forward_ad._is_fwd_grad_enabled()
 
-    def __call__(self, operator, *args):
+    def __call__(self, *args):
         with torch._C._AutoDispatchBelowAutograd():
             if not functorch_is_active():
-                return operator(*args)
+                return self.operator(*args)
             with torch.set_grad_enabled(self.grad):
                 with forward_ad._set_fwd_grad_enabled(self.forward_grad):
-                    return operator(*args)
+                    return self.operator(*args)
 
 
 def _record(function, *args):
@@ -70,32 +71,31 @@ def _record(function, *args):
 
 
 class Forward(_SingleLevelFunction):
-    """forward or forward_states as a node of a graph; call(operator, ...) computes it."""
+    """forward or forward_states, which operator computes, as a node of a graph."""
 
     @staticmethod
-    def forward(ctx, call, operator, x, weight, bias, seq_idx, initial_states, silu):
+    def forward(ctx, operator, x, weight, bias, seq_idx, initial_states, silu):
         ctx.save_for_backward(x, weight, bias, seq_idx, initial_states)
         ctx.silu = silu
         ctx.set_materialize_grads(False)
-        return call(operator, x, weight, bias, seq_idx, initial_states, silu)
+        return operator(x, weight, bias, seq_idx, initial_states, silu)
 
     @staticmethod
     def backward(ctx, dout, dfinal_states=None):
         if dout is None and dfinal_states is None:
-            return (None,) * 8
+            return (None,) * 7
         x, weight, bias, seq_idx, initial_states = ctx.saved_tensors
         if dout is None:
             dout = torch.zeros_like(x)
-        need_dweight, need_dbias, _, need_dstates = ctx.needs_input_grad[3:7]
+        need_dweight, need_dbias, _, need_dstates = ctx.needs_input_grad[2:6]
         needs = (need_dweight, need_dbias, need_dstates)
         args = (x, weight, bias, dout, seq_idx, initial_states, dfinal_states, *needs, ctx.silu)
         # Gradients are recorded here only if the caller asked for a graph of the backward.
-        if torch.is_grad_enabled() or functorch_is_active():
-            dx, dweight, dbias, dstates = _ops.backward.default(*args)
-        else:
-            dx, dweight, dbias, dstates = below_autograd(_backward, *args)
+        operator = _backward
+        if torch.is_grad_enabled() or is_transformed(x):
+            operator = _ops.backward.default
+        dx, dweight, dbias, dstates = operator(*args)
         return (
-            None,
             None,
             dx,
             dweight if need_dweight else None,
@@ -107,15 +107,15 @@ class Forward(_SingleLevelFunction):
 
 
 class Backward(_SingleLevelFunction):
-    """backward as a node of a graph."""
+    """backward, which operator computes, as a node of a graph."""
 
     @staticmethod
-    def forward(ctx, call, *args):
+    def forward(ctx, operator, *args):
         x, weight, bias, dout, seq_idx, initial_states, dfinal_states, *needs, silu = args
         ctx.save_for_backward(x, weight, bias, dout, seq_idx, initial_states, dfinal_states)
         ctx.needs, ctx.silu = needs, silu
         ctx.set_materialize_grads(False)
-        results = call(_ops.backward.default, *args)
+        results = operator(*args)
         unneeded = [r for r, need in zip(results[1:], needs, strict=True) if not need]
         ctx.mark_non_differentiable(*unneeded)
         return results
@@ -134,11 +134,11 @@ class Backward(_SingleLevelFunction):
 
 
 class Update(_SingleLevelFunction):
-    """update as a node of a graph, which raises when a gradient reaches it."""
+    """update, which operator computes, as a node of a graph; it raises when a gradient comes."""
 
     @staticmethod
-    def forward(ctx, call, *args):
-        return call(_ops.update.default, *args)
+    def forward(ctx, operator, *args):
+        return operator(*args)
 
     @staticmethod
     def backward(ctx, *_):
@@ -156,8 +156,8 @@ def _forward_kernel(operator, plain):
             _fake.check("forward", dict(zip(ARGUMENTS["forward"], args[:5], strict=False)))
             return plain(*args)
         if needs_grad(*inputs):
-            return _record(Forward, _Below(), operator, *args)
-        return _Below()(operator, *args)
+            return _record(Forward, _Below(operator), *args)
+        return _Below(operator)(*args)
 
     return kernel
 
@@ -168,8 +168,8 @@ def _backward_kernel(*args):
         _fake.check("backward", dict(zip(ARGUMENTS["backward"], args[:7], strict=False)))
         return _plain.backward(*args)
     if needs_grad(*tensors):
-        return _record(Backward, _Below(), *args)
-    return _Below()(_ops.backward.default, *args)
+        return _record(Backward, _Below(_ops.backward.default), *args)
+    return _Below(_ops.backward.default)(*args)
 
 
 def _tell_wrappers(*tensors) -> None:
@@ -189,15 +189,15 @@ def _update_kernel(*args):
         )
     _tell_wrappers(conv_state)
     if needs_grad(x, weight, bias):
-        return _record(Update, _Below(), *args)
-    return _Below()(_ops.update.default, *args)
+        return _record(Update, _Below(_ops.update.default), *args)
+    return _Below(_ops.update.default)(*args)
 
 
 def _varlen_states_kernel(x, cu_seqlens, state_len):
     if has_tangent(x) or needs_grad(x):
         _fake.check_varlen_states(x, cu_seqlens, state_len)
         return _plain.varlen_states(x, cu_seqlens, state_len)
-    return _Below()(_ops.varlen_states.default, x, cu_seqlens, state_len)
+    return _Below(_ops.varlen_states.default)(x, cu_seqlens, state_len)
 
 
 def _writing_kernel(operation, operator):
@@ -213,7 +213,7 @@ def _writing_kernel(operation, operator):
                 )
         written = [t for n, t in zip(names, args, strict=True) if n in WRITTEN[operation]]
         _tell_wrappers(*written)
-        return _Below()(operator, *args)
+        return _Below(operator)(*args)
 
     return kernel
 
@@ -248,11 +248,13 @@ def register(loaded) -> None:
         },
         "Autograd",
     )
-    writing = ("forward_out", "backward_out", "update", "update_out")
     loaded.register(
-        {
-            name: _negated_kernel(operation_of(name), getattr(_ops, name).default)
-            for name in writing
-        },
-        "Negative",
+        {f"{name}.plain": torch.library.fallthrough_kernel for name in loaded.schemas}, "Autograd"
     )
+    for name in ("forward_out", "backward_out", "update", "update_out"):
+        packet, operation = getattr(_ops, name), operation_of(name)
+        kernels = {
+            name: _negated_kernel(operation, packet.default),
+            f"{name}.plain": _negated_kernel(operation, packet.plain),
+        }
+        loaded.register(kernels, "Negative")

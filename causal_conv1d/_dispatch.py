@@ -1,9 +1,8 @@
-"""How operators are called: with torch's autograd, or quickly below it.
+"""Which overload of an operator is called.
 
-The operators' kernels for autograd are Python, ``_autograd.py``, and cost some microseconds a call
-even where nothing is differentiated. Calls that need none of it leave out autograd's dispatch key.
-Everything else of torch, as dispatch modes, the profiler and tensor subclasses, sees them all the
-same.
+``torch.ops.causal_conv1d.forward.default`` and its like have kernels for autograd, which are in
+Python, ``_autograd.py``, and cost some microseconds a call even where nothing is differentiated.
+The overload ``plain`` has none. It is called where nothing but values is wanted, of plain tensors.
 """
 
 from __future__ import annotations
@@ -11,34 +10,27 @@ from __future__ import annotations
 import torch
 from torch.autograd import forward_ad
 
-_C = torch._C
-_CPU, _CUDA = _C.DispatchKey.AutogradCPU, _C.DispatchKey.AutogradCUDA
-_is_excluded = _C._dispatch_tls_is_dispatch_key_excluded
-_set_excluded = _C._dispatch_tls_set_dispatch_key_excluded
-
-functorch_is_active = _C._are_functorch_transforms_active
-_is_compiling, _Tensor, _tracer = torch.compiler.is_compiling, torch.Tensor, _C._get_tracing_state
-
-
-def below_autograd(operator, x, *args):
-    """operator(x, *args) without autograd, where torch.func is not at work."""
-    key = _CUDA if x.is_cuda else _CPU
-    if _is_excluded(key):
-        return operator(x, *args)
-    _set_excluded(key, True)
-    try:
-        return operator(x, *args)
-    finally:
-        _set_excluded(key, False)
+functorch_is_active = torch._C._are_functorch_transforms_active
+_count_modes, _tracer = torch._C._len_torch_dispatch_stack, torch._C._get_tracing_state
+_is_compiling, _Tensor = torch.compiler.is_compiling, torch.Tensor
 
 
 def is_transformed(x) -> bool:
-    """Whether x is no plain tensor, or torch.func, forward mode, torch.compile, torch.export or
-    torch.jit.trace is at work: they must see the operators themselves, with autograd."""
+    """Whether x is of a subclass, or torch.func, forward mode, torch.compile, torch.export,
+    torch.jit.trace or a dispatch mode is at work: they know the default overload."""
     return (
         _is_compiling()
         or type(x) is not _Tensor
         or functorch_is_active()
+        or _count_modes() > 0
         or forward_ad._current_level >= 0
         or _tracer() is not None
     )
+
+
+def call_without_grad(operator, x, *args):
+    """An operator of torch.ops.causal_conv1d, whose results have no gradient."""
+    if is_transformed(x):
+        with torch.no_grad():
+            return operator.default(x, *args)
+    return operator.plain(x, *args)

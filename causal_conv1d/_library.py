@@ -57,7 +57,7 @@ class Loaded:
         self.registrations.append(library)
 
     def register(self, functions: dict, dispatch_key: str) -> None:
-        """Registers functions as the operators' kernels of a dispatch key, by name."""
+        """Registers functions as the kernels of a dispatch key, by an operator's name."""
         library = torch.library.Library("causal_conv1d", "IMPL", dispatch_key)
         for name, function in functions.items():
             library.impl(name, function)
@@ -126,6 +126,11 @@ def _refusal(problem: str):
     return refuse
 
 
+def _with_plain(operators: dict) -> dict:
+    """The operators and their overloads named plain, see ``_dispatch.py``."""
+    return operators | {f"{name}.plain": function for name, function in operators.items()}
+
+
 def _replacements(loaded: Loaded, operators: dict) -> dict:
     """The operators that the C++ ones pass calls on to, see ``csrc/torch/register.h``."""
     set_error = loaded.cuda.library.causal_conv1d_cuda_set_error
@@ -157,7 +162,7 @@ def _register_cuda(loaded: Loaded) -> None:
         operations = _ctypes_ops.cuda_operations(cuda.library)
         if loaded.self_test is not None:
             operations = {n: loaded.self_test.checked(n, run) for n, run in operations.items()}
-        loaded.register(_operators.over(operations, check), "CUDA")
+        loaded.register(_with_plain(_operators.over(operations, check)), "CUDA")
     elif loaded.self_test is not None:
         loaded.define(f"python_{schema}" for schema in loaded.schemas.values())
         operations = {name: loaded.self_test.replacement(name) for name in _operators.ARGUMENTS}
@@ -171,14 +176,16 @@ def _load_all() -> Loaded:
     loaded.schemas = _ctypes_ops.schemas(library)
     if loaded.cpu.registration == CTYPES:
         loaded.define(loaded.schemas.values())
+        loaded.define(schema.replace("(", ".plain(", 1) for schema in loaded.schemas.values())
         operations = _ctypes_ops.cpu_operations(library)
         check = _ctypes_ops.varlen_sizes_check(library)
-        loaded.register(_operators.over(operations, check), "CPU")
+        loaded.register(_with_plain(_operators.over(operations, check)), "CPU")
     loaded.cuda = _load_cuda()
     if loaded.cuda.problem is None:
         _register_cuda(loaded)
     elif torch.version.cuda is not None:
-        loaded.register(dict.fromkeys(loaded.schemas, _refusal(loaded.cuda.problem)), "CUDA")
+        refusals = dict.fromkeys(loaded.schemas, _refusal(loaded.cuda.problem))
+        loaded.register(_with_plain(refusals), "CUDA")
 
     from causal_conv1d import _autograd, _dtensor, _fake, _flops, _vmap
 

@@ -15,7 +15,7 @@ from causal_conv1d._arguments import (
     refuse_to_write,
 )
 from causal_conv1d._autograd import Forward, Update
-from causal_conv1d._dispatch import below_autograd, is_transformed
+from causal_conv1d._dispatch import is_transformed
 from causal_conv1d.reference import causal_conv1d_ref, causal_conv1d_update_ref
 
 __all__ = [
@@ -28,10 +28,10 @@ __all__ = [
 
 _ops = torch.ops.causal_conv1d
 # The operators without a Python function around them.
-_forward = _ops.forward.default._op
-_forward_states = _ops.forward_states.default._op
-_forward_out = _ops.forward_out.default._op
-_update = _ops.update.default._op
+_forward = _ops.forward.plain._op
+_forward_states = _ops.forward_states.plain._op
+_forward_out = _ops.forward_out.plain._op
+_update = _ops.update.plain._op
 
 
 class CausalConv1dFn:
@@ -142,7 +142,7 @@ def causal_conv1d_fn(
                 bias, seq_idx, initial_states, return_final_states, final_states_out, activation
             )
         )
-    silu = activation is not None and is_silu(activation)
+    silu = activation == "silu" or is_silu(activation)
     states_out = final_states_out if return_final_states else buffer
     with_states = return_final_states or buffer is not None
     if is_transformed(x):
@@ -159,17 +159,15 @@ def causal_conv1d_fn(
             if states_out is not None and _share_memory(states_out, initial_states):
                 initial_states = initial_states.clone()  # the backward needs what was in it
             operator = _forward_states if with_states else _forward
-            found = Forward.apply(
-                below_autograd, operator, x, weight, bias, seq_idx, initial_states, silu
-            )
+            found = Forward.apply(operator, x, weight, bias, seq_idx, initial_states, silu)
             if states_out is not None:
                 found = found[0], _write_states(states_out, found[1], x)
         elif states_out is not None:
             found = torch.empty_like(x), states_out
-            below_autograd(_forward_out, x, weight, bias, seq_idx, initial_states, *found, silu)
+            _forward_out(x, weight, bias, seq_idx, initial_states, *found, silu)
         else:
             operator = _forward_states if with_states else _forward
-            found = below_autograd(operator, x, weight, bias, seq_idx, initial_states, silu)
+            found = operator(x, weight, bias, seq_idx, initial_states, silu)
     except Exception:
         _check_fn_tensors(x, weight, bias, seq_idx, initial_states, states_out)
         raise
@@ -252,7 +250,7 @@ def causal_conv1d_update(
         TypeError: an argument that is no tensor.
         NotImplementedError: another activation.
     """
-    silu = activation is not None and is_silu(activation)
+    silu = activation == "silu" or is_silu(activation)
     args = (x, conv_state, weight, bias, silu, cache_seqlens, conv_state_indices)
     if is_transformed(x):
         return _traced_update(*args)
@@ -261,8 +259,8 @@ def causal_conv1d_update(
             if conv_state.requires_grad:
                 refuse_to_write("causal_conv1d_update", conv_state=conv_state)
             if x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad):
-                return Update.apply(below_autograd, *args)
-        return below_autograd(_update, *args)
+                return Update.apply(_update, *args)
+        return _update(*args)
     except Exception:
         _check_update_tensors(x, conv_state, weight, bias, cache_seqlens, conv_state_indices)
         raise

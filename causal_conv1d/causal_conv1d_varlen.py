@@ -6,12 +6,12 @@ import torch
 
 from causal_conv1d import _library  # noqa: F401  registers torch.ops.causal_conv1d
 from causal_conv1d._arguments import check_tensors
-from causal_conv1d._dispatch import below_autograd, is_transformed
+from causal_conv1d._dispatch import is_transformed
 from causal_conv1d.reference import causal_conv1d_varlen_states_ref
 
 __all__ = ["causal_conv1d_varlen_states", "causal_conv1d_varlen_states_ref"]
 
-_varlen_states = torch.ops.causal_conv1d.varlen_states.default
+_varlen_states = torch.ops.causal_conv1d.varlen_states
 
 
 def causal_conv1d_varlen_states(x, cu_seqlens, state_len):
@@ -33,9 +33,9 @@ def causal_conv1d_varlen_states(x, cu_seqlens, state_len):
     required = {"x": x, "cu_seqlens": cu_seqlens}
     if is_transformed(x) or (torch.is_grad_enabled() and x.requires_grad):
         check_tensors("causal_conv1d_varlen_states", required, {})
-        return _varlen_states(x, cu_seqlens, state_len)
+        return _varlen_states.default(x, cu_seqlens, state_len)
     try:
-        return below_autograd(_varlen_states, x, cu_seqlens, state_len)
+        return _varlen_states.plain(x, cu_seqlens, state_len)
     except Exception:
         check_tensors("causal_conv1d_varlen_states", required, {})
         raise

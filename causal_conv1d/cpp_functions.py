@@ -9,7 +9,7 @@ import torch
 
 from causal_conv1d import _library  # noqa: F401  registers torch.ops.causal_conv1d
 from causal_conv1d._arguments import refuse_to_write
-from causal_conv1d._dispatch import below_autograd
+from causal_conv1d._dispatch import call_without_grad
 from causal_conv1d._operators import empty_gradients
 
 __all__ = [
@@ -25,8 +25,10 @@ _ops = torch.ops.causal_conv1d
 def write_forward(x, weight, bias, seq_idx, initial_states, out, final_states_out, silu):
     """Writes out, and final_states_out if given."""
     refuse_to_write("causal_conv1d_fn", out=out, final_states_out=final_states_out)
-    operator = _ops.forward_out.default
-    below_autograd(operator, x, weight, bias, seq_idx, initial_states, out, final_states_out, silu)
+    operator = _ops.forward_out
+    call_without_grad(
+        operator, x, weight, bias, seq_idx, initial_states, out, final_states_out, silu
+    )
 
 
 def causal_conv1d_fwd_function(
@@ -34,8 +36,10 @@ def causal_conv1d_fwd_function(
 ):
     """out of :func:`causal_conv1d.causal_conv1d_fn`; final_states_out, if given, is written."""
     if final_states_out is None:
-        operator = _ops.forward.default
-        return below_autograd(operator, x, weight, bias, seq_idx, initial_states, silu_activation)
+        operator = _ops.forward
+        return call_without_grad(
+            operator, x, weight, bias, seq_idx, initial_states, silu_activation
+        )
     out = torch.empty_like(x)
     write_forward(x, weight, bias, seq_idx, initial_states, out, final_states_out, silu_activation)
     return out
@@ -61,7 +65,7 @@ def causal_conv1d_bwd_function(
     inputs = (x, weight, bias, dout, seq_idx, initial_states, dfinal_states)
     needs = (True, bias is not None, bool(return_dinitial_states))
     if dx is None:
-        found = below_autograd(_ops.backward.default, *inputs, *needs, silu_activation)
+        found = call_without_grad(_ops.backward, *inputs, *needs, silu_activation)
         dx, dweight, dbias, dinitial_states = found
         return dx, dweight, dbias if needs[1] else None, dinitial_states if needs[2] else None
     _, dweight, dbias, dinitial_states = empty_gradients(x, weight, bias, initial_states, *needs)
@@ -89,7 +93,7 @@ def write_backward(
     written = {"dx": dx, "dweight": dweight, "dbias": dbias, "dinitial_states": dinitial_states}
     refuse_to_write("causal_conv1d_bwd", **written)
     inputs = (x, weight, bias, dout, seq_idx, initial_states, dfinal_states)
-    below_autograd(_ops.backward_out.default, *inputs, *written.values(), silu)
+    call_without_grad(_ops.backward_out, *inputs, *written.values(), silu)
 
 
 def causal_conv1d_update_function(
@@ -98,11 +102,11 @@ def causal_conv1d_update_function(
     """out of :func:`causal_conv1d.causal_conv1d_update`; conv_state is changed in place."""
     refuse_to_write("causal_conv1d_update", conv_state=conv_state)
     args = (x, conv_state, weight, bias, silu_activation, cache_seqlens, conv_state_indices)
-    return below_autograd(_ops.update.default, *args)
+    return call_without_grad(_ops.update, *args)
 
 
 def write_update(x, conv_state, weight, bias, out, silu, cache_seqlens, conv_state_indices):
     """Writes out; conv_state is changed in place."""
     refuse_to_write("causal_conv1d_update", conv_state=conv_state, out=out)
     args = (x, conv_state, weight, bias, out, silu, cache_seqlens, conv_state_indices)
-    below_autograd(_ops.update_out.default, *args)
+    call_without_grad(_ops.update_out, *args)

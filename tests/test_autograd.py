@@ -232,18 +232,6 @@ def test_backward_twice_with_retain_graph_accumulates(device):
     torch.testing.assert_close(case.weight.grad, 2 * first, rtol=1e-6, atol=0)
 
 
-@pytest.mark.parametrize("dout_needs_grad", (False, True), ids=("", "dout needs grad"))
-@pytest.mark.parametrize("wanted", ("x", "weight"))
-def test_a_second_derivative_is_a_clear_error(wanted, dout_needs_grad, device):
-    """Also within a larger loss, where it would otherwise be left out silently."""
-    case = leaves(make_case(SHAPE, 4, torch.float64, device=device))
-    dout = case.dout.detach().requires_grad_(dout_needs_grad)
-    with pytest.raises(RuntimeError, match="(?i)twice|second deriv|double backward"):
-        (dx,) = torch.autograd.grad(fn(case), case.x, dout, create_graph=True)
-        loss = dx.square().sum() + case.x.sum() + case.weight.sum()
-        torch.autograd.grad(loss, getattr(case, wanted))
-
-
 def test_only_the_inputs_are_saved_for_the_backward(device):
     case = leaves(make_case(SHAPE, 4, states=True, seq_idx="packed", device=device))
     saved = []

@@ -42,6 +42,15 @@ def functional_backward(case, needs=(True, True, True)):
     )
 
 
+def test_a_packet_means_the_default_overload(device):
+    """Not the one without autograd."""
+    case = make_case(SHAPE, 4, device=device)
+    out = ops.forward(case.x.requires_grad_(), case.weight, None, None, None, True)
+    assert out.requires_grad
+    for name in ops.forward.overloads():
+        assert name in ("default", "plain")
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_results_have_the_layout_of_empty_like(layout, device):
     case = make_case(SHAPE, 4, torch.bfloat16, layout=layout, states=True, device=device)

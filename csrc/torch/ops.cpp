@@ -9,13 +9,18 @@
 namespace causal_conv1d::torch_abi {
 namespace {
 
+// The overload that autograd and other transformations leave alone: causal_conv1d/_dispatch.py calls
+// it where there are none.
+constexpr const char kPlain[] = ".plain";
+
 constexpr const Signature* kSignatures[] = {
     &schema::kForward,     &schema::kForwardStates, &schema::kForwardOut, &schema::kBackward,
     &schema::kBackwardOut, &schema::kUpdate,        &schema::kUpdateOut,  &schema::kVarlenStates};
 
-// As torch reads it: "forward(Tensor x, Tensor weight, ...) -> Tensor".
-std::string schema_of(const Signature& signature) {
-  std::string text = std::string(signature.name) + "(";
+// As torch reads it: "forward(Tensor x, Tensor weight, ...) -> Tensor", with ".plain" after the name
+// for the overload of that name.
+std::string schema_of(const Signature& signature, const char* overload = "") {
+  std::string text = std::string(signature.name) + overload + "(";
   char alias = 'a';
   for (int i = 0; signature.kinds[i] != '\0'; ++i) {
     const char kind = signature.kinds[i];
@@ -198,8 +203,10 @@ void define_schemas() {
       functions().aoti_torch_library_init_fragment("causal_conv1d", __FILE__, __LINE__, &library),
       "open the namespace causal_conv1d");
   for (const Signature* signature : kSignatures) {
-    const std::string schema = schema_of(*signature);
-    require(functions().aoti_torch_library_def(library, schema.c_str()), "define " + schema);
+    for (const char* overload : {"", kPlain}) {
+      const std::string schema = schema_of(*signature, overload);
+      require(functions().aoti_torch_library_def(library, schema.c_str()), "define " + schema);
+    }
   }
 }
 
@@ -209,9 +216,11 @@ void register_kernels(const char* dispatch_key, const Kernel* kernels, int count
                                                    __LINE__, &library),
           "open the namespace causal_conv1d for kernels");
   for (int i = 0; i < count; ++i) {
-    const char* name = kernels[i].signature->name;
-    require(functions().aoti_torch_library_impl(library, name, kernels[i].function),
-            std::string("add ") + name);
+    for (const char* overload : {"", kPlain}) {
+      const std::string name = std::string(kernels[i].signature->name) + overload;
+      require(functions().aoti_torch_library_impl(library, name.c_str(), kernels[i].function),
+              "add " + name);
+    }
   }
 }
 

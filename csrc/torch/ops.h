@@ -142,7 +142,7 @@ struct Kernel {
   BoxedFunction function;
 };
 
-// All operators' schemas, one a line.
+// All operators' schemas, one a line, without the overloads named plain.
 const char* schemas();
 void define_schemas();
 void register_kernels(const char* dispatch_key, const Kernel* kernels, int count);
