@@ -113,14 +113,23 @@ def _function(library: ctypes.CDLL, name: str, *argtypes):
 def telling_torch(operation: str, function):
     """The operation, which tells torch what it writes before it does, so that autograd notices.
 
-    torch refuses an inference tensor outside of inference mode.
+    An inference tensor outside of inference mode is refused, as torch's operators do.
     """
-    written = [i for i, name in enumerate(ARGUMENTS[operation]) if name in WRITTEN[operation]]
+    names = ARGUMENTS[operation]
+    written = [i for i, name in enumerate(names) if name in WRITTEN[operation]]
 
     def run(*args):
         for i in written:
-            if args[i] is not None:
-                increment_version(args[i])
+            tensor = args[i]
+            if tensor is None:
+                continue
+            if not tensor.is_inference():
+                increment_version(tensor)
+            elif not torch.is_inference_mode_enabled():
+                raise RuntimeError(
+                    f"{CALLERS[operation]}: {names[i]} is an inference tensor, which is changed "
+                    f"in place in inference mode alone"
+                )
         function(*args)
 
     return run

@@ -198,7 +198,9 @@ def _operation(name: str):
 def register(loaded) -> None:
     operations = {name: _operation(name) for name in _CHECKS}
     operations["varlen_states"] = lambda x, cu_seqlens, states: None
+    fakes = _operators.over(operations, check_varlen_states)
     library = torch.library.Library("causal_conv1d", "FRAGMENT")
-    for name, fake in _operators.over(operations, check_varlen_states).items():
+    for name, fake in fakes.items():
         torch.library.register_fake(f"causal_conv1d::{name}", fake, lib=library)
     loaded.registrations.append(library)
+    loaded.register({f"{name}.plain": fake for name, fake in fakes.items()}, "Meta")
