@@ -134,18 +134,73 @@ class Backward(_SingleLevelFunction):
 
 
 class Update(_SingleLevelFunction):
-    """update, which operator computes, as a node of a graph; it raises when a gradient comes."""
+    """update, which operator computes, as a node of a graph; it raises when a gradient comes.
+
+    An operator raises, so that torch.compile can trace a backward that is never run.
+    """
 
     @staticmethod
-    def forward(ctx, operator, *args):
-        return operator(*args)
+    def forward(ctx, operator, x, conv_state, weight, bias, *rest):
+        ctx.save_for_backward(x, weight, bias)
+        return operator(x, conv_state, weight, bias, *rest)
 
     @staticmethod
-    def backward(ctx, *_):
-        raise RuntimeError(
-            "causal_conv1d_update: it has no derivative, as its state changes in place; where "
-            "gradients are needed, use causal_conv1d_fn with initial_states"
+    def backward(ctx, dout):
+        x, weight, bias = (
+            None if tensor is None else _ops.update_gradient.default(tensor)
+            for tensor in ctx.saved_tensors
         )
+        return None, x, None, weight, bias, None, None, None
+
+
+def _update_gradient(like):
+    raise RuntimeError(
+        "causal_conv1d_update: it has no derivative, as its state changes in place; where "
+        "gradients are needed, use causal_conv1d_fn with initial_states"
+    )
+
+
+class Keep(_SingleLevelFunction):
+    """keep as a node of a graph."""
+
+    @staticmethod
+    def forward(ctx, operator, tensor):
+        return operator(tensor)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return None, gradient
+
+
+def _keep_kernel(tensor):
+    if has_tangent(tensor):
+        return tensor.clone()
+    if needs_grad(tensor):
+        return _record(Keep, _Below(_ops.keep.default), tensor)
+    return _Below(_ops.keep.default)(tensor)
+
+
+def _register_own(loaded) -> None:
+    """Operators that are needed for the graphs of torch.compile alone.
+
+    keep is a clone that torch.compile does not compute again in the backward, as it does clones,
+    from a tensor that has then been overwritten. update_gradient raises.
+    """
+    loaded.define(["keep(Tensor tensor) -> Tensor", "update_gradient(Tensor like) -> Tensor"])
+    kernels = {"keep": torch.clone, "update_gradient": _update_gradient}
+    loaded.register(kernels, "CPU")
+    loaded.register(kernels, "CUDA")
+    loaded.register({"keep": _keep_kernel}, "Autograd")
+    library = torch.library.Library("causal_conv1d", "FRAGMENT")
+    for name, fake in {"keep": torch.clone, "update_gradient": torch.empty_like}.items():
+        torch.library.register_fake(f"causal_conv1d::{name}", fake, lib=library)
+        rule = getattr(_ops, name).default
+        torch.library.register_vmap(
+            f"causal_conv1d::{name}",
+            lambda info, in_dims, tensor, rule=rule: (rule(tensor), in_dims[0]),
+            lib=library,
+        )
+    loaded.registrations.append(library)
 
 
 def _forward_kernel(operator, plain):
@@ -235,6 +290,7 @@ def _negated_kernel(operation, operator):
 
 
 def register(loaded) -> None:
+    _register_own(loaded)
     loaded.register(
         {
             "forward": _forward_kernel(_ops.forward.default, _plain.forward),

@@ -65,7 +65,7 @@ class Loaded:
 
 
 def _may_use_stable_abi() -> bool:
-    wanted = os.environ.get("CAUSAL_CONV1D_REGISTRATION", "auto")
+    wanted = os.environ.get("CAUSAL_CONV1D_REGISTRATION") or "auto"
     if wanted not in ("auto", "ctypes"):
         raise ImportError(f"CAUSAL_CONV1D_REGISTRATION={wanted}: give auto or ctypes")
     return wanted == "auto" and torch.__version__ >= (2, 9)

@@ -17,11 +17,16 @@ _ops = torch.ops.causal_conv1d
 class _Folding:
     """The dimension that is mapped, of a given size, as a part of the batch or of the channels.
 
-    rows: the batch of one entry, where torch's operations get parameters for each row.
+    x, mapped over its dimension x_dim if that is not None, is (batch, dim, ...). for_each_row: each
+    row gets parameters of its own, for torch's operations.
     """
 
-    def __init__(self, size: int, into_channels: bool, rows: int | None = None):
-        self.size, self.into_channels, self.batch = size, into_channels, rows
+    def __init__(self, size: int, into_channels: bool, x, x_dim, for_each_row=False):
+        self.size, self.into_channels, self.for_each_row = size, into_channels, for_each_row
+        shape = list(x.shape)
+        if x_dim is not None:
+            del shape[x_dim]
+        self.batch, self.dim = shape[:2]
 
     def _first(self, tensor, dim):
         if dim is None:
@@ -45,7 +50,7 @@ class _Folding:
 
     def parameters(self, tensor, dim):
         """Of a tensor (dim, ...)."""
-        if tensor is None or not (self.into_channels or self.batch is not None):
+        if tensor is None or not (self.into_channels or self.for_each_row):
             return tensor
         tensor = self._first(tensor, dim)
         if self.into_channels:
@@ -54,23 +59,20 @@ class _Folding:
 
     def unfold(self, tensor, is_parameter=False):
         """The result with the mapped dimension in its place, and where that is."""
-        if is_parameter and self.batch is not None:
+        if is_parameter and self.for_each_row:
             return tensor.unflatten(0, (self.size, self.batch)).sum(1), 0
         place = 1 if self.into_channels and not is_parameter else 0
-        return tensor.unflatten(place, (self.size, tensor.shape[place] // self.size)), place
-
-
-def _rows(x, dim) -> int:
-    return (x if dim is None else x.movedim(dim, 0)[0]).shape[0]
+        own = self.dim if self.into_channels or is_parameter else self.batch
+        return tensor.unflatten(place, (self.size, own)), place
 
 
 def _forward(operator, plain):
     def rule(info, in_dims, x, weight, bias, seq_idx, initial_states, silu):
         x_dim, weight_dim, bias_dim, ids_dim, states_dim = in_dims[:5]
-        fold = _Folding(info.batch_size, weight_dim is not None or bias_dim is not None)
+        fold = _Folding(info.batch_size, weight_dim is not None or bias_dim is not None, x, x_dim)
         call = operator
         if fold.into_channels and ids_dim is not None:
-            fold, call = _Folding(info.batch_size, into_channels=False, rows=_rows(x, x_dim)), plain
+            fold, call = _Folding(info.batch_size, False, x, x_dim, for_each_row=True), plain
         found = call(
             fold.batched(x, x_dim),
             fold.parameters(weight, weight_dim),
@@ -91,11 +93,11 @@ def _backward(info, in_dims, x, weight, bias, dout, seq_idx, initial_states, dfi
     *needs, silu = rest
     x_dim, weight_dim, bias_dim, dout_dim, ids_dim, states_dim, dfinal_dim = in_dims[:7]
     for_each = weight_dim is not None or bias_dim is not None or needs[0] or needs[1]
-    fold = _Folding(info.batch_size, for_each)
+    fold = _Folding(info.batch_size, for_each, x, x_dim)
     kept = (True, needs[0], needs[1] and bias is not None, needs[2])
     call = _ops.backward.default
     if fold.into_channels and ids_dim is not None:
-        fold = _Folding(info.batch_size, into_channels=False, rows=_rows(x, x_dim))
+        fold = _Folding(info.batch_size, False, x, x_dim, for_each_row=True)
         call = _plain.backward
     found = call(
         fold.batched(x, x_dim),
@@ -121,7 +123,7 @@ def _update(info, in_dims, x, conv_state, weight, bias, silu, cache_seqlens, con
         raise RuntimeError(
             "causal_conv1d_update: vmap must map conv_state too, as it is changed in place"
         )
-    fold = _Folding(info.batch_size, weight_dim is not None or bias_dim is not None)
+    fold = _Folding(info.batch_size, weight_dim is not None or bias_dim is not None, x, x_dim)
     state = conv_state.movedim(state_dim, 0)
     if fold.into_channels and (lens_dim is not None or indices_dim is not None):
         raise RuntimeError(
@@ -133,7 +135,7 @@ def _update(info, in_dims, x, conv_state, weight, bias, silu, cache_seqlens, con
     if indices is not None and not fold.into_channels:
         # Rows of the entries' own states, and what is out of range stays so.
         rows, size = state.shape[1], info.batch_size
-        entry = torch.arange(size, device=x.device).repeat_interleave(tokens.shape[0] // size)
+        entry = torch.arange(size, device=x.device).repeat_interleave(fold.batch)
         own = torch.where(indices < rows, indices + entry * rows, size * rows)
         indices = torch.where(indices < 0, -1, own)
     folded = fold.batched(state, 0)
@@ -146,7 +148,8 @@ def _update(info, in_dims, x, conv_state, weight, bias, silu, cache_seqlens, con
         fold.rows(cache_seqlens, lens_dim),
         indices,
     )
-    after, place = fold.unfold(folded)
+    own = _Folding(info.batch_size, fold.into_channels, conv_state, state_dim)
+    after, place = own.unfold(folded)
     state.copy_(after.movedim(place, 0))  # the folded state may be a copy
     return fold.unfold(out)
 
@@ -155,15 +158,17 @@ def _varlen_states(info, in_dims, x, cu_seqlens, state_len):
     x_dim, bounds_dim = in_dims[:2]
     size, operator = info.batch_size, _ops.varlen_states.default
     if bounds_dim is None:
-        fold = _Folding(size, into_channels=True)
-        return fold.unfold(operator(x.movedim(x_dim, 1).flatten(1), cu_seqlens, state_len))
+        states = operator(x.movedim(x_dim, 1).flatten(1), cu_seqlens, state_len)
+        return states.unflatten(1, (size, x.movedim(x_dim, 0).shape[2])), 1
     # All tokens in a row. Between an entry's last bound and the next one's first lies a sequence
     # too many, which is left out.
-    fold = _Folding(size, into_channels=False)
-    tokens = fold.batched(x, x_dim)
+    fold = _Folding(size, False, x, x_dim)
     bounds = cu_seqlens.movedim(bounds_dim, 0).long()
     step = torch.arange(size, device=x.device)[:, None]
-    states = operator(tokens, (bounds + step * (len(tokens) // size)).flatten(), state_len)
+    bounds_in_all = (bounds + step * fold.batch).flatten()
+    if size == 0:
+        bounds_in_all = bounds.new_zeros(1)
+    states = operator(fold.batched(x, x_dim), bounds_in_all, state_len)
     batch = bounds.shape[1] - 1
     wanted = step * (batch + 1) + torch.arange(batch, device=x.device)
     return states[wanted], 0

@@ -204,7 +204,7 @@ def _traced(x, weight, bias, seq_idx, initial_states, with_states, states_out, s
         return _ops.forward.default(*args)
     else:
         if states_out is not None and initial_states is not None:
-            args = (x, weight, bias, seq_idx, initial_states.clone(), silu)
+            args = (x, weight, bias, seq_idx, _ops.keep.default(initial_states), silu)
         found = _ops.forward_states.default(*args)
     if states_out is None:
         return found

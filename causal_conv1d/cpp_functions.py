@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 
 from causal_conv1d import _library  # noqa: F401  registers torch.ops.causal_conv1d
-from causal_conv1d._arguments import refuse_to_write
+from causal_conv1d._arguments import check_tensors, refuse_to_write
 from causal_conv1d._dispatch import call_without_grad
 from causal_conv1d._operators import empty_gradients
 
@@ -62,6 +62,7 @@ def causal_conv1d_bwd_function(
     dx, if given, is written in place, whatever its strides, and returned. dbias is None without
     bias, dinitial_states without ``return_dinitial_states``.
     """
+    check_tensors("causal_conv1d_bwd", {"x": x, "weight": weight}, {"bias": bias})
     inputs = (x, weight, bias, dout, seq_idx, initial_states, dfinal_states)
     needs = (True, bias is not None, bool(return_dinitial_states))
     if dx is None:

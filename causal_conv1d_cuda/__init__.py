@@ -22,8 +22,6 @@ Works with CPU tensors as well.
 
 from __future__ import annotations
 
-import torch
-
 from causal_conv1d.cpp_functions import (
     causal_conv1d_bwd_function,
     causal_conv1d_fwd_function,
@@ -89,8 +87,8 @@ def _accumulate_bwd(
     dinitial_states,
     silu,
 ):
-    dweight_part = torch.empty_like(dweight)
-    dbias_part = None if dbias is None else torch.empty_like(dbias)
+    # The operator writes them, and so checks them like all others, before anything is written.
+    before = [None if tensor is None else tensor.detach().clone() for tensor in (dweight, dbias)]
     write_backward(
         x,
         weight,
@@ -100,14 +98,14 @@ def _accumulate_bwd(
         initial_states,
         dfinal_states,
         dx,
-        dweight_part,
-        dbias_part,
+        dweight,
+        dbias,
         dinitial_states,
         silu,
     )
-    dweight.add_(dweight_part)
+    dweight.add_(before[0])
     if dbias is not None:
-        dbias.add_(dbias_part)
+        dbias.add_(before[1])
 
 
 def causal_conv1d_update(*args):

@@ -12,7 +12,7 @@ from helpers import LAYOUTS, lay_out, make_case, operation, ops, randn
 from test_errors import DEFINES_A_SIZE, PREFIX, TENSORS, WRITTEN, arguments_of
 from torch.utils.flop_counter import FlopCounterMode
 
-from causal_conv1d import causal_conv1d_fn, causal_conv1d_update, cpp_functions
+from causal_conv1d import _library, causal_conv1d_fn, causal_conv1d_update, cpp_functions
 from causal_conv1d.causal_conv1d_interface import CausalConv1dFn
 from causal_conv1d.reference import causal_conv1d_ref
 from causal_conv1d_cuda import causal_conv1d_bwd, causal_conv1d_fwd
@@ -189,6 +189,48 @@ def test_an_inference_tensor_is_written_in_inference_mode_alone(call, device):
         assert tensor.any()
 
 
+def test_a_refused_call_leaves_the_version(device):
+    case = make_case(SHAPE, 4, states=True, device=device)
+    token, state = case.x[:, :, 0], case.initial_states.clone()
+    with pytest.raises(RuntimeError, match="weight must be"):
+        causal_conv1d_update(token, state, case.weight[:3])
+    if _library.cpu.registration == _library.STABLE_ABI:  # from Python it may rise
+        assert state._version == 0
+
+
+def test_the_raw_backward_checks_the_sums_that_it_adds_to(device):
+    case = make_case(SHAPE, 4, device=device)
+    memory = torch.zeros(200, device=device)
+    good = torch.zeros(8, 4, device=device), torch.zeros(8, device=device)
+    bad = (
+        (memory[:32].view(8, 4), memory[28:36]),
+        (memory.as_strided((8, 4), (2, 1)), good[1]),
+        (good[0], good[1][:1].expand(8)),
+        (good[0].clone().requires_grad_(), good[1]),
+    )
+    common = (case.x, case.weight, case.bias, case.dout, None, None, None)
+    for dweight, dbias in bad:
+        dx = torch.zeros_like(case.x)
+        with pytest.raises(RuntimeError, match="^causal_conv1d_bwd: (dweight|dbias)"):
+            causal_conv1d_bwd(*common, dx, dweight, dbias, None, True)
+        assert not dx.any() and not dweight.any() and not dbias.any()
+
+
+@pytest.mark.parametrize("backend", ("aot_eager", "inductor"))
+def test_compiled_update_with_parameters_that_require_grad(backend, device):
+    """As in decoding without no_grad; nothing is asked of its gradient."""
+    torch._dynamo.reset()
+    case = make_case(SHAPE, 4, states=True, device=device)
+    weight, token = case.weight.requires_grad_(), case.x[:, :, 0].contiguous()
+    step = torch.compile(lambda x, s: causal_conv1d_update(x, s, weight, None), backend=backend)
+    states = case.initial_states.clone(), case.initial_states.clone()
+    out = step(token, states[0])
+    torch.testing.assert_close(out, causal_conv1d_update(token, states[1], weight, None))
+    assert torch.equal(*states)
+    with pytest.raises(RuntimeError, match="causal_conv1d_update: it has no derivative"):
+        out.sum().backward()
+
+
 def test_a_backward_after_the_state_was_overwritten_is_refused(device):
     case = make_case(SHAPE, 4, states=True, device=device)
     weight, state = case.weight.requires_grad_(), case.initial_states.clone()
@@ -243,6 +285,28 @@ def test_states_kept_in_place_while_training(seqlen, device):
         assert torch.equal(a, b) and a.any()
 
 
+@pytest.mark.parametrize("is_detached", (False, True), ids=("", "detached"))
+@pytest.mark.parametrize("backend", ("aot_eager", "inductor"))
+def test_states_kept_in_place_in_a_compiled_graph(backend, is_detached, device):
+    """Inductor would compute a clone again in the backward, from the state then overwritten."""
+    torch._dynamo.reset()
+    case = make_case(SHAPE, 4, states=True, device=device)
+    weight = case.weight.requires_grad_()
+
+    def function(x, weight, states):
+        states = states.detach() if is_detached else states
+        out, _ = causal_conv1d_fn(x, weight, None, None, states, True, states, "silu")
+        return out
+
+    results = []
+    for run in (torch.compile(function, backend=backend, fullgraph=True), function):
+        states = case.initial_states.clone()
+        out = run(case.x, weight, states)
+        results.append((*torch.autograd.grad(out.square().sum(), weight), states))
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b)
+
+
 @pytest.mark.parametrize("backend", (None, "aot_eager"))
 def test_final_states_out_in_a_view_of_a_cache(backend, device):
     torch._dynamo.reset()
@@ -273,6 +337,8 @@ def test_a_wrong_final_states_out_is_refused(needs_grad, device):
         torch.zeros(8, 3, device=device),
         torch.zeros(2, 8, 3, device=device, dtype=torch.int32),
         torch.zeros(2, 8, 3, device=device, dtype=torch.float64),
+        torch.zeros(24, device=device).as_strided((2, 8, 3), (8, 1, 1)),
+        torch.zeros(2, 1, 3, device=device).expand(2, 8, 3),
     )
     for tensor in wrong:
         with pytest.raises(RuntimeError, match=r"^causal_conv1d_fn: final_states_out must"):

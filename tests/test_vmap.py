@@ -142,6 +142,30 @@ def test_per_sample_gradients(create_graph, kind, device):
         assert a.any()
 
 
+@pytest.mark.parametrize("mapped", MAPPED, ids=str)
+def test_nothing_mapped_over(mapped, device):
+    """A mapped dimension of size 0."""
+    arguments = [
+        a[:0] if is_mapped else a
+        for a, is_mapped in zip(values(mapped, device), mapped, strict=True)
+    ]
+    out, final = torch.vmap(fn, dims(mapped))(*arguments)
+    assert out.shape == (0, B, D, L) and final.shape == (0, B, D, W - 1)
+    gradients = torch.vmap(torch.func.grad(lambda *a: loss(fn, *a), (0, 1, 2, 3)), dims(mapped))
+    for gradient, shape in zip(gradients(*arguments), SHAPES.values(), strict=True):
+        assert gradient.shape == (0, *shape)
+
+
+@pytest.mark.parametrize("shape", ((0, D, L), (B, 0, L), (B, D, 0)), ids=str)
+def test_entries_without_elements(shape, device):
+    x = torch.zeros(V, *shape, device=device)
+    weight = torch.ones(V, shape[1], W, device=device)
+    for args, in_dims in (((x, weight[0]), (0, None)), ((x, weight), (0, 0))):
+        assert torch.vmap(causal_conv1d_fn, in_dims)(*args).shape == x.shape
+    jacobian = torch.func.jacrev(causal_conv1d_fn)(x[0], weight[0])
+    assert jacobian.shape == (*shape, *shape)
+
+
 def test_two_levels(device):
     x = randn(2, V, B, D, L, dtype=torch.float64, device=device)
     weight = randn(2, D, W, dtype=torch.float64, device=device)
@@ -212,6 +236,18 @@ def test_update_of_rings_and_rows(what, device):
         in_dims,
     )(x, state, lens, rows)
     assert_stacked((found, state), expected)
+
+
+def test_update_and_varlen_states_of_nothing(device):
+    x, state = torch.zeros(0, B, D, device=device), torch.zeros(0, B, D, 5, device=device)
+    weight, bounds = torch.ones(D, W, device=device), torch.zeros(0, 3, device=device).int()
+    out = torch.vmap(lambda x, s: causal_conv1d_update(x, s, weight))(x, state)
+    assert out.shape == x.shape
+    for in_dims in ((0, None), (None, 0), (0, 0)):
+        args = (x if in_dims[0] == 0 else torch.zeros(B, D, device=device),)
+        args += (bounds if in_dims[1] == 0 else torch.tensor([0, 1, 2], device=device),)
+        found = torch.vmap(lambda x, b: causal_conv1d_varlen_states(x, b, 4), in_dims)(*args)
+        assert found.shape == (0, 2, D, 4)
 
 
 def test_update_needs_a_state_for_each_entry(device):

@@ -9,7 +9,7 @@
 // INDEXED: with conv_state_indices, so that batch entries may have one row, which all are to read
 // as it was. So that no block waits for another, the one with the first of these entries does them
 // all, and writes the last one's state; the others leave theirs alone. For that a block has batch
-// entries of its own, and looks at all indices while its loads are on their way.
+// entries of its own, and each of its warps looks at all indices.
 #include "common.cuh"
 #include "launch.cuh"
 
@@ -46,6 +46,7 @@ struct UpdateArgs {
   int64_t columns;    // update_any: threads a batch entry
   int width;
   bool silu;
+  bool index_packs;  // conv_state_indices can be read four at a time
   Compute<T> scale;  // pre_activation_scale
 
   // The state row of batch entry b by its index, or -1 if it has none: then the outputs of channels
@@ -83,26 +84,24 @@ struct NoSharedRows {
   __device__ __forceinline__ explicit NoSharedRows(const Args&) {}
 };
 
-// The block's look at all indices, for other batch entries with the rows of its own, which are N
-// or, if that is 2, p.entries from b on. It compares 31 bits, so it may be taken in by what is no
-// row, at a cost in time alone.
+// A warp's look at all indices, for other batch entries with the rows of its own, which are N or,
+// if that is 2, p.entries from b on. It compares 31 bits, so it may be taken in by what is no row,
+// at a cost in time alone.
 template <int N>
 class SharedRows {
-  static constexpr int kEach = 2;
+  static constexpr int kPacks = 2, kStep = 4 * 32;  // of four indices a lane
 
  public:
   // Starts to load the first of them.
   template <typename Args>
   __device__ __forceinline__ explicit SharedRows(const Args& p) {
+    if (!p.index_packs) return;
 #pragma unroll
-    for (int i = 0; i < kEach; ++i) {
-      const unsigned at = threadIdx.x + i * kThreads;
-      if (at < p.batch) rows_[i] = p.conv_state_indices.low(at);
-    }
+    for (int i = 0; i < kPacks; ++i) packs_[i] = load(p, lane() * 4 + i * kStep);
   }
 
-  // What the thread sees of them; rows: < 0 if there is none. Best before other loads begin, for
-  // which it would wait too.
+  // Whether there is one; rows: < 0 if b has none. Best before other loads begin, for which it
+  // would wait too.
   template <typename Args>
   __device__ __forceinline__ bool seen(const Args& p, int64_t b, const int (&rows)[N]) const {
     bool found = N > 1 && rows[0] == rows[N - 1];
@@ -111,17 +110,37 @@ class SharedRows {
 #pragma unroll
       for (int n = 0; n < N; ++n) found |= (row & 0x7fffffff) == rows[n] && !own;
     };
+    auto look_at_pack = [&](int64_t at, const int4& pack) {
+      look(at, pack.x);
+      look(at + 1, pack.y);
+      look(at + 2, pack.z);
+      look(at + 3, pack.w);
+    };
+    if (p.index_packs) {
 #pragma unroll
-    for (int i = 0; i < kEach; ++i) look(threadIdx.x + i * kThreads, rows_[i]);
+      for (int i = 0; i < kPacks; ++i) look_at_pack(lane() * 4 + i * kStep, packs_[i]);
 #pragma unroll 1
-    for (int64_t at = threadIdx.x + kEach * kThreads; at < p.batch; at += kThreads) {
-      look(at, p.conv_state_indices.low(at));
+      for (int64_t at = lane() * 4 + kPacks * kStep; at < p.batch; at += kStep) {
+        look_at_pack(at, load(p, at));
+      }
+    } else {
+#pragma unroll 1
+      for (int64_t at = lane(); at < p.batch; at += 32) look(at, p.conv_state_indices.low(at));
     }
-    return found;
+    return __any_sync(0xffffffff, found);
   }
 
  private:
-  int rows_[kEach] = {-1, -1};
+  static __device__ __forceinline__ int lane() { return threadIdx.x % 32; }
+
+  // No row where there are none; p.batch is a multiple of four.
+  template <typename Args>
+  static __device__ __forceinline__ int4 load(const Args& p, int64_t at) {
+    if (at >= p.batch) return make_int4(-1, -1, -1, -1);
+    return *reinterpret_cast<const int4*>(p.conv_state_indices.data + at);
+  }
+
+  int4 packs_[kPacks];
 };
 
 // update_token for channel d of all batch entries with that row, if b is the first.
@@ -212,7 +231,6 @@ __global__ void __launch_bounds__(kThreads, kTokenBlocks<T, C, S, INDEXED>)
     x[i] = Pack<T, C>::load(p.x.at(b, d0, 0));
   }
   if constexpr (INDEXED) {
-    shared = __syncthreads_or(shared) != 0;
     if (!inside) return;
     if (shared) {  // rare enough for code that is small, and takes no registers from the other
       asm volatile("" : "+r"(column));
@@ -324,7 +342,7 @@ __global__ void __launch_bounds__(kThreads, (sizeof(T) == 8 ? 10 : 12) - 2 * IND
   bool shared = false;
   if constexpr (INDEXED) {
     const int rows[1] = {static_cast<int>(row & 0x7fffffff)};
-    shared = __syncthreads_or(shared_rows.seen(p, b, rows)) != 0;
+    shared = shared_rows.seen(p, b, rows);
     if (!inside || (shared && p.find(row, int64_t(0), b) < b)) return;
   }
   int64_t start = 0;
@@ -403,6 +421,9 @@ cudaError_t run(const UpdateParams& params, cudaStream_t stream) {
   p.cache_seqlens = index_view(params.cache_seqlens);
   p.conv_state_indices = index_view(params.conv_state_indices);
   p.batch = params.x.sizes[0];
+  const Index& rows = p.conv_state_indices;
+  p.index_packs = rows.data != nullptr && rows.stride == 1 && !rows.wide && p.batch % 4 == 0 &&
+                  reinterpret_cast<uintptr_t>(rows.data) % 16 == 0;
   p.dim = params.x.sizes[1];
   p.seqlen = params.x.ndim == 3 ? params.x.sizes[2] : 1;
   p.states = params.conv_state.sizes[0];

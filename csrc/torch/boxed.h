@@ -5,7 +5,7 @@
 //     the core's function, for the parameters of each operation.
 #pragma once
 
-#include <algorithm>
+#include <initializer_list>
 
 #include "ops.h"
 
@@ -36,11 +36,9 @@ struct Boxed {
   static void forward_out(StableIValue* stack, uint64_t, uint64_t) {
     if (Backend::replaced(schema::kForwardOut, Operation::kForward, stack)) return;
     const Arguments a(schema::kForwardOut, stack);
-    a.bump_version(5);
-    a.bump_version(6);
-    Backend::run(ForwardParams{a.tensor(0), a.tensor(1), a.tensor(2), a.tensor(3), a.tensor(4),
-                               a.tensor(5), a.tensor(6), a.value(7) != 0},
-                 a.device_index());
+    const ForwardParams p = {a.tensor(0), a.tensor(1), a.tensor(2), a.tensor(3),
+                             a.tensor(4), a.tensor(5), a.tensor(6), a.value(7) != 0};
+    run_in_place(a, p, {5, 6});
   }
 
   static void backward(StableIValue* stack, uint64_t, uint64_t) {
@@ -71,32 +69,28 @@ struct Boxed {
   static void backward_out(StableIValue* stack, uint64_t, uint64_t) {
     if (Backend::replaced(schema::kBackwardOut, Operation::kBackward, stack)) return;
     const Arguments a(schema::kBackwardOut, stack);
-    for (int i = 7; i < 11; ++i) a.bump_version(i);
-    Backend::run(BackwardParams{a.tensor(0), a.tensor(1), a.tensor(2), a.tensor(3), a.tensor(4),
-                                a.tensor(5), a.tensor(6), a.tensor(7), a.tensor(8), a.tensor(9),
-                                a.tensor(10), a.value(11) != 0},
-                 a.device_index());
+    const BackwardParams p = {a.tensor(0), a.tensor(1), a.tensor(2),  a.tensor(3),
+                              a.tensor(4), a.tensor(5), a.tensor(6),  a.tensor(7),
+                              a.tensor(8), a.tensor(9), a.tensor(10), a.value(11) != 0};
+    run_in_place(a, p, {7, 8, 9, 10});
   }
 
   static void update(StableIValue* stack, uint64_t, uint64_t) {
     if (Backend::replaced(schema::kUpdate, Operation::kUpdate, stack)) return;
     const Arguments a(schema::kUpdate, stack);
     Output out = a.empty_like(0);
-    a.bump_version(1);
-    Backend::run(UpdateParams{a.tensor(0), a.tensor(1), a.tensor(2), a.tensor(3), out.tensor(),
-                              a.tensor(5), a.tensor(6), a.value(4) != 0},
-                 a.device_index());
+    const UpdateParams p = {a.tensor(0),  a.tensor(1), a.tensor(2), a.tensor(3),
+                            out.tensor(), a.tensor(5), a.tensor(6), a.value(4) != 0};
+    run_in_place(a, p, {1});
     stack[0] = out.release();
   }
 
   static void update_out(StableIValue* stack, uint64_t, uint64_t) {
     if (Backend::replaced(schema::kUpdateOut, Operation::kUpdate, stack)) return;
     const Arguments a(schema::kUpdateOut, stack);
-    a.bump_version(1);
-    a.bump_version(4);
-    Backend::run(UpdateParams{a.tensor(0), a.tensor(1), a.tensor(2), a.tensor(3), a.tensor(4),
-                              a.tensor(6), a.tensor(7), a.value(5) != 0},
-                 a.device_index());
+    const UpdateParams p = {a.tensor(0), a.tensor(1), a.tensor(2), a.tensor(3),
+                            a.tensor(4), a.tensor(6), a.tensor(7), a.value(5) != 0};
+    run_in_place(a, p, {1, 4});
   }
 
   static void varlen_states(StableIValue* stack, uint64_t, uint64_t) {
@@ -122,6 +116,15 @@ struct Boxed {
   }
 
  private:
+  // Torch is told of what is written when it is sure that it will be.
+  template <class Params>
+  static void run_in_place(const Arguments& a, const Params& p,
+                           std::initializer_list<int> written) {
+    throw_if_failed(check(&p));
+    for (int i : written) a.bump_version(i);
+    Backend::run(p, a.device_index());
+  }
+
   // Of the functional forms.
   static ForwardParams params(const Arguments& a, const Tensor& out, const Tensor& final_states) {
     return {a.tensor(0), a.tensor(1), a.tensor(2),  a.tensor(3),

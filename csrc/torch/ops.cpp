@@ -9,16 +9,16 @@
 namespace causal_conv1d::torch_abi {
 namespace {
 
-// The overload that autograd and other transformations leave alone: causal_conv1d/_dispatch.py calls
-// it where there are none.
+// The overload that autograd and other transformations leave alone: causal_conv1d/_dispatch.py
+// calls it where there are none.
 constexpr const char kPlain[] = ".plain";
 
 constexpr const Signature* kSignatures[] = {
     &schema::kForward,     &schema::kForwardStates, &schema::kForwardOut, &schema::kBackward,
     &schema::kBackwardOut, &schema::kUpdate,        &schema::kUpdateOut,  &schema::kVarlenStates};
 
-// As torch reads it: "forward(Tensor x, Tensor weight, ...) -> Tensor", with ".plain" after the name
-// for the overload of that name.
+// As torch reads it: "forward(Tensor x, Tensor weight, ...) -> Tensor", with ".plain" after the
+// name for the overload of that name.
 std::string schema_of(const Signature& signature, const char* overload = "") {
   std::string text = std::string(signature.name) + overload + "(";
   char alias = 'a';
