@@ -147,13 +147,13 @@ class Update(_SingleLevelFunction):
     @staticmethod
     def backward(ctx, dout):
         x, weight, bias = (
-            None if tensor is None else _ops.update_gradient.default(tensor)
+            None if tensor is None else _ops.update_gradient.default(tensor, dout)
             for tensor in ctx.saved_tensors
         )
         return None, x, None, weight, bias, None, None, None
 
 
-def _update_gradient(like):
+def _update_gradient(like, dout):
     raise RuntimeError(
         "causal_conv1d_update: it has no derivative, as its state changes in place; where "
         "gradients are needed, use causal_conv1d_fn with initial_states"
@@ -184,22 +184,30 @@ def _register_own(loaded) -> None:
     """Operators that are needed for the graphs of torch.compile alone.
 
     keep is a clone that torch.compile does not compute again in the backward, as it does clones,
-    from a tensor that has then been overwritten. update_gradient raises.
+    from a tensor that has then been overwritten. update_gradient raises; it takes dout to be a part
+    of the backward.
     """
-    loaded.define(["keep(Tensor tensor) -> Tensor", "update_gradient(Tensor like) -> Tensor"])
+    loaded.define(
+        ["keep(Tensor tensor) -> Tensor", "update_gradient(Tensor like, Tensor dout) -> Tensor"]
+    )
     kernels = {"keep": torch.clone, "update_gradient": _update_gradient}
     loaded.register(kernels, "CPU")
     loaded.register(kernels, "CUDA")
     loaded.register({"keep": _keep_kernel}, "Autograd")
     library = torch.library.Library("causal_conv1d", "FRAGMENT")
-    for name, fake in {"keep": torch.clone, "update_gradient": torch.empty_like}.items():
-        torch.library.register_fake(f"causal_conv1d::{name}", fake, lib=library)
-        rule = getattr(_ops, name).default
-        torch.library.register_vmap(
-            f"causal_conv1d::{name}",
-            lambda info, in_dims, tensor, rule=rule: (rule(tensor), in_dims[0]),
-            lib=library,
-        )
+
+    def fake_gradient(like, dout):
+        return torch.empty_like(like)
+
+    def keep_mapped(info, in_dims, tensor):
+        return _ops.keep.default(tensor), in_dims[0]
+
+    torch.library.register_fake("causal_conv1d::keep", torch.clone, lib=library)
+    torch.library.register_vmap("causal_conv1d::keep", keep_mapped, lib=library)
+    torch.library.register_fake("causal_conv1d::update_gradient", fake_gradient, lib=library)
+    torch.library.register_vmap(
+        "causal_conv1d::update_gradient", lambda *args: _update_gradient(*args[-2:]), lib=library
+    )
     loaded.registrations.append(library)
 
 
