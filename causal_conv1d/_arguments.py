@@ -15,7 +15,7 @@ def is_silu(activation) -> bool:
 
 def check_tensors(caller: str, required: dict, optional: dict) -> None:
     """Raises TypeError for the first argument, by name, that is no tensor with strides."""
-    for name, value in (required | optional).items():
+    for name, value in {**required, **optional}.items():
         if value is None and name in optional:
             continue
         if isinstance(value, torch.Tensor):
