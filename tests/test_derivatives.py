@@ -50,6 +50,9 @@ def assert_same(found, expected):
 
 
 ALL = (0, 1, 2, 3)
+# It fails in an assertion of its own.
+NESTED_VMAP = torch.__version__ >= (2, 6)
+NO_NESTED_VMAP = "torch 2.5 cannot run an operator's batching rule within another transform"
 ones = torch.ones_like
 TRANSFORMS = {
     "grad": lambda f, a: torch.func.grad(f, ALL)(*a),
@@ -75,6 +78,8 @@ TRANSFORMS = {
 @pytest.mark.parametrize("seq_idx", IDS)
 @pytest.mark.parametrize("transform", TRANSFORMS)
 def test_transform(transform, seq_idx, activation, device):
+    if transform == "reverse over reverse" and not NESTED_VMAP:
+        pytest.skip(NO_NESTED_VMAP)
     arguments, ids = arguments_of(device), ids_of(seq_idx, device)
     run = TRANSFORMS[transform]
     expected = run(loss_of(ref, ids, activation), arguments)
@@ -291,7 +296,5 @@ def test_varlen_states_are_differentiable(device):
         lambda x: causal_conv1d_varlen_states(x, bounds, 4), x, check_forward_ad=True
     )
     found = torch.func.grad(lambda x: causal_conv1d_varlen_states(x, bounds, 4).pow(3).sum())(x)
-    expected = torch.func.grad(
-        lambda x: causal_conv1d_varlen_states_ref(x, bounds, 4).pow(3).sum()
-    )(x.detach())
-    assert_same(found, expected)
+    cubes = causal_conv1d_varlen_states_ref(x, bounds, 4).pow(3)
+    assert_same(found, torch.autograd.grad(cubes.sum(), x))

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.func
 from helpers import randn, sequence_ids
+from test_derivatives import NESTED_VMAP, NO_NESTED_VMAP
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from causal_conv1d import causal_conv1d_fn, causal_conv1d_update, causal_conv1d_varlen_states
@@ -21,6 +22,9 @@ SHAPES = {"x": (B, D, L), "weight": (D, W), "bias": (D,), "initial_states": (B, 
 # Older ones fail at a dispatch mode around torch.func.
 MODES_WORK = torch.__version__ >= (2, 9)
 MAPPED = [m for m in itertools.product((False, True), repeat=4) if any(m)]
+
+
+nested = pytest.mark.skipif(not NESTED_VMAP, reason=NO_NESTED_VMAP)
 
 
 class Calls(TorchDispatchMode):
@@ -120,6 +124,8 @@ def test_gradients_of_each_entry(mapped, device):
 @pytest.mark.parametrize("create_graph", (False, True))
 def test_per_sample_gradients(create_graph, kind, device):
     """Of the parameters, for each entry of the batch, and their derivative."""
+    if create_graph and not NESTED_VMAP:
+        pytest.skip(NO_NESTED_VMAP)
     x, weight, bias, _ = values((False,) * 4, device)
     ids = None if kind is None else sequence_ids(B, L, kind).to(device)
 
@@ -174,6 +180,7 @@ def test_entries_without_elements(shape, device):
     assert jacobian.shape == (*shape, *shape)
 
 
+@nested
 def test_two_levels(device):
     x = randn(2, V, B, D, L, dtype=torch.float64, device=device)
     weight = randn(2, D, W, dtype=torch.float64, device=device)
@@ -184,6 +191,7 @@ def test_two_levels(device):
         torch.testing.assert_close(found[i, j], expected)
 
 
+@nested
 def test_gradients_through_a_map(device):
     arguments = values((True, True, False, False), device)
 
