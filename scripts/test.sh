@@ -20,7 +20,7 @@ find csrc tests/cpp -name '*.[ch]' -o -name '*.cpp' -o -name '*.cu' -o -name '*.
   xargs env PYTHONPATH="$tools" "$tools/bin/clang-format" --dry-run -Werror
 
 install_library
-install_packages pytest hypothesis numpy
+install_packages pytest hypothesis numpy onnx onnxruntime onnxscript
 ensure_googletest
 
 # ctest_in FOLDER OPTIONS...: builds the C++ tests there and runs them.
