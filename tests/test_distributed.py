@@ -1,5 +1,7 @@
 """DTensor, FSDP2 and DDP: the values and gradients of one process, on two with Gloo."""
 
+import os
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -26,8 +28,10 @@ def _main(rank, function, store):
         from torch.distributed.device_mesh import init_device_mesh
 
         function(init_device_mesh("cpu", (WORLD,)))
+        dist.barrier()  # a process that ends early takes its connections from the other
     finally:
         dist.destroy_process_group()
+    os._exit(0)  # threads of Gloo that are still there may abort a process that ends otherwise
 
 
 def arguments(seq_idx=None):
