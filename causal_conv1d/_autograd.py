@@ -153,6 +153,34 @@ class Update(_SingleLevelFunction):
         return None, x, None, weight, bias, None, None, None
 
 
+class UpdateOfGraph(_SingleLevelFunction):
+    """update with a state that is a part of a graph: out, and the state afterwards.
+
+    Both raise when a gradient comes. The caller copies the state into its place, by an operation
+    that autograd knows.
+    """
+
+    @staticmethod
+    def forward(ctx, operator, x, conv_state, weight, bias, *rest):
+        ctx.save_for_backward(x, weight)
+        after = conv_state.detach().clone()
+        return operator(x, after, weight, bias, *rest), after
+
+    @staticmethod
+    def backward(ctx, dout, dafter):
+        x, weight = ctx.saved_tensors
+        refused = _ops.update_gradient.default(x, dout), _ops.update_gradient.default(weight, dout)
+        return None, refused[0], dafter, refused[1], None, None, None, None
+
+
+def update_of_graph(operator, x, conv_state, *rest):
+    """update of a conv_state that requires grad and is no leaf."""
+    out, after = _record(UpdateOfGraph, operator, x, conv_state, *rest)
+    with torch.enable_grad():
+        conv_state.copy_(after)
+    return out
+
+
 def _update_gradient(like, dout):
     raise RuntimeError(
         "causal_conv1d_update: it has no derivative, as its state changes in place; where "
@@ -250,6 +278,8 @@ def _update_kernel(*args):
             "causal_conv1d_update: it has no derivative in forward mode, as its state changes in "
             "place; use causal_conv1d_fn with initial_states"
         )
+    if needs_grad(conv_state):
+        return update_of_graph(_Below(_ops.update.default), *args)
     _tell_wrappers(conv_state)
     if needs_grad(x, weight, bias):
         return _record(Update, _Below(_ops.update.default), *args)

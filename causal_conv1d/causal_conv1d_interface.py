@@ -14,7 +14,7 @@ from causal_conv1d._arguments import (
     is_silu,
     refuse_to_write,
 )
-from causal_conv1d._autograd import Forward, Update
+from causal_conv1d._autograd import Forward, Update, update_of_graph
 from causal_conv1d._dispatch import is_transformed
 from causal_conv1d.reference import causal_conv1d_ref, causal_conv1d_update_ref
 
@@ -223,7 +223,7 @@ def causal_conv1d_update(
     """The convolution of new tokens that follow a running state, which takes them in.
 
     Bitwise equal to :func:`causal_conv1d_fn` on the whole sequence. It has no derivative: a
-    gradient that reaches the output raises, as do forward mode and a conv_state that requires grad.
+    gradient that reaches the output raises, as do forward mode and a conv_state that is a leaf.
 
     Args:
         x: (batch, dim) or (batch, dim, seqlen): the new tokens, usually one.
@@ -258,6 +258,7 @@ def causal_conv1d_update(
         if torch.is_grad_enabled():
             if conv_state.requires_grad:
                 refuse_to_write("causal_conv1d_update", conv_state=conv_state)
+                return update_of_graph(_update, *args)
             if x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad):
                 return Update.apply(_update, *args)
         return _update(*args)

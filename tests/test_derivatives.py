@@ -275,11 +275,25 @@ def test_update_has_no_derivative_and_says_so(device):
         torch.func.grad(lambda w: causal_conv1d_update(token, states.clone(), w).sum())(weight)
 
 
-@pytest.mark.parametrize("is_leaf", (True, False))
-def test_update_refuses_a_state_that_requires_grad(is_leaf, device):
+@pytest.mark.parametrize("is_view", (False, True))
+def test_update_of_a_state_in_a_graph(is_view, device):
+    """As that of a cache which took its values from a layer before; a gradient then raises."""
+    x, weight, bias, states = arguments_of(device)
+    state = states.clone().requires_grad_() * 1
+    state = state[:, :, :] if is_view else state
+    expected = states.clone()
+    token = x[:, :, 0].contiguous()
+    out = causal_conv1d_update(token, state, weight, bias, "silu")
+    assert torch.equal(out, causal_conv1d_update(token, expected, weight, bias, "silu"))
+    assert torch.equal(state, expected)
+    for result in (out, state):
+        with pytest.raises(RuntimeError, match=r"^causal_conv1d_update: it has no derivative"):
+            result.sum().backward(retain_graph=True)
+
+
+def test_update_refuses_a_leaf_that_requires_grad(device):
     x, weight, bias, states = arguments_of(device)
     state = states.clone().requires_grad_()
-    state = state if is_leaf else state * 1
     before = state.detach().clone()
     with pytest.raises(RuntimeError, match=r"^causal_conv1d_update: conv_state requires grad"):
         causal_conv1d_update(x, state, weight, bias)
