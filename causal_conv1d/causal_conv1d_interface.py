@@ -223,7 +223,7 @@ def causal_conv1d_update(
     """The convolution of new tokens that follow a running state, which takes them in.
 
     Bitwise equal to :func:`causal_conv1d_fn` on the whole sequence. It has no derivative: a
-    gradient that reaches the output raises, as do forward mode and a conv_state that is a leaf.
+    gradient that reaches it raises, as do forward mode and a leaf that requires grad as conv_state.
 
     Args:
         x: (batch, dim) or (batch, dim, seqlen): the new tokens, usually one.
