@@ -59,12 +59,12 @@ def _may_overlap_itself(tensor) -> bool:
 
 
 def refuse_to_write(caller: str, **tensors) -> None:
-    """Raises RuntimeError for a leaf, by name, that requires grad and would be written."""
+    """Raises RuntimeError for a tensor, by name, that requires grad and would be written."""
     check_tensors(caller, {}, tensors)
     if not torch.is_grad_enabled():
         return
     for name, tensor in tensors.items():
-        if tensor is not None and tensor.requires_grad and tensor.is_leaf:
+        if tensor is not None and tensor.requires_grad:
             raise RuntimeError(
                 f"{caller}: {name} requires grad and would be changed in place, which has no "
                 f"derivative here: give {name}.detach(), or use torch.no_grad()"

@@ -272,7 +272,8 @@ def _tell_wrappers(*tensors) -> None:
 
 def _update_kernel(*args):
     x, conv_state, weight, bias = args[:4]
-    refuse_to_write("causal_conv1d_update", conv_state=conv_state)
+    if conv_state.is_leaf:
+        refuse_to_write("causal_conv1d_update", conv_state=conv_state)
     if has_tangent(x, conv_state, weight, bias):
         raise RuntimeError(
             "causal_conv1d_update: it has no derivative in forward mode, as its state changes in "

@@ -257,7 +257,8 @@ def causal_conv1d_update(
     try:
         if torch.is_grad_enabled():
             if conv_state.requires_grad:
-                refuse_to_write("causal_conv1d_update", conv_state=conv_state)
+                if conv_state.is_leaf:
+                    refuse_to_write("causal_conv1d_update", conv_state=conv_state)
                 return update_of_graph(_update, *args)
             if x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad):
                 return Update.apply(_update, *args)
