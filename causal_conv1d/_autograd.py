@@ -14,7 +14,7 @@ from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
 from torch.autograd.graph import increment_version
 
-from causal_conv1d import _dtensor, _fake, _plain
+from causal_conv1d import _fake, _plain
 from causal_conv1d._arguments import refuse_to_write
 from causal_conv1d._dispatch import functorch_is_active, is_transformed
 from causal_conv1d._operators import ARGUMENTS, CALLERS, WRITTEN, operation_of
@@ -48,7 +48,6 @@ class _Below:
     """
 
     def __init__(self, operator):
-        _dtensor.register_if_loaded()
         self.operator = operator
         self.grad = torch.is_grad_enabled()
         self.forward_grad = forward_ad._is_fwd_grad_enabled()

@@ -1,15 +1,13 @@
 """How DTensor shards the operators: over the batch and over the channels, without communication.
 
-torch imports DTensor when it is first used, so the strategies are registered when this library
-first meets it.
+torch imports DTensor when it is first used, so the strategies are registered then.
 """
 
 from __future__ import annotations
 
-import functools
-import sys
-
 import torch
+
+from causal_conv1d._when_imported import when_imported
 
 # The dimension of each tensor that is sharded with the batch, and with the channels. None: it is
 # whole on every device; "partial": it is to be summed over them.
@@ -57,7 +55,6 @@ def _strategies(operator, outputs):
     return strategies
 
 
-@functools.cache
 def _register() -> None:
     try:
         from torch.distributed.tensor.experimental import register_sharding
@@ -74,6 +71,5 @@ def _register() -> None:
         register_sharding(operator)(_strategies(operator, returned))
 
 
-def register_if_loaded() -> None:
-    if "torch.distributed.tensor" in sys.modules:
-        _register()
+def register() -> None:
+    when_imported("torch.distributed.tensor", _register)

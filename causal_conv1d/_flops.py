@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 
 import torch
-from torch.utils.flop_counter import flop_registry, register_flop_formula
+
+from causal_conv1d._when_imported import when_imported
 
 
 def _of_convolution(x_shape, weight_shape) -> int:
@@ -13,7 +14,9 @@ def _of_convolution(x_shape, weight_shape) -> int:
     return 2 * math.prod(x_shape) * weight_shape[-1]
 
 
-def register() -> None:
+def _register() -> None:
+    from torch.utils.flop_counter import flop_registry, register_flop_formula
+
     ops = torch.ops.causal_conv1d
 
     def forward(x_shape, weight_shape, *args, out_shape=None, **kwargs) -> int:
@@ -35,3 +38,7 @@ def register() -> None:
         register_flop_formula([packet for packet in packets if packet not in flop_registry])(
             formula
         )
+
+
+def register() -> None:
+    when_imported("torch.utils.flop_counter", _register)  # which imports Triton

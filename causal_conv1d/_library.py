@@ -193,7 +193,7 @@ def _load_all() -> Loaded:
     _autograd.register(loaded)
     _vmap.register(loaded)
     _flops.register()
-    _dtensor.register_if_loaded()
+    _dtensor.register()
     return loaded
 
 

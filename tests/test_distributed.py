@@ -196,8 +196,6 @@ x = torch.randn(2, 4, 9)
 with torch.inference_mode():
     causal_conv1d.causal_conv1d_fn(x, torch.randn(4, 4))
 from torch.distributed.tensor import DTensor
-from causal_conv1d import _dtensor
-_dtensor.register_if_loaded()
 known = DTensor._op_dispatcher.sharding_propagator.op_strategy_funcs
 assert torch.ops.causal_conv1d.forward.default in known
 """

@@ -434,7 +434,38 @@ def test_flops_are_those_of_conv1d(device):
     assert count(lambda: causal_conv1d_update(token, state, weight.detach())) == 2 * 16 * 4
 
 
+FLOPS_IN_EITHER_ORDER = """
+import torch
+{}
+from torch.utils.flop_counter import FlopCounterMode
+with FlopCounterMode(display=False) as counter:
+    causal_conv1d.causal_conv1d_fn(torch.randn(1, 2, 8), torch.randn(2, 4))
+assert counter.get_total_flops() == 2 * 16 * 4
+"""
+
+
+@pytest.mark.parametrize("modules", ["causal_conv1d", "torch.utils.flop_counter, causal_conv1d"])
+def test_flops_are_counted_whatever_is_imported_first(modules):
+    program = FLOPS_IN_EITHER_ORDER.format(f"import {modules}")
+    subprocess.run([sys.executable, "-c", program], check=True, cwd="/")
+
+
 # -------------------------------------------------------------------------------------- the process
+
+
+SLOW = "triton torch._dynamo torch._inductor torch.distributed.tensor torch.utils.flop_counter"
+
+
+def test_import_leaves_out_what_is_slow_to_import():
+    """Triton reads its environment when it is imported, so that is left to the user."""
+    program = f"""
+import sys, torch
+before = set(sys.modules)
+import causal_conv1d
+slow = {SLOW.split()}
+assert [name for name in slow if name in sys.modules and name not in before] == []
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, cwd="/")
 
 
 AGAIN = """
