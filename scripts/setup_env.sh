@@ -117,7 +117,7 @@ ensure_googletest() {
 fingerprint() {
   {
     find csrc cmake causal_conv1d causal_conv1d_cuda ./*.py -type f ! -name '*.so' ! -name '*.pyc' -print0 |
-      LC_ALL=C sort -z | xargs -0 sha256sum CMakeLists.txt README.md
+      LC_ALL=C sort -z | xargs -0 sha256sum CMakeLists.txt README.md pyproject.toml
     printf '%s\n' "${TORCH_CUDA_ARCH_LIST:-}" "${CAUSAL_CONV1D_CUDA:-}" "${CUDACXX:-}" \
       "${CUDA_HOME:-}" "${CMAKE_ARGS:-}" "${CXX:-}" "${CXXFLAGS:-}" "$(command -v nvcc)" "$(uname -m)"
     nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null || true
@@ -130,11 +130,11 @@ build_wheel() {
   WHEEL_LOG=$folder/build.log
   if ! compgen -G "$folder/*.whl" >/dev/null; then
     say "building the wheel (log: $WHEEL_LOG)"
-    rm -rf build/wheel-* build/lib* build/bdist* build/temp*
+    rm -rf build/wheel-*
     mkdir -p "$folder"
-    # BUILD_WITH: a command to start it with. No quotes: its words.
+    # BUILD_WITH: a command to start it with; BUILD_OPTIONS: more for pip. No quotes: their words.
     # shellcheck disable=SC2086
-    ${BUILD_WITH:-} "$PYTHON" -m pip wheel -v --no-deps -w "$folder" . >"$WHEEL_LOG" 2>&1 || {
+    ${BUILD_WITH:-} "$PYTHON" -m pip wheel -v --no-deps ${BUILD_OPTIONS:-} -w "$folder" . >"$WHEEL_LOG" 2>&1 || {
       tail -n 40 "$WHEEL_LOG" >&2
       fail "the build failed; its whole output is in $WHEEL_LOG"
     }
