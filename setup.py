@@ -1,24 +1,25 @@
 """Builds the C++ and CUDA libraries by CMake; the rest is setuptools' and in pyproject.toml.
 
 Environment:
-  CAUSAL_CONV1D_CUDA    1: fail without nvcc. 0: CPU only. Default: CUDA where nvcc is found; without
-                        nvcc a machine with a GPU is an error, any other gets the CPU library alone.
-  CAUSAL_CONV1D_SKIP_CUDA_BUILD, CAUSAL_CONV1D_FORCE_BUILD   upstream's: TRUE is CUDA=0, and what is
-                        done anyway.
-  CAUSAL_CONV1D_LABEL   appended to the version, as in cu13.
-  TORCH_CUDA_ARCH_LIST, CUDACXX or CUDA_HOME, MAX_JOBS, CMAKE_ARGS   see README.md.
+  CAUSAL_CONV1D_CUDA   1: fail without nvcc. 0: CPU only. Default: CUDA where nvcc is found; without
+                       nvcc a machine with a GPU is an error, any other gets the CPU library alone.
+  CAUSAL_CONV1D_LABEL  appended to the version, as in cu13.
+  TORCH_CUDA_ARCH_LIST, CUDACXX or CUDA_HOME, MAX_JOBS, CMAKE_ARGS: see README.md.
+  CAUSAL_CONV1D_SKIP_CUDA_BUILD, CAUSAL_CONV1D_FORCE_BUILD: upstream's. TRUE means CUDA=0, and what
+                       is done anyway.
 """
 
 import sys
 
-if sys.version_info < (3, 10):
+if sys.version_info < (3, 10):  # noqa: UP036 (an older one comes as far as this)
     sys.exit(
-        "error: causal_conv1d needs Python >= 3.10, and this is {}.{}; JetPack 6 and 7 have a newer "
-        "one.".format(*sys.version_info[:2])
+        "error: causal_conv1d needs Python >= 3.10, and this is {}.{}: take a newer one, as of "
+        "JetPack 6 or 7.".format(*sys.version_info[:2])
     )
 
 import atexit
 import contextlib
+import fcntl
 import hashlib
 import os
 import re
@@ -147,8 +148,8 @@ def find_cmake(env):
 
 def settings_key(env):
     """Names the build folder, so that builds with other settings do not disturb each other."""
-    names = "CAUSAL_CONV1D_CUDA TORCH_CUDA_ARCH_LIST CMAKE_ARGS CC CXX CFLAGS CXXFLAGS CUDAFLAGS"
-    names += " LDFLAGS CUDACXX CUDA_HOME CUDAHOSTCXX NVCC_PREPEND_FLAGS NVCC_APPEND_FLAGS"
+    names = "TORCH_CUDA_ARCH_LIST CMAKE_ARGS CC CXX CFLAGS CXXFLAGS CUDAFLAGS LDFLAGS CUDACXX"
+    names += " CUDA_HOME CUDAHOSTCXX NVCC_PREPEND_FLAGS NVCC_APPEND_FLAGS"
     facts = [sys.platform, os.uname().machine, cuda_option(), *map(env.get, names.split())]
     toolkit = os.path.join(env.get("CUDA_HOME", "/usr/local/cuda"), "bin", "nvcc")
     for program in (env.get("CXX", "c++"), env.get("CUDACXX", "nvcc"), toolkit):
@@ -159,18 +160,22 @@ def settings_key(env):
 
 @contextlib.contextmanager
 def build_folder(env):
-    """A folder that a later build goes on with; one build at a time. Or one of this process."""
-    folder = ROOT / "build" / f"cmake-{settings_key(env)}"
-    try:
-        import fcntl
+    """A folder that a later build goes on with, for one build at a time, or a temporary one.
 
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / "lock", "w")
-    except (ImportError, OSError):  # sources that may not be written
+    It is temporary where the sources may not be written, and without Ninja, as Make would take what
+    an interrupted compiler left for finished.
+    """
+    folder = ROOT / "build" / f"cmake-{settings_key(env)}"
+    lock = None
+    if shutil.which("ninja", path=env["PATH"]):
+        with contextlib.suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = open(folder / "lock", "w")
+    if lock is None:
         with tempfile.TemporaryDirectory(prefix="causal-conv1d-") as temporary:
             yield Path(temporary)
         return
-    with lock:
+    with lock:  # the system takes it back when the process ends, however it does
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield folder
 
@@ -230,7 +235,7 @@ def build_libraries(destination):
     return [library.name for library in libraries]
 
 
-# ------------------------------------------------------------------------------ setuptools' commands
+# ----------------------------------------------------------------------------- setuptools' commands
 
 
 class BuildLibraries(setuptools.Command):
@@ -273,7 +278,8 @@ class BuildModules(build_py):
         package = Path(self.build_lib, PACKAGE)
         write_commit(package)
         (package / "_version.py").write_text(f'__version__ = "{version()}"\n', encoding="utf-8")
-        for path in Path(self.build_lib).rglob("*"):  # whatever the sources' modes and the umask are
+        # The same modes, whatever those of the sources and the umask are.
+        for path in Path(self.build_lib).rglob("*"):
             path.chmod(0o755 if path.is_dir() else 0o644)
 
 

@@ -1,40 +1,65 @@
-"""Installing from source, each way that pip has, always offline: pytest scripts/test_packaging.py
+"""Building and installing from source, each way that there is: pytest scripts/test_packaging.py
 
-Everything is built from the unpacked source distribution. It needs Linux, a C++ compiler, CMake and
-the right to make namespaces (root has it); the Python that runs it must have torch.
+Everything is built from the unpacked source distribution, without a network but in
+test_isolated. It needs Linux, a C++ compiler, CMake, Ninja, setuptools >= 77, build, uv and the right
+to make namespaces (root has it); the Python that runs it must have torch.
 """
 
+import ast
+import hashlib
 import os
+import re
+import runpy
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
+import time
+import zipfile
+from importlib.metadata import distribution
 from pathlib import Path
 
 import pytest
+import setuptools
 
 ROOT = Path(__file__).resolve().parent.parent
-OPTIONS = ("CAUSAL_CONV1D_CUDA", "TORCH_CUDA_ARCH_LIST", "MAX_JOBS", "CUDACXX", "CUDA_HOME")
-CLEAN = {k: v for k, v in os.environ.items() if k not in (*OPTIONS, "CMAKE_ARGS", "PYTHONPATH")}
-# Where CMake and build_backend.py would find nvcc.
+OPTIONS = """CAUSAL_CONV1D_CUDA CAUSAL_CONV1D_SKIP_CUDA_BUILD CAUSAL_CONV1D_LABEL
+TORCH_CUDA_ARCH_LIST MAX_JOBS CUDACXX CUDA_HOME CMAKE_ARGS PYTHONPATH SOURCE_DATE_EPOCH""".split()
+CLEAN = {name: value for name, value in os.environ.items() if name not in OPTIONS}
+# Where CMake and setup.py would find nvcc.
 FOLDERS = (*CLEAN["PATH"].split(os.pathsep), "/usr/local/bin", "/usr/local/cuda/bin")
 NVCC = sorted({str(Path(f, "nvcc")) for f in FOLDERS if Path(f, "nvcc").exists()})
+CPU_LIBRARY = ["libcausal_conv1d_cpu.so"]
+PIP = (sys.executable, "-m", "pip")
+WHEEL = (*PIP, "wheel", "-v", "--no-deps", "--no-build-isolation", "-w")
+# Shell commands that make another machine of this one, in a namespace of its own.
+JETSON = """
+mount -t tmpfs none {folder} && cp -a /etc/. {folder} && touch {folder}/nv_tegra_release
+mount --bind {folder} /etc"""
+GPU = """
+mount -t tmpfs none {folder} && touch {folder}/nvidiactl && ln -s /proc/self/fd {folder}/fd
+for name in null zero random urandom; do
+  touch {folder}/$name && mount --bind /dev/$name {folder}/$name
+done
+mount --rbind {folder} /dev"""
+READ_ONLY = "mount --bind {tree} {tree} && mount -o remount,bind,ro {tree}"
 
 
-def offline(*command, nvcc=False, cwd=None, **settings):
-    """Runs command without a network and, unless nvcc, without nvcc; fails with its output."""
-    result = attempt(*command, nvcc=nvcc, cwd=cwd, **settings)
-    assert result.returncode == 0, result.stdout
-    return result.stdout
-
-
-def attempt(*command, nvcc=False, cwd=None, **settings):
-    environment = CLEAN | {"PIP_DISABLE_PIP_VERSION_CHECK": "1"} | settings
+def command_line(command, nvcc, network, machine):
     hide = [] if nvcc else [f"/bin/mount --bind /dev/null '{path}'" for path in NVCC]
-    script = "; ".join(["set -e", *hide, 'exec "$@"'])
-    namespaces = "-nm" if os.geteuid() == 0 else "-rnm"
+    script = "\n".join(["set -e", *hide, machine, 'exec "$@"'])
+    namespaces = "-m" if network else "-nm"
+    if os.geteuid() != 0:
+        namespaces += "r"
+    return ["/usr/bin/unshare", namespaces, "/bin/sh", "-c", script, "sh", *map(str, command)]
+
+
+def attempt(*command, nvcc=False, network=False, machine="", cwd=None, **settings):
+    """Runs command, without nvcc and without a network if not asked for."""
+    environment = CLEAN | {"PIP_DISABLE_PIP_VERSION_CHECK": "1"} | settings
     return subprocess.run(
-        ["/usr/bin/unshare", namespaces, "/bin/sh", "-c", script, "sh", *map(str, command)],
+        command_line(command, nvcc, network, machine),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,  # where pip shows what the build says
         text=True,
@@ -43,15 +68,32 @@ def attempt(*command, nvcc=False, cwd=None, **settings):
     )
 
 
+def offline(*command, **options):
+    """The output of a command that must succeed."""
+    result = attempt(*command, **options)
+    assert result.returncode == 0, result.stdout
+    return result.stdout
+
+
+def compiled(output):
+    """How many sources were compiled, by what the build printed."""
+    return len(re.findall(r"Building (?:CXX|CUDA) object", output))
+
+
+def digest(folder):
+    (wheel,) = folder.glob("*.whl")
+    return hashlib.sha256(wheel.read_bytes()).hexdigest()
+
+
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory):
     """The unpacked source distribution."""
     folder = tmp_path_factory.mktemp("sdist")
-    code = f"import build_backend; print(build_backend.build_sdist({str(folder)!r}))"
-    name = offline(sys.executable, "-c", code, cwd=ROOT).strip()
-    with tarfile.open(folder / name) as archive:
-        archive.extractall(folder)
-    return folder / name.removesuffix(".tar.gz")
+    offline(sys.executable, "-m", "build", "--sdist", "--no-isolation", "-o", folder, ROOT)
+    (archive,) = folder.glob("*.tar.gz")
+    with tarfile.open(archive) as files:
+        files.extractall(folder)
+    return folder / archive.name.removesuffix(".tar.gz")
 
 
 @pytest.fixture
@@ -60,24 +102,38 @@ def environment(tmp_path):
 
     def make(torch):
         folder = tmp_path / "environment"
-        command = [sys.executable, "-m", "venv", "--without-pip", folder]
-        subprocess.run(command, check=True)
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
+        site = next(folder.glob("lib/python*/site-packages"))
         if torch:  # this Python's packages, as if installed there
-            site = next(folder.glob("lib/python*/site-packages"))
             packages = [p for p in sys.path if p.endswith(("site-packages", "dist-packages"))]
             (site / "torch.pth").write_text("\n".join(packages) + "\n")
+        else:
+            for file in distribution("setuptools").files:
+                if not file.parts[0].startswith("."):
+                    (site / file).parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copy(file.locate(), site / file)
         return folder / "bin" / "python"
 
     return make
 
 
-def pip(python, *arguments, **settings):
-    return offline(sys.executable, "-m", "pip", "--python", python, *arguments, **settings)
+def pip(python, *arguments, **options):
+    return offline(*PIP, "--python", python, *arguments, **options)
 
 
-def libraries(python):
-    site = next(Path(python).parent.parent.glob("lib/python*/site-packages"))
-    return sorted(path.name for path in site.glob("causal_conv1d/*.so"))
+def site_of(python):
+    return next(Path(python).parent.parent.glob("lib/python*/site-packages"))
+
+
+def libraries(folder):
+    return sorted(path.name for path in folder.glob("causal_conv1d/*.so"))
+
+
+def doctor(python, cwd="/"):
+    assert "all checks hold" in offline(python, "-m", "causal_conv1d", "--no-speed", cwd=cwd)
+
+
+# ------------------------------------------------------------------------------- each way to install
 
 
 def test_source_distribution_is_complete(tree):
@@ -87,55 +143,220 @@ def test_source_distribution_is_complete(tree):
     tracked = {name for name in listing.stdout.splitlines() if (ROOT / name).exists()}
     packed = {str(p.relative_to(tree)) for p in tree.rglob("*") if p.is_file()}
     assert tracked - packed == set()
+    extra = {name for name in packed - tracked if ".egg-info/" not in name}
+    assert extra <= {"PKG-INFO", "setup.cfg", "causal_conv1d/_commit.py"}
 
 
-def test_isolated_without_torch_and_without_nvcc(tree, environment):
+def test_isolated(tree, environment):
+    """As a user types it: pip fetches setuptools, CMake and Ninja."""
     python = environment(torch=False)
-    output = pip(python, "install", "-v", tree)
+    output = pip(python, "install", "-v", tree, network=True)
     assert "no nvcc found, so the CPU library alone is built" in output
-    assert libraries(python) == ["libcausal_conv1d_cpu.so"]
+    assert libraries(site_of(python)) == CPU_LIBRARY
     installed = pip(python, "list", "--format=freeze").split()
-    assert [line.split("=")[0] for line in installed] == ["causal-conv1d"]
+    assert sorted(line.split("=")[0] for line in installed) == ["causal-conv1d", "setuptools"]
     assert "missing" not in pip(python, "check")
     result = attempt(python, "-c", "import causal_conv1d", cwd="/")
-    assert "No module named 'torch'" in result.stdout
+    assert result.returncode != 0 and "torch" in result.stdout.splitlines()[-1]
     pip(python, "uninstall", "-y", "causal_conv1d")
-    assert not list(Path(python).parent.parent.glob("lib/python*/site-packages/causal*"))
+    assert not list(site_of(python).glob("causal*"))
 
 
-def test_not_isolated_with_torch(tree, environment):
-    python = environment(torch=True)
+@pytest.mark.parametrize("torch", [True, False], ids=["with torch", "without torch"])
+def test_not_isolated(tree, environment, torch):
+    python = environment(torch)
     before = set(pip(python, "list", "--format=freeze").split())
     options = ("--no-build-isolation", "--ignore-installed")
-    pip(python, "install", *options, tree, CAUSAL_CONV1D_CUDA="no")
-    assert libraries(python) == ["libcausal_conv1d_cpu.so"]
+    pip(python, "install", *options, tree)
+    assert libraries(site_of(python)) == CPU_LIBRARY
     # Nothing but this package has changed, torch least of all.
     after = set(pip(python, "list", "--format=freeze").split())
     assert {line.split("=")[0] for line in before ^ after} <= {"causal-conv1d"}
-    assert "all checks hold" in offline(python, "-m", "causal_conv1d", "--no-speed", cwd="/")
+    if torch:
+        doctor(python)
 
 
 def test_editable(tree, environment):
     python = environment(torch=True)
-    options = ("--no-build-isolation", "--ignore-installed", "-e")
-    pip(python, "install", *options, tree, CAUSAL_CONV1D_CUDA="false")
+    install = ("install", "-v", "--no-build-isolation", "--ignore-installed", "-e", tree)
+    pip(python, *install)
     where = offline(python, "-c", "import causal_conv1d as c; print(c.__file__)", cwd="/")
     assert Path(where.strip()) == tree / "causal_conv1d" / "__init__.py"
-    assert "all checks hold" in offline(python, "-m", "causal_conv1d", "--no-speed", cwd=tree)
+    doctor(python)
+    found = "import importlib.util as u; print([n for n in {} if u.find_spec(n)])"
+    names = ["causal_conv1d", "causal_conv1d_cuda", "selective_scan_cuda", "tests", "scripts"]
+    assert offline(python, "-c", found.format(names), cwd="/").strip() == str(names[:3])
+
+    assert compiled(pip(python, *install)) == 0
+    os.utime(tree / "csrc" / "cpu" / "api.cpp")
+    assert compiled(pip(python, *install)) == 1
+    doctor(python)
+    for library in tree.glob("causal_conv1d/*.so"):
+        library.unlink()  # for the tests after this
+
+
+@pytest.mark.skipif(not NVCC, reason="needs nvcc")
+def test_one_changed_cuda_source_is_compiled_alone(tmp_path):
+    """In the checkout, where .ci/run has built everything by these settings."""
+    options = {"nvcc": True, "CAUSAL_CONV1D_CUDA": "1"}
+    offline(*WHEEL, tmp_path, ROOT, **options)
+    assert compiled(offline(*WHEEL, tmp_path, ROOT, **options)) == 0
+    os.utime(ROOT / "csrc" / "cuda" / "varlen_states.cu")
+    assert compiled(offline(*WHEEL, tmp_path, ROOT, **options)) == 1
+
+
+def test_build(tree, tmp_path):
+    """python -m build makes the wheel from a source distribution of its own."""
+    offline(sys.executable, "-m", "build", "--no-isolation", "-o", tmp_path, tree)
+    (wheel,) = tmp_path.glob("*-py3-none-*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        assert [n for n in names if n.endswith(".so")] == ["causal_conv1d/libcausal_conv1d_cpu.so"]
+        assert {n.split("/")[0].split("-")[0] for n in names} == {
+            "causal_conv1d",
+            "causal_conv1d_cuda",
+            *(
+                f"selective_scan_cuda{end}.py"
+                for end in ("", "_core", "_ndstate", "_nrow", "_oflex")
+            ),
+        }
+        (metadata,) = (n for n in names if n.endswith("/METADATA"))
+        text = archive.read(metadata).decode()
+        assert "License-Expression: MIT" in text and "Requires-Python: >=3.10" in text
+        required = re.findall("^Requires-Dist: (.+)", text, re.MULTILINE)
+        assert required and all("extra ==" in line for line in required)
+        (licence,) = (n for n in names if n.endswith("/LICENSE"))
+        assert archive.read(licence) == (ROOT / "LICENSE").read_bytes()
+
+
+def test_uv(tree, tmp_path, environment):
+    python = environment(torch=True)
+    uv = (sys.executable, "-m", "uv", "--offline", "--no-cache")
+    offline(*uv, "pip", "install", "--no-build-isolation", "--python", python, tree)
+    assert libraries(site_of(python)) == CPU_LIBRARY
+    doctor(python)
+    built = (*uv, "build", "--no-build-isolation", "--python", python, "-o", tmp_path / "dist")
+    offline(*built, "--sdist", tree)
+    offline(*built, "--wheel", tree)
+    assert len(list(tmp_path.glob("dist/causal_conv1d-*"))) == 2
+
+
+def test_wheels_are_reproducible(tree, tmp_path):
+    """Whoever builds, in whatever folder, of files with whatever modes."""
+    elsewhere = tmp_path / "a folder with spaces"
+    shutil.copytree(tree, elsewhere, ignore=shutil.ignore_patterns("build", "*.egg-info"))
+    for path in elsewhere.rglob("*"):
+        path.chmod(0o700)
+    offline(*WHEEL, tmp_path / "one", tree)
+    if os.geteuid() == 0:
+        subprocess.run(["chown", "-R", "nobody", tmp_path], check=True)
+    as_nobody = []
+    if os.geteuid() == 0:  # who may read, for a Python that lies in /root
+        as_nobody = ["setpriv", "--reuid=nobody", "--clear-groups"]
+        as_nobody += ["--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]
+    shell = ["sh", "-c", 'umask 077; exec "$@"', "sh"]
+    offline(*as_nobody, *shell, *WHEEL, tmp_path / "two", elsewhere, HOME=str(tmp_path))
+    assert digest(tmp_path / "one") == digest(tmp_path / "two")
+
+
+def test_read_only_sources(tree, tmp_path):
+    before = {path: path.stat().st_mtime for path in tree.rglob("*")}
+    offline(*WHEEL, tmp_path, tree, machine=READ_ONLY.format(tree=tree))
+    assert {path: path.stat().st_mtime for path in tree.rglob("*")} == before
+    assert len(list(tmp_path.glob("*.whl"))) == 1
+
+
+def test_interrupted_and_parallel_builds(tree, tmp_path):
+    settings = {"CXXFLAGS": "-DANOTHER_BUILD_FOLDER"}
+    command = command_line((*WHEEL, tmp_path / "killed", tree), False, False, "")
+    with (tmp_path / "log").open("w") as log:
+        build = subprocess.Popen(
+            command, stdout=log, stderr=log, env=CLEAN | settings, start_new_session=True
+        )
+        deadline = time.monotonic() + 120
+        while not compiled((tmp_path / "log").read_text()) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        os.killpg(build.pid, signal.SIGKILL)
+        assert build.wait() == -signal.SIGKILL
+    builds = [
+        subprocess.Popen(
+            command_line((*WHEEL, tmp_path / name, tree), False, False, ""),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=CLEAN | settings,
+        )
+        for name in ("first", "second")
+    ]
+    outputs = [build.communicate()[0] for build in builds]
+    assert [build.returncode for build in builds] == [0, 0], outputs
+    assert min(map(compiled, outputs)) == 0 < max(map(compiled, outputs))
+    assert digest(tmp_path / "first") == digest(tmp_path / "second")
+
+
+# --------------------------------------------------------------------------------- what the build says
+
+
+@pytest.fixture
+def setup(monkeypatch):
+    """The functions of setup.py."""
+    monkeypatch.setattr(setuptools, "setup", lambda **options: None)
+    return runpy.run_path(str(ROOT / "setup.py"))
 
 
 @pytest.mark.parametrize(
-    "value, option",
-    [(v, "ON") for v in ("1", "true", "yes", "on", "TRUE", "Yes")]
-    + [(v, "OFF") for v in ("0", "false", "no", "off", "No")]
-    + [(v, "AUTO") for v in ("", "auto")],
+    "settings, option",
+    [({"CAUSAL_CONV1D_CUDA": v}, "ON") for v in ("1", "true", "yes", "on", "TRUE", "Yes")]
+    + [({"CAUSAL_CONV1D_CUDA": v}, "OFF") for v in ("0", "false", "no", "off", "No")]
+    + [({"CAUSAL_CONV1D_CUDA": v}, "AUTO") for v in ("", "auto")]
+    + [({"CAUSAL_CONV1D_SKIP_CUDA_BUILD": v}, "OFF") for v in ("TRUE", "1")]
+    + [({"CAUSAL_CONV1D_SKIP_CUDA_BUILD": "FALSE"}, "AUTO")]
+    + [({"CAUSAL_CONV1D_FORCE_BUILD": "TRUE"}, "AUTO")]
+    + [({"CAUSAL_CONV1D_SKIP_CUDA_BUILD": "TRUE", "CAUSAL_CONV1D_CUDA": "1"}, "ON")],
 )
-def test_words_for_options(value, option, monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT))
-    import build_backend
+def test_words_for_options(settings, option, setup, monkeypatch):
+    for name in OPTIONS:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    assert setup["cuda_option"]() == option
 
-    monkeypatch.setenv("CAUSAL_CONV1D_CUDA", value)
-    assert build_backend.cuda_option() == option
+
+def test_an_older_python_gets_a_sentence(monkeypatch):
+    ast.parse((ROOT / "setup.py").read_text(), feature_version=(3, 7))
+    monkeypatch.setattr(sys, "version_info", (3, 8, 10, "final", 0))
+    with pytest.raises(SystemExit, match="needs Python >= 3.10, and this is 3.8"):
+        runpy.run_path(str(ROOT / "setup.py"))
+
+
+def test_an_older_setuptools_gets_a_sentence(monkeypatch):
+    monkeypatch.setattr(setuptools, "__version__", "59.6.0")
+    with pytest.raises(SystemExit, match="setuptools >= 77, and this is 59.6.0: pip install -U"):
+        runpy.run_path(str(ROOT / "setup.py"))
+
+
+def test_commit_and_label(tmp_path):
+    """In the wheel, of the repository that the sources are in and of no other."""
+    sources = tmp_path / "sources"
+    ignored = shutil.ignore_patterns("build", ".git", "*.so", ".venv", "dist")
+    shutil.copytree(ROOT, sources, ignore=ignored)
+    git = ("git", "-C", sources, "-c", "user.name=n", "-c", "user.email=e")
+    build = (sys.executable, "setup.py", "-q", "build_py", "-d", tmp_path / "built")
+    commit = tmp_path / "built" / "causal_conv1d" / "_commit.py"
+    subprocess.run([*git, "init", "-q"], check=True)
+    offline(*build, cwd=sources)
+    assert not commit.exists()
+    subprocess.run([*git, "add", "."], check=True)
+    subprocess.run([*git, "commit", "-qm", "all"], check=True)
+    head = subprocess.run(
+        [*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    offline(*build, cwd=sources, CAUSAL_CONV1D_LABEL="cu13")
+    assert commit.read_text() == f'commit = "{head}"\n'
+    assert commit.with_name("_version.py").read_text().strip().endswith('.cu13"')
+    (sources / "README.md").write_text("changed")
+    offline(*build, cwd=sources)
+    assert commit.read_text() == f'commit = "{head}-dirty"\n'
 
 
 FAILURES = {
@@ -172,24 +393,63 @@ def test_failures_end_with_what_to_do(settings, advice, tree, tmp_path):
     cmake.write_text("#!/bin/sh\necho cmake version 3.21.7\n")
     cmake.chmod(0o755)
     settings = {name: value.format(folder=tmp_path) for name, value in settings.items()}
-    code = f"import build_backend; build_backend.build_wheel({str(tmp_path)!r})"
-    result = attempt(sys.executable, "-c", code, cwd=tree, **settings)
+    command = (sys.executable, "setup.py", "-q", "bdist_wheel", "-d", tmp_path)
+    result = attempt(*command, cwd=tree, **settings)
     assert result.returncode != 0
     last = result.stdout.splitlines()[-1]
     assert last.startswith("error: causal_conv1d was not built. ") and last.endswith(advice)
+
+
+@pytest.mark.parametrize(
+    "machine, sign", [(JETSON, "/etc/nv_tegra_release"), (GPU, "/dev/nvidiactl"), ("", "torch")]
+)
+def test_cuda_is_never_left_out_silently(machine, sign, tree, tmp_path, environment):
+    """Devices, a Jetson, or a torch with CUDA, and no nvcc."""
+    python = environment(torch=False)
+    if sign == "torch":
+        sign = "a torch for CUDA 13.0"
+        (site_of(python) / "torch").mkdir()
+        version = "__version__ = '2.11.0+cu130'\ncuda: Optional[str] = '13.0'\n"
+        (site_of(python) / "torch" / "version.py").write_text(version)
+    folder = tmp_path / "root"
+    folder.mkdir()
+    machine = machine.format(folder=folder)
+    install = (*PIP, "--python", python, "install", "--no-build-isolation", tree)
+    result = attempt(*install, machine=machine)
+    assert result.returncode != 0
+    words = " ".join(result.stdout.split())
+    assert f"error: causal_conv1d was not built. This machine has {sign}, but there is no" in words
+    assert "install the CUDA toolkit, or put nvcc on PATH, or set CUDACXX;" in words
+    offline(*install, machine=machine, CAUSAL_CONV1D_CUDA="0")
+    assert libraries(site_of(python)) == CPU_LIBRARY
+
+
+@pytest.mark.skipif(not NVCC, reason="needs nvcc")
+@pytest.mark.parametrize("name, value", [("CUDACXX", "cuda/bin/nvcc"), ("CUDA_HOME", "cuda")])
+def test_relative_paths_to_nvcc(name, value, tree, tmp_path, setup, monkeypatch):
+    toolkit = Path(NVCC[0]).resolve().parent.parent
+    (tmp_path / "cuda").symlink_to(toolkit)
+    configure = ("cmake", "-S", tree, "-B", tmp_path / "build", "-DCAUSAL_CONV1D_CUDA=ON")
+    output = offline(*configure, cwd=tmp_path, nvcc=True, **{name: value, "PWD": str(tmp_path)})
+    assert "causal_conv1d: CPU and CUDA, with code for" in output
+    found = re.search(
+        "CMAKE_CUDA_COMPILER:.*=(.+)", (tmp_path / "build/CMakeCache.txt").read_text()
+    )
+    assert Path(found[1]) == tmp_path / "cuda" / "bin" / "nvcc"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(name, value)
+    assert setup["build_environment"]()[name] == str(tmp_path / value)
 
 
 @pytest.mark.skipif(not NVCC, reason="needs nvcc")
 def test_with_nvcc(tree, tmp_path):
     """CPU code, sm_87 and PTX on two cores: in 60 s where they do nothing else, and 1.5 GB."""
     report = tmp_path / "time"
-    command = [shutil.which("time"), "-v", "-o", report, "taskset", "-c", "0,1", sys.executable]
-    command += ["-m", "pip", "wheel", "--no-deps", "-w", tmp_path, tree]
-    offline(*command, nvcc=True, CAUSAL_CONV1D_CUDA="true", MAX_JOBS="2")
+    command = [shutil.which("time"), "-v", "-o", report, "taskset", "-c", "0,1"]
+    offline(*command, *WHEEL, tmp_path, tree, nvcc=True, CAUSAL_CONV1D_CUDA="true", MAX_JOBS="2")
     (wheel,) = tmp_path.glob("*.whl")
-    subprocess.run(
-        [sys.executable, ROOT / "scripts" / "check_wheel.py", "--cuda", wheel], check=True
-    )
+    check = [sys.executable, ROOT / "scripts" / "check_wheel.py", "--cuda", wheel]
+    subprocess.run(check, check=True)
     lines = dict(line.strip().rsplit(": ", 1) for line in report.read_text().splitlines())
     processor = float(lines["User time (seconds)"]) + float(lines["System time (seconds)"])
     memory = int(lines["Maximum resident set size (kbytes)"]) / 2**10
