@@ -86,9 +86,10 @@ def build_environment():
     """For CMake and Ninja, which may be packages of this Python; with absolute paths to nvcc."""
     env = dict(os.environ)
     env["PATH"] = os.pathsep.join([env.get("PATH", os.defpath), sysconfig.get_path("scripts")])
-    for name in ("CUDACXX", "CUDA_HOME"):
-        if os.sep in env.get(name, ""):
-            env[name] = os.path.abspath(env[name])
+    if env.get("CUDA_HOME"):
+        env["CUDA_HOME"] = os.path.abspath(env["CUDA_HOME"])
+    if os.sep in env.get("CUDACXX", ""):  # else it is looked for on PATH
+        env["CUDACXX"] = os.path.abspath(env["CUDACXX"])
     return env
 
 

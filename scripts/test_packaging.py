@@ -1,8 +1,8 @@
 """Building and installing from source, each way that there is: pytest scripts/test_packaging.py
 
-Everything is built from the unpacked source distribution, without a network but in
-test_isolated. It needs Linux, a C++ compiler, CMake, Ninja, setuptools >= 77, build, uv and the right
-to make namespaces (root has it); the Python that runs it must have torch.
+Everything is built from the unpacked source distribution, without a network but in test_isolated.
+It needs Linux, a C++ compiler, CMake, Ninja, setuptools >= 77, build, uv and the right to make
+namespaces (root has it); the Python that runs it must have torch.
 """
 
 import ast
@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import tempfile
 import time
 import zipfile
 from importlib.metadata import distribution
@@ -133,7 +134,7 @@ def doctor(python, cwd="/"):
     assert "all checks hold" in offline(python, "-m", "causal_conv1d", "--no-speed", cwd=cwd)
 
 
-# ------------------------------------------------------------------------------- each way to install
+# ------------------------------------------------------------------------------ each way to install
 
 
 def test_source_distribution_is_complete(tree):
@@ -241,22 +242,30 @@ def test_uv(tree, tmp_path, environment):
     assert len(list(tmp_path.glob("dist/causal_conv1d-*"))) == 2
 
 
-def test_wheels_are_reproducible(tree, tmp_path):
+@pytest.fixture
+def folder_for_all():
+    """A folder that another user can reach, as it is with pytest's own for root alone."""
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
+def test_wheels_are_reproducible(tree, tmp_path, folder_for_all):
     """Whoever builds, in whatever folder, of files with whatever modes."""
-    elsewhere = tmp_path / "a folder with spaces"
+    elsewhere = folder_for_all / "a folder with spaces"
     shutil.copytree(tree, elsewhere, ignore=shutil.ignore_patterns("build", "*.egg-info"))
     for path in elsewhere.rglob("*"):
         path.chmod(0o700)
-    offline(*WHEEL, tmp_path / "one", tree)
-    if os.geteuid() == 0:
-        subprocess.run(["chown", "-R", "nobody", tmp_path], check=True)
+    offline(*WHEEL, tmp_path, tree)
     as_nobody = []
     if os.geteuid() == 0:  # who may read, for a Python that lies in /root
         as_nobody = ["setpriv", "--reuid=nobody", "--clear-groups"]
         as_nobody += ["--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]
+        subprocess.run(["chown", "-R", "nobody", folder_for_all], check=True)
     shell = ["sh", "-c", 'umask 077; exec "$@"', "sh"]
-    offline(*as_nobody, *shell, *WHEEL, tmp_path / "two", elsewhere, HOME=str(tmp_path))
-    assert digest(tmp_path / "one") == digest(tmp_path / "two")
+    built = folder_for_all / "built"
+    offline(*as_nobody, *shell, *WHEEL, built, elsewhere, HOME=str(folder_for_all))
+    assert digest(built) == digest(tmp_path)
 
 
 def test_read_only_sources(tree, tmp_path):
@@ -294,7 +303,7 @@ def test_interrupted_and_parallel_builds(tree, tmp_path):
     assert digest(tmp_path / "first") == digest(tmp_path / "second")
 
 
-# --------------------------------------------------------------------------------- what the build says
+# ------------------------------------------------------------------------------ what the build says
 
 
 @pytest.fixture
@@ -432,9 +441,8 @@ def test_relative_paths_to_nvcc(name, value, tree, tmp_path, setup, monkeypatch)
     configure = ("cmake", "-S", tree, "-B", tmp_path / "build", "-DCAUSAL_CONV1D_CUDA=ON")
     output = offline(*configure, cwd=tmp_path, nvcc=True, **{name: value, "PWD": str(tmp_path)})
     assert "causal_conv1d: CPU and CUDA, with code for" in output
-    found = re.search(
-        "CMAKE_CUDA_COMPILER:.*=(.+)", (tmp_path / "build/CMakeCache.txt").read_text()
-    )
+    (file,) = tmp_path.glob("build/CMakeFiles/*/CMakeCUDACompiler.cmake")
+    found = re.search(r'set\(CMAKE_CUDA_COMPILER "(.+)"\)', file.read_text())
     assert Path(found[1]) == tmp_path / "cuda" / "bin" / "nvcc"
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv(name, value)

@@ -35,3 +35,9 @@ def second_gpu(cuda):
     if torch.cuda.device_count() < 2:
         pytest.skip("needs two GPUs")
     return "cuda:1"
+
+
+@pytest.fixture(autouse=True)
+def denormal_numbers():
+    """As when a process starts: what inductor compiles in torch 2.5 makes the CPU flush them."""
+    torch.set_flush_denormal(False)

@@ -332,7 +332,13 @@ sys.exit(apply_patches.main(sys.argv[1:]))
 """
     command = [sys.executable, "-c", script, "--mamba-ssm", sources, "--mamba-yolo", sources]
     environment = os.environ | {"PYTHONPATH": str(ROOT / "scripts")}
-    return subprocess.run([*command, *options], env=environment, capture_output=True).returncode
+    return subprocess.run(
+        [*command, *options],
+        env=environment,
+        capture_output=True,
+        # A test run in the background ignores it, and so would what it starts.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ).returncode
 
 
 @pytest.mark.parametrize("name", ("SIGINT", "SIGTERM", "SIGHUP"))

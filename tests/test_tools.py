@@ -267,6 +267,8 @@ def test_make_fx_traces_forward_and_backward(device):
 
 @pytest.mark.parametrize("transform", ("jvp", "grad", "vmap"))
 def test_transforms_under_compile(transform, device):
+    if transform == "vmap" and torch.__version__ < (2, 6):
+        pytest.skip("torch 2.5 cannot run an operator's batching rule within a trace")
     torch._dynamo.reset()
     case = make_case((2, DIM, SEQLEN), 4, device=device)
 
