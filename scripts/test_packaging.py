@@ -303,6 +303,71 @@ def test_interrupted_and_parallel_builds(tree, tmp_path):
     assert digest(tmp_path / "first") == digest(tmp_path / "second")
 
 
+# ------------------------------------------------------------------------------------- versions
+
+VERSION = re.search(r'"(.+)"', (ROOT / "causal_conv1d" / "_version.py").read_text())[1]
+NEWER = re.sub(r"\d+$", lambda number: str(int(number[0]) + 1), VERSION)
+
+
+def empty_wheel(folder, version):
+    """What an index has of a version, as far as pip looks at it."""
+    info = f"causal_conv1d-{version}.dist-info"
+    wheel = folder / f"causal_conv1d-{version}-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        head = "Metadata-Version: 2.1\nName: causal-conv1d\n"
+        archive.writestr(f"{info}/METADATA", f"{head}Version: {version}\n")
+        tag = "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        archive.writestr(f"{info}/WHEEL", tag)
+        archive.writestr(f"{info}/RECORD", "")
+    return wheel
+
+
+def installed_version(python):
+    (info,) = site_of(python).glob("causal_conv1d-*.dist-info")
+    return info.name.removeprefix("causal_conv1d-").removesuffix(".dist-info")
+
+
+KEPT, REPLACED = VERSION, "1.7.0"
+
+
+@pytest.mark.parametrize(
+    "tool, arguments, index, result, constrained_result",
+    [
+        ("pip", "causal-conv1d>=1.4.0", "1.6.0 1.7.0 1.7.1", KEPT, None),
+        ("pip", "causal-conv1d==1.7.0", "1.6.0 1.7.0", KEPT, None),
+        ("pip", "-U causal-conv1d", "1.6.0 1.7.0", KEPT, None),
+        ("pip", "-U causal-conv1d", "1.7.0 1.7.0.post1", "1.7.0.post1", KEPT),
+        ("pip", "-U causal-conv1d", f"1.7.0 {NEWER}", NEWER, None),
+        ("pip", "--force-reinstall causal-conv1d", "1.6.0 1.7.0", REPLACED, KEPT),
+        ("pip", "causal-conv1d==1.6.0", "1.6.0 1.7.0", "1.6.0", None),
+        ("uv", "-U causal-conv1d", "1.6.0 1.7.0", KEPT, None),
+        ("uv", "--reinstall causal-conv1d", "1.6.0 1.7.0", REPLACED, KEPT),
+    ],
+)
+def test_what_replaces_it(
+    tool, arguments, index, result, constrained_result, tmp_path, environment
+):
+    """As README.md tells it, of an index that holds these releases."""
+    python = environment(torch=False)
+    own = empty_wheel(tmp_path, VERSION)
+    (tmp_path / "index").mkdir()
+    for version in index.split():
+        empty_wheel(tmp_path / "index", version)
+    pip(python, "install", "--no-index", own)
+    (tmp_path / "constraints.txt").write_text(f"causal-conv1d @ {own.as_uri()}\n")
+    source = ("--no-index", "--find-links", tmp_path / "index")
+    install = {
+        "pip": (*PIP, "--python", python, "install"),
+        "uv": (sys.executable, "-m", "uv", "--no-cache", "pip", "install", "--python", python),
+    }[tool]
+    constraint = {f"{tool.upper()}_CONSTRAINT": str(tmp_path / "constraints.txt")}
+    if constrained_result is not None:
+        offline(*install, *source, *arguments.split(), **constraint)
+        assert installed_version(python) == constrained_result
+    offline(*install, *source, *arguments.split())
+    assert installed_version(python) == result
+
+
 # ------------------------------------------------------------------------------ what the build says
 
 
