@@ -279,9 +279,6 @@ class BuildModules(build_py):
         package = Path(self.build_lib, PACKAGE)
         write_commit(package)
         (package / "_version.py").write_text(f'__version__ = "{version()}"\n', encoding="utf-8")
-        # The same modes, whatever those of the sources and the umask are.
-        for path in Path(self.build_lib).rglob("*"):
-            path.chmod(0o755 if path.is_dir() else 0o644)
 
 
 def write_commit(package):
@@ -316,6 +313,12 @@ class Wheel(bdist_wheel):
     def get_tag(self):
         """For every Python: the libraries use nothing of it."""
         return ("py3", "none", super().get_tag()[2])
+
+    def write_wheelfile(self, *args, **kwargs):
+        super().write_wheelfile(*args, **kwargs)
+        # All is there. The same modes, whatever those of the sources and the umask are.
+        for path in Path(self.bdist_dir).rglob("*"):
+            path.chmod(0o755 if path.is_dir() else 0o644)
 
 
 class Distribution(setuptools.Distribution):
