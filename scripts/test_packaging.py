@@ -86,7 +86,7 @@ def contents(folder):
     (wheel,) = folder.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         files = {f.filename: (f.CRC, f.external_attr, f.date_time) for f in archive.infolist()}
-    return files | {"all": hashlib.sha256(wheel.read_bytes()).hexcontents()}
+    return files | {"all": hashlib.sha256(wheel.read_bytes()).hexdigest()}
 
 
 @pytest.fixture(scope="module")
