@@ -5,10 +5,21 @@ A drop-in replacement of Dao-AILab's ``causal_conv1d``. The public functions are
 ``python -m causal_conv1d`` checks the installation.
 """
 
-from causal_conv1d import _distributed
+import sys
+
+from causal_conv1d import _installation
 from causal_conv1d._version import __version__
-from causal_conv1d.causal_conv1d_interface import causal_conv1d_fn, causal_conv1d_update
-from causal_conv1d.causal_conv1d_varlen import causal_conv1d_varlen_states
+
+try:
+    _installation.require_torch()
+
+    from causal_conv1d import _distributed
+    from causal_conv1d.causal_conv1d_interface import causal_conv1d_fn, causal_conv1d_update
+    from causal_conv1d.causal_conv1d_varlen import causal_conv1d_varlen_states
+except ImportError as problem:
+    if not _installation.doctor_is_starting():
+        raise
+    sys.exit(_installation.report(problem))
 
 _distributed.add_missing_names()
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import platform
 import statistics
 import sys
 import time
@@ -17,11 +16,11 @@ import time
 import torch
 import torch.nn.functional as F
 
-import causal_conv1d
-from causal_conv1d import _library
+from causal_conv1d import _elf, _library
 from causal_conv1d import causal_conv1d_fn as fn
 from causal_conv1d import causal_conv1d_update as update
 from causal_conv1d import causal_conv1d_varlen_states as varlen_states
+from causal_conv1d._installation import description, tick
 from causal_conv1d.reference import (
     causal_conv1d_ref,
     causal_conv1d_update_ref,
@@ -55,9 +54,13 @@ def gpus() -> list[int]:
     return list(range(torch.cuda.device_count()))
 
 
+def is_damaged(backend: _library.Backend) -> bool:
+    """Whether its file is, be it of use with this torch or not; a build without nvcc has none."""
+    return backend.path.exists() and _elf.damage(backend.path) is not None
+
+
 def report_installation() -> None:
-    print(f"causal_conv1d {causal_conv1d.__version__} in {_library.cpu.path.parent}")
-    print(f"Python {platform.python_version()}, {platform.platform()}")
+    print(description())
     print(f"torch {torch.__version__}, its CUDA: {torch.version.cuda or 'none'}, ", end="")
     print(f"the driver's CUDA: {driver_version() or 'no driver'}")
     isa = _library.cpu.text("causal_conv1d_cpu_isa")
@@ -67,7 +70,8 @@ def report_installation() -> None:
         names = _library.cuda.text("causal_conv1d_cuda_architectures")
         print(f"CUDA kernels: loaded, with code for {names}")
     else:
-        print(f"CUDA kernels: not loaded: {_library.cuda.problem}")
+        mark = f"{tick(False)} " if is_damaged(_library.cuda) else ""
+        print(f"{mark}CUDA kernels: not loaded: {_library.cuda.problem}")
     for index in gpus():
         p = torch.cuda.get_device_properties(index)
         print(
@@ -220,15 +224,6 @@ CHECKS = {
 }
 
 
-def tick(good: bool) -> str:
-    mark, plain = ("✓", "ok") if good else ("✗", "FAILED")
-    try:
-        mark.encode(sys.stdout.encoding or "ascii")
-    except UnicodeEncodeError:
-        return plain
-    return mark
-
-
 def worst_error(check, device, dtype, layout) -> float:
     return max(relative_error(got, want) for got, want in check(Inputs(device, dtype, layout)))
 
@@ -348,7 +343,7 @@ def main() -> int:
     parser.add_argument("--no-speed", action="store_true", help="leave the table of speeds out")
     arguments = parser.parse_args()
     report_installation()
-    good = True
+    good = not is_damaged(_library.cuda)
     devices = ["cpu"]
     if _library.cuda.problem is None:
         devices += [f"cuda:{index}" for index in gpus()]

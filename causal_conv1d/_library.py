@@ -16,8 +16,9 @@ from pathlib import Path
 
 import torch
 
-from causal_conv1d import _ctypes_ops, _operators, _plain, _self_test
+from causal_conv1d import _ctypes_ops, _elf, _operators, _plain, _self_test
 from causal_conv1d._ctypes_ops import Status
+from causal_conv1d._installation import REINSTALL
 
 STABLE_ABI, CTYPES = "torch's stable C ABI", "Python"
 
@@ -71,17 +72,24 @@ def _may_use_stable_abi() -> bool:
     return wanted == "auto" and torch.__version__ >= (2, 9)
 
 
+def _path(name: str) -> Path:
+    return Path(__file__).with_name(f"libcausal_conv1d_{name}.so")
+
+
 def _load(name: str) -> Backend:
-    path = Path(__file__).with_name(f"libcausal_conv1d_{name}.so")
-    if not path.exists():
-        return Backend(name, path, None, f"there is no {path}")
+    path = _path(name)
+    problem = _elf.damage(path)
+    if problem is not None:
+        return Backend(name, path, None, f"{problem}: reinstall it ({REINSTALL})")
     try:
         library = ctypes.CDLL(str(path))
+        register = getattr(library, f"causal_conv1d_register_{name}")
     except OSError as error:
         return Backend(name, path, None, str(error))
+    except AttributeError:
+        return Backend(name, path, None, f"{path} is of another version: {REINSTALL}")
     registration = CTYPES
     if _may_use_stable_abi():
-        register = getattr(library, f"causal_conv1d_register_{name}")
         register.restype = Status
         if register().code == 0:  # else torch hides a function of the ABI
             registration = STABLE_ABI
@@ -89,25 +97,34 @@ def _load(name: str) -> Backend:
 
 
 def _load_cpu() -> Backend:
+    if not _path("cpu").exists():
+        raise ImportError(
+            f"causal_conv1d: there is no {_path('cpu')}: if that is the source folder, run Python "
+            f"from elsewhere or 'pip install --no-deps -e .' there, else reinstall ({REINSTALL})"
+        )
     backend = _load("cpu")
     if backend.problem is not None:
-        raise ImportError(
-            f"causal_conv1d: {backend.problem}. If this is the source folder, run Python from "
-            f"elsewhere or 'pip install --no-build-isolation -e .' here; else reinstall "
-            f"causal-conv1d."
-            if not backend.path.exists()
-            else f"causal_conv1d: {backend.path}: {backend.problem}"
-        )
+        raise ImportError(f"causal_conv1d: {backend.problem}")
     return backend
 
 
 def _load_cuda() -> Backend:
+    path = _path("cuda")
     if torch.version.cuda is None:
-        path = Path(__file__).with_name("libcausal_conv1d_cuda.so")
-        return Backend("cuda", path, None, "torch is built without CUDA")
+        damage = _elf.damage(path) if path.exists() else None
+        also = f", and {damage}: reinstall it ({REINSTALL})" if damage else ""
+        return Backend("cuda", path, None, f"torch is built without CUDA{also}")
+    if not path.exists():  # which needs no warning
+        return Backend(
+            "cuda",
+            path,
+            None,
+            f"causal_conv1d was built without nvcc, so there is no {path}: with the nvcc of CUDA "
+            f"{torch.version.cuda.partition('.')[0]} on PATH (often in /usr/local/cuda/bin) "
+            f"run 'CAUSAL_CONV1D_CUDA=1 pip install --no-deps --force-reinstall .' in its sources",
+        )
     backend = _load("cuda")
-    if backend.problem is not None and backend.path.exists():
-        # A build without nvcc has none, which needs no warning.
+    if backend.problem is not None:
         warnings.warn(
             f"causal_conv1d: the CUDA kernels could not be loaded and only CPU tensors work: "
             f"{backend.problem}",

@@ -1,0 +1,256 @@
+"""Installations that cannot work say so in one sentence, from an import and from the doctor.
+
+Each is a copy of the package in a folder of its own, and runs in a process of its own. A torch with
+CUDA is one whose torch.version.cuda has been set: no GPU is needed to be refused.
+"""
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from causal_conv1d import _elf, _installation, _library
+
+LIBRARY = Path(_library.cpu.path)
+OTHER = {"x86_64": "aarch64", "aarch64": "x86_64"}.get(platform.machine(), "x86_64")
+NUMBER = {name: number for number, name in _elf.MACHINES.items()}[OTHER]
+
+
+def of_another_machine(data):
+    return data[:18] + NUMBER.to_bytes(2, "little") + data[20:]
+
+
+DAMAGES = {
+    "empty": (lambda data: b"", "is empty"),
+    "foreign": (of_another_machine, f"is for {OTHER}, and this is {platform.machine()}"),
+    "one byte less": (lambda data: data[:-1], "is truncated: "),
+    "half": (lambda data: data[: len(data) // 2], "is truncated: "),
+    "without segments": (lambda data: data[:80], "is truncated: 80 of "),
+    "without a header": (lambda data: data[:30], "is truncated: 30 bytes are left"),
+    "two bytes": (lambda data: data[:2], "is truncated: 2 bytes are left"),
+    "text": (lambda data: b"version https://git-lfs.github.com/spec/v1", "is no compiled library"),
+}
+
+
+@pytest.fixture
+def site(tmp_path):
+    """A folder with a copy of the package, without a CUDA library."""
+    ignored = shutil.ignore_patterns("__pycache__", "libcausal_conv1d_cuda.so")
+    shutil.copytree(LIBRARY.parent, tmp_path / "causal_conv1d", ignore=ignored)
+    return tmp_path
+
+
+def damaged(site, name, change):
+    path = site / "causal_conv1d" / f"libcausal_conv1d_{name}.so"
+    path.write_bytes(change(LIBRARY.read_bytes()))
+    return path
+
+
+def run(site, *arguments, with_torch=True):
+    """Python with the folder before all else that this process finds, or with it alone."""
+    paths = [str(site), *(path for path in sys.path if path and with_torch)]
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "PYTHONIOENCODING": "utf-8"}
+    options = [] if with_torch else ["-S"]  # no site-packages
+    return subprocess.run(
+        [sys.executable, *options, *arguments], cwd=site, env=env, capture_output=True, text=True
+    )
+
+
+def doctor(site, **options):
+    """The lines it prints; it must fail, and without a traceback."""
+    done = run(site, "-m", "causal_conv1d", "--no-speed", **options)
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith(f"causal_conv1d {_installation.__version__}, commit "), lines
+    assert str(site / "causal_conv1d") in lines[0]
+    return lines
+
+
+def import_error(site, **options):
+    done = run(site, "-c", "import causal_conv1d", **options)
+    assert done.returncode == 1
+    return done.stderr.splitlines()[-1]
+
+
+def assert_both_say(site, *words, **options):
+    error, line = import_error(site, **options), doctor(site, **options)[-1]
+    assert error == f"ImportError: {line.removeprefix('✗ ')}" != f"ImportError: {line}"
+    for word in words:
+        assert word in error
+
+
+# ------------------------------------------------------------------------------------------- torch
+
+
+def test_without_torch(site):
+    words = "causal_conv1d needs PyTorch >= 2.5, and pip does not install it", "install it yourself"
+    assert_both_say(site, *words, sys.executable, with_torch=False)
+    (site / "torch").mkdir()  # which Python takes for a package
+    assert_both_say(site, *words, with_torch=False)
+
+
+def test_an_old_torch(site):
+    (site / "torch").mkdir()
+    (site / "torch/__init__.py").write_text("__version__ = '2.4.1+cu124'\n")
+    assert_both_say(site, "PyTorch >= 2.5", "newer", "2.4.1+cu124", str(site / "torch"))
+
+
+def test_a_torch_that_does_not_import(site):
+    (site / "torch").mkdir()
+    text = "libcusparseLt.so.0: cannot open shared object file"
+    (site / "torch/__init__.py").write_text(f"raise OSError('{text}')\n")
+    assert_both_say(site, f"importing torch failed: {text}")
+
+
+@pytest.mark.parametrize("version", ("2.5.0a0+872d972e41.nv24.08", "2.15.0+cu132", "3.0"))
+def test_newer_torches_are_taken(monkeypatch, version):
+    monkeypatch.setattr(torch, "__version__", version)
+    _installation.require_torch()
+
+
+def test_other_programs_that_import_it_get_the_error(site):
+    """mamba_ssm and others catch it: only the doctor's own start ends in a sentence."""
+    (site / "other").mkdir()
+    (site / "other/__init__.py").write_text(
+        "try:\n    import causal_conv1d\nexcept ImportError:\n    causal_conv1d = None\n"
+    )
+    (site / "other/__main__.py").write_text("print('goes on')\n")
+    done = run(site, "-m", "other", with_torch=False)
+    assert (done.returncode, done.stdout) == (0, "goes on\n"), done.stderr
+
+
+# --------------------------------------------------------------------------------------- libraries
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damages_are_told_apart(tmp_path, damage):
+    change, words = DAMAGES[damage]
+    path = tmp_path / "library.so"
+    path.write_bytes(LIBRARY.read_bytes())
+    assert _elf.damage(path) is None
+    path.write_bytes(change(LIBRARY.read_bytes()))
+    assert _elf.damage(path).startswith(f"{path} {words}")
+
+
+@pytest.mark.parametrize("damage", ("foreign", "half"))
+def test_a_damaged_cpu_library(site, damage):
+    change, words = DAMAGES[damage]
+    path = damaged(site, "cpu", change)
+    assert_both_say(
+        site, f"causal_conv1d: {path} {words}", f"reinstall it ({_installation.REINSTALL})"
+    )
+
+
+def test_a_missing_cpu_library(site):
+    path = site / "causal_conv1d/libcausal_conv1d_cpu.so"
+    path.unlink()
+    assert_both_say(site, f"there is no {path}", "source folder", _installation.REINSTALL)
+
+
+WITH_CUDA = """
+import sys, warnings, torch
+torch.version.cuda = {cuda!r}
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    import causal_conv1d
+print("warnings:", *(each.message for each in caught if "causal_conv1d" in str(each.message)))
+x = torch.ones(1, 2, 3)
+assert causal_conv1d.causal_conv1d_fn(x, torch.ones(2, 2)).shape == x.shape
+if torch.version.cuda is not None:  # else there is no kernel under that key
+    operator = torch.ops.causal_conv1d.varlen_states.default
+    try:
+        operator._op_dk(torch._C.DispatchKey.CUDA, x[0], torch.tensor([0, 2]), 1)
+    except RuntimeError as error:
+        print("refusal:", error)
+from causal_conv1d import __main__ as doctor
+doctor.CHECKS.clear()  # about the CPU, whose kernels are as they are elsewhere
+doctor.gpus = lambda: {gpus!r}
+torch.cuda.get_device_properties = lambda _: type(
+    "Orin", (), dict(name="Orin", major=8, minor=7, multi_processor_count=16, total_memory=0)
+)
+sys.argv[1:] = ["--no-speed"]
+sys.exit(doctor.main())
+"""
+
+
+def with_cuda(site, cuda="12.6", gpus=()):
+    """Warnings at import, the refusal of a CUDA tensor, the doctor's line on CUDA, all lines."""
+    done = run(site, "-c", WITH_CUDA.format(cuda=cuda, gpus=gpus))
+    assert "Traceback" not in done.stderr, done.stderr
+    lines = done.stdout.splitlines()
+    found = [
+        next((line.partition(start)[2].strip() for line in lines if start in line), None)
+        for start in ("warnings:", "refusal:", "CUDA kernels: not loaded:")
+    ]
+    return *found, lines, done.returncode
+
+
+def test_a_cuda_tensor_without_a_cuda_library(site):
+    """A build without nvcc, which is as it should be where no GPU can be used."""
+    warned, refusal, said, _, status = with_cuda(site)
+    assert (warned, status) == ("", 0)
+    assert refusal == f"causal_conv1d: no CUDA kernels in this process: {said}"
+    assert said.startswith("causal_conv1d was built without nvcc, so there is no ")
+    assert "nvcc of CUDA 12 on PATH" in said
+    assert "'CAUSAL_CONV1D_CUDA=1 pip install --no-deps --force-reinstall .'" in said
+
+    _, again, _, lines, status = with_cuda(site, gpus=(0,))
+    assert (again, status) == (refusal, 1)
+    assert any(line.startswith("✗ torch can use a GPU, but there are no CUDA") for line in lines)
+
+
+@pytest.mark.parametrize("damage", ("empty", "foreign"))
+def test_a_damaged_cuda_library(site, damage):
+    change, words = DAMAGES[damage]
+    path = damaged(site, "cuda", change)
+    warned, refusal, said, lines, status = with_cuda(site)
+    assert said.startswith(f"{path} {words}") and _installation.REINSTALL in said
+    assert warned.endswith(said) and "only CPU tensors work" in warned
+    assert refusal == f"causal_conv1d: no CUDA kernels in this process: {said}"
+    assert f"✗ CUDA kernels: not loaded: {said}" in lines and status == 1
+
+
+def test_a_cuda_library_of_something_else(site):
+    path = damaged(site, "cuda", lambda data: data)  # the CPU library, which lacks its functions
+    warned, refusal, said, *_ = with_cuda(site)
+    assert said.startswith(f"{path} is of another version") and warned.endswith(said)
+    assert refusal.endswith(said)
+
+
+def test_a_damaged_cuda_library_where_torch_has_no_use_for_it(site):
+    """An import has nothing to say about it; the installation is not whole all the same."""
+    path = damaged(site, "cuda", DAMAGES["half"][0])
+    warned, _, said, lines, status = with_cuda(site, cuda=None)
+    assert warned == "" and f"torch is built without CUDA, and {path} is truncated: " in said
+    assert f"✗ CUDA kernels: not loaded: {said}" in lines and status == 1
+
+
+# ------------------------------------------------------------------------------------------ commit
+
+
+def commit_of(site):
+    return doctor(site, with_torch=False)[0].split(", ")[1].removeprefix("commit ")
+
+
+def git(folder, *words):
+    options = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    return subprocess.check_output(["git", "-C", str(folder), *options, *words], text=True).strip()
+
+
+def test_the_commit(site):
+    (site / "causal_conv1d/_commit.py").unlink(missing_ok=True)
+    assert commit_of(site) == "unknown"
+    if shutil.which("git") is not None:
+        git(site, "init", "-q")
+        git(site, "commit", "-q", "--allow-empty", "-m", "someone else's")
+        assert commit_of(site) == "unknown"  # git knows the folder, but not the package in it
+        git(site, "add", ".")
+        git(site, "commit", "-q", "-m", "the sources")
+        assert commit_of(site) == git(site, "rev-parse", "--short", "HEAD")
+    (site / "causal_conv1d/_commit.py").write_text('commit = "0123456789abcdef0123"\n')
+    assert commit_of(site) == "0123456789ab"
