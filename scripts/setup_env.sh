@@ -6,7 +6,7 @@
 #   ensure_compiler         a C++ compiler and CMake
 #   ensure_googletest       GoogleTest
 #   build_wheel             sets WHEEL, and WHEEL_LOG: the build's output; builds only if the sources
-#                           or the settings have changed since the last time
+#                           or the settings have changed since the last time, and shows how far it is
 #   install_library         find_python, ensure_compiler, build_wheel, and installs that wheel
 #   run_python ARGS...      PYTHON, with the source folder not on its path
 #
@@ -64,7 +64,10 @@ find_python() {
     PYTHON=$PWD/.venv/bin/python
     if ! has_torch "$PYTHON"; then
       say "pip install ${TORCH:-torch==2.13.0}"
-      "$PYTHON" -m pip install -q "${TORCH:-torch==2.13.0}" numpy  # torch warns without NumPy
+      local quiet=-q
+      if [ -t 1 ]; then quiet=; fi # pip shows how far the download is
+      # shellcheck disable=SC2086
+      "$PYTHON" -m pip install $quiet "${TORCH:-torch==2.13.0}" numpy # torch warns without NumPy
     fi
   fi
   # Programs of this Python's packages: cmake, ninja, clang-format.
@@ -124,20 +127,37 @@ fingerprint() {
   } | sha256sum | cut -c 1-16
 }
 
+# follow LOG: while this script lives and until it is killed, how far the build with this log is.
+follow() {
+  local start=$SECONDS pause=10 line='  %s %d s\n' step
+  if [ -t 1 ]; then pause=1 line='\r  %s %d s '; fi
+  while sleep "$pause" >/dev/null 2>&1 && kill -0 $$ 2>/dev/null; do
+    step=$(grep -o '^ *\[[0-9]*/[0-9]*\]' "$1" | tail -n 1 | tr -d ' ') || true # Ninja's
+    # shellcheck disable=SC2059
+    printf "$line" "${step:-starting,}" $((SECONDS - start))
+  done
+}
+
 build_wheel() {
-  local folder
+  local folder follower status=0
   folder=$PWD/build/wheel-$(fingerprint)
   WHEEL_LOG=$folder/build.log
   if ! compgen -G "$folder/*.whl" >/dev/null; then
     say "building the wheel (log: $WHEEL_LOG)"
     rm -rf build/wheel-*
     mkdir -p "$folder"
+    follow "$WHEEL_LOG" &
+    follower=$!
     # BUILD_WITH: a command to start it with; BUILD_OPTIONS: more for pip. No quotes: their words.
     # shellcheck disable=SC2086
-    ${BUILD_WITH:-} "$PYTHON" -m pip wheel -v --no-deps ${BUILD_OPTIONS:-} -w "$folder" . >"$WHEEL_LOG" 2>&1 || {
+    ${BUILD_WITH:-} "$PYTHON" -m pip wheel -v --no-deps ${BUILD_OPTIONS:-} -w "$folder" . >"$WHEEL_LOG" 2>&1 || status=$?
+    kill "$follower"
+    wait "$follower" 2>/dev/null || true
+    [ ! -t 1 ] || printf '\r\033[K'
+    if [ "$status" != 0 ]; then
       tail -n 40 "$WHEEL_LOG" >&2
       fail "the build failed; its whole output is in $WHEEL_LOG"
-    }
+    fi
     grep -o 'causal_conv1d: .*' "$WHEEL_LOG" | head -n 1 || true
   fi
   WHEEL=$(echo "$folder"/*.whl)

@@ -2,18 +2,24 @@
 # What others build on this library, run with it: the newest releases from the package index, each in
 # an environment of its own under build/ecosystem, and then tests/ecosystem/test_NAME.py.
 #
-#   bash scripts/test_ecosystem.sh [transformers] [fla] [mamba_ssm] [PYTEST OPTIONS] # default: all
+#   bash scripts/test_ecosystem.sh [recipe] [transformers] [fla] [mamba_ssm] [PYTEST OPTIONS] # default: all
+#
+# "recipe" is mamba_ssm's installation: the lines as RECIPE prints them, run without a network.
 #
 # WHEELHOUSE is a folder of wheels to use instead of the index, for a machine without network; they
 # are put beside python3's own packages. mamba_ssm is tested in several releases: its wheels lie in
-# WHEELHOUSE/mamba_ssm. WHEEL is this library's wheel (default: built here). MAMBA_VERSIONS, separated
-# by spaces, are other releases of mamba_ssm than those below.
+# WHEELHOUSE/mamba_ssm, and what the recipe installs in WHEELHOUSE/recipe. WHEEL is this library's
+# wheel (default: built here). MAMBA_VERSIONS, separated by spaces, are other releases of mamba_ssm
+# than those below.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=scripts/setup_env.sh
 . scripts/setup_env.sh
 
+# In this file, between the comments <!-- recipe --> and <!-- end of recipe -->.
+RECIPE=${RECIPE:-docs/BUILD_GUIDE.md}
 declare -A packages=(
+  [recipe]="setuptools wheel packaging ninja einops transformers<5 triton" # and mamba-ssm
   [transformers]="transformers"
   [fla]="flash-linear-attention fla-core triton"
   [mamba_ssm]="einops transformers triton packaging setuptools wheel"
@@ -24,7 +30,7 @@ while [ $# -gt 0 ] && [ -n "${packages[$1]:-}" ]; do
   names+=("$1")
   shift
 done
-[ ${#names[@]} -gt 0 ] || names=(transformers fla mamba_ssm)
+[ ${#names[@]} -gt 0 ] || names=(recipe transformers fla mamba_ssm)
 
 find_python
 if [ -z "${WHEEL:-}" ]; then
@@ -33,6 +39,16 @@ if [ -z "${WHEEL:-}" ]; then
 fi
 [ -n "${WHEELHOUSE:-}" ] || install_packages pytest numpy
 
+# fresh_venv FOLDER: an environment that sees PYTHON's packages, so that pip finds torch there and
+# leaves it alone. Prints its own folder of packages.
+fresh_venv() {
+  local own
+  "$PYTHON" -m venv --clear "$1"
+  own=$("$1/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+  run_python -c 'import sys; print(*(path for path in sys.path if path.endswith("-packages")), sep="\n")' >"$own/parent.pth"
+  echo "$own"
+}
+
 # environment NAME: sets SITE, a folder of packages that the tests find before PYTHON's own.
 environment() {
   SITE=$PWD/build/ecosystem/$1
@@ -40,16 +56,12 @@ environment() {
     rm -rf "$SITE"
     "$PYTHON" -m pip install -q --no-index --no-deps --target "$SITE" "$WHEELHOUSE"/*.whl
   else
-    # An environment that sees PYTHON's packages, so that pip finds torch there and leaves it alone.
-    [ -x "$SITE/venv/bin/python" ] || "$PYTHON" -m venv "$SITE/venv"
+    [ -x "$SITE/venv/bin/python" ] || fresh_venv "$SITE/venv" >/dev/null
     local python=$SITE/venv/bin/python
-    local own
-    own=$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
-    run_python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' >"$own/parent.pth"
     # No quotes: one requirement a word.
     # shellcheck disable=SC2086
     "$python" -m pip install -q --upgrade ${packages[$1]}
-    SITE=$own
+    SITE=$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
   fi
   "$PYTHON" -m pip install -q --no-index --no-deps --upgrade --target "$SITE" "$WHEEL"
 }
@@ -67,6 +79,51 @@ mamba() {
   fi
 }
 
+# recipe_wheels FOLDER: what the recipe installs, from the index, mamba_ssm as its sources.
+recipe_wheels() {
+  local venv=$PWD/build/ecosystem/recipe/download partial=$1.partial
+  [ ! -d "$1" ] || return 0
+  rm -rf "$partial"
+  fresh_venv "$venv" >/dev/null
+  # No quotes: one requirement a word.
+  # shellcheck disable=SC2086
+  "$venv/bin/python" -m pip download -q -d "$partial" ${packages[recipe]}
+  "$venv/bin/python" -m pip install -q --no-index --find-links "$partial" setuptools wheel packaging
+  MAMBA_SKIP_CUDA_BUILD=TRUE "$venv/bin/python" -m pip download -q --no-deps --no-build-isolation \
+    --no-binary mamba-ssm -d "$partial" "mamba-ssm==${mamba_versions[0]}"
+  mv "$partial" "$1"
+}
+
+# recipe: runs RECIPE's lines in a fresh environment that has torch and this library.
+recipe() {
+  local folder=$PWD/build/ecosystem/recipe own lines wheels offline=()
+  lines=$(sed -n '/^<!-- recipe -->/,/^<!-- end of recipe -->/{/^<!--/d;/^```/d;s/^    //;/./p}' "$RECIPE")
+  [ -n "$lines" ] || fail "there is no recipe in $RECIPE, between <!-- recipe --> and <!-- end of recipe -->"
+  wheels=${WHEELHOUSE:+$WHEELHOUSE/recipe}
+  wheels=${wheels:-$folder/wheels}
+  [ -n "${WHEELHOUSE:-}" ] || recipe_wheels "$wheels"
+  own=$(fresh_venv "$folder/venv")
+  "$folder/venv/bin/python" -m pip install -q --no-index --no-deps "$WHEEL"
+  if [ "$(id -u)" = 0 ]; then offline=(unshare -n); fi
+  say "the lines of $RECIPE"
+  printf '%s\n' "$lines"
+  env PATH="$folder/venv/bin:$PATH" PIP_NO_INDEX=1 PIP_FIND_LINKS="$wheels" PIP_QUIET=1 PIP_NO_COMPILE=1 \
+    PIP_NO_CACHE_DIR=1 CAUSAL_CONV1D_CUDA=0 "${offline[@]}" bash -euo pipefail -c "$lines" | tee "$folder/output"
+  grep -q '✓ Mamba module' "$folder/output" || fail "the recipe's Mamba module was not verified"
+  [ ! -e "$own/torch" ] || fail "the recipe has installed a torch"
+
+  say "the same without Triton"
+  "$folder/venv/bin/python" -m pip uninstall -q -y triton
+  if "$folder/venv/bin/python" -c 'import triton' 2>/dev/null; then
+    echo "not tried: $PYTHON has a Triton of its own"
+  elif "$folder/venv/bin/python" scripts/verify.py | tee "$folder/output"; then
+    fail "scripts/verify.py passed without Triton"
+  else
+    grep -q '✗ Mamba module .* cannot be imported without triton: pip install triton' "$folder/output" ||
+      fail "scripts/verify.py did not say that Triton is missing"
+  fi
+}
+
 # tests PATH FILES-AND-OPTIONS...: pytest, with PATH before all else that Python finds.
 tests() {
   PYTHONPATH=$1 "$PYTHON" -c 'import sys; del sys.path[0]; import pytest; sys.exit(pytest.console_main())' \
@@ -75,6 +132,10 @@ tests() {
 
 status=0
 for name in "${names[@]}"; do
+  if [ "$name" = recipe ]; then
+    recipe
+    continue
+  fi
   environment "$name"
   if [ "$name" = mamba_ssm ]; then
     say "the selective scan's Triton kernels"

@@ -21,6 +21,8 @@ import warnings
 from pathlib import Path
 from unittest import mock
 
+import apply_patches
+import mamba_requirements
 import torch
 import torch.nn.functional as F
 
@@ -79,6 +81,10 @@ class PlainScan:
 
 class Wrong(Exception):
     """A value that is not what it should be."""
+
+
+class Missing(Exception):
+    """What is to be installed, as a sentence."""
 
 
 def compare(pairs, dtype) -> float:
@@ -141,9 +147,12 @@ def check_causal_conv1d_fn(device) -> float:
 
 
 def check_mamba_module(device) -> float | None:
-    spec = importlib.util.find_spec("mamba_ssm")
-    if spec is None or spec.origin is None:  # a folder that pip has left behind is no package
+    package = apply_patches.find_package("mamba_ssm", None)
+    if package is None:
         return None
+    missing = mamba_requirements.problem(package)
+    if missing is not None:
+        raise Missing(missing)
     from mamba_ssm.modules.mamba_simple import Mamba
 
     errors = []
@@ -286,7 +295,8 @@ def main(arguments=None) -> int:
                 error = check()
         except Exception as problem:  # reported, and the other checks still run
             good = False
-            print(f"{mark(False)} {name:<20} {type(problem).__name__}: {problem}")
+            kind = "" if isinstance(problem, Missing) else f"{type(problem).__name__}: "
+            print(f"{mark(False)} {name:<20} {kind}{problem}")
         else:
             if error is None:
                 print(f"- {name:<20} not installed")

@@ -6,11 +6,14 @@ of our own; tests/ecosystem/test_patches.py takes the released mamba_ssm 2.2.4.
 
 import difflib
 import errno
+import importlib.metadata
+import importlib.util
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import types
 import zipfile
 from pathlib import Path
 
@@ -867,6 +870,57 @@ def test_verify_with_half_a_mamba_ssm(stand_ins, run_verify):
     status, signs, output = run_verify()
     assert status == 1 and signs["Mamba module"] == "✗"
     assert "No module named 'mamba_ssm.modules.mamba_simple'" in output
+
+
+IMPORTS = """
+import triton
+from einops import rearrange
+from transformers.generation import GreedySearchDecoderOnlyOutput
+try:
+    import packaging
+except ImportError:
+    pass
+    import huggingface_hub
+"""
+
+
+def test_verify_names_what_mamba_ssm_lacks_before_it_is_imported(
+    stand_ins, run_verify, monkeypatch
+):
+    (stand_ins / "mamba_ssm/__init__.py").write_text(
+        '__version__ = "2.2.4"\nimport mamba_ssm.ops\n'
+    )
+    (stand_ins / "mamba_ssm/ops.py").write_text(IMPORTS)
+    genuine = importlib.util.find_spec
+    there = set()
+
+    def find_spec(name, *arguments):
+        if name in ("triton", "einops", "transformers", "packaging", "huggingface_hub"):
+            return types.SimpleNamespace(origin="there") if name in there else None
+        return genuine(name, *arguments)
+
+    monkeypatch.setattr(importlib.util, "find_spec", find_spec)
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "5.24.0")
+
+    def said():
+        status, signs, output = run_verify()
+        assert status == 1 and signs["Mamba module"] == "✗"
+        return next(line for line in output.splitlines() if "Mamba module" in line).split(None, 3)[
+            3
+        ]
+
+    assert said() == (
+        "mamba_ssm 2.2.4 cannot be imported without einops and transformers and triton: pip "
+        "install einops 'transformers<5' triton (Triton for a Jetson: from the index that its "
+        "torch came from)"
+    )
+    there |= {"transformers", "triton"}
+    assert said() == "mamba_ssm 2.2.4 cannot be imported without einops: pip install einops"
+    there |= {"einops"}
+    assert said() == (
+        "mamba_ssm 2.2.4 cannot be imported with transformers 5.24.0, which has no "
+        "GreedySearchDecoderOnlyOutput: pip install 'transformers<5'"
+    )
 
 
 @pytest.mark.parametrize(
