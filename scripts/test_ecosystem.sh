@@ -17,7 +17,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . scripts/setup_env.sh
 
 # In this file, between the comments <!-- recipe --> and <!-- end of recipe -->.
-RECIPE=${RECIPE:-docs/BUILD_GUIDE.md}
+RECIPE=${RECIPE:-README.md}
 declare -A packages=(
   [recipe]="setuptools wheel packaging ninja einops transformers<5 triton" # and mamba-ssm
   [transformers]="transformers"
