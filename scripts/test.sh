@@ -20,7 +20,7 @@ find csrc tests/cpp -name '*.[ch]' -o -name '*.cpp' -o -name '*.cu' -o -name '*.
   xargs env PYTHONPATH="$tools" "$tools/bin/clang-format" --dry-run -Werror
 
 install_library
-install_packages pytest hypothesis numpy onnx onnxruntime onnxscript
+install_packages pytest pytest-xdist hypothesis numpy onnx onnxruntime onnxscript
 ensure_googletest
 
 # ctest_in FOLDER OPTIONS...: builds the C++ tests there and runs them.
@@ -48,4 +48,5 @@ ctest_in cpp-sanitized -DCAUSAL_CONV1D_CUDA=OFF -DCAUSAL_CONV1D_SANITIZE=address
 
 say "pytest $*"
 # pytest by way of -c, without the folder it runs in on sys.path: see run_python.
-"$PYTHON" -c 'import sys; del sys.path[0]; import pytest; sys.exit(pytest.console_main())' "$@"
+"$PYTHON" -c 'import sys; del sys.path[0]; import pytest; sys.exit(pytest.main())' \
+  -n auto --dist worksteal "$@"

@@ -126,7 +126,7 @@ recipe() {
 
 # tests PATH FILES-AND-OPTIONS...: pytest, with PATH before all else that Python finds.
 tests() {
-  PYTHONPATH=$1 "$PYTHON" -c 'import sys; del sys.path[0]; import pytest; sys.exit(pytest.console_main())' \
+  PYTHONPATH=$1 "$PYTHON" -c 'import sys; del sys.path[0]; import pytest; sys.exit(pytest.main())' \
     "${@:2}" || status=1
 }
 
