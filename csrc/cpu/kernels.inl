@@ -19,6 +19,7 @@
 //
 // Everything but the table at the end has internal linkage, and no standard library is used: an
 // inline function compiled for AVX-512 here might otherwise be linked into the code for all CPUs.
+#include "exp.h"
 #include "kernels.h"
 #include "vec.h"
 
@@ -132,11 +133,11 @@ CAUSAL_CONV1D_INLINE Vec silu_derivative(Vec z) {
   return end_silu_derivative(begin_silu<kShort>(z));
 }
 
-CAUSAL_CONV1D_INLINE double sigmoid(double z) { return 1.0 / (1.0 + __builtin_exp(-z)); }
+CAUSAL_CONV1D_INLINE double sigmoid(double z) { return 1.0 / (1.0 + exp_without_errno(-z)); }
 
 template <bool kShort>
 CAUSAL_CONV1D_INLINE DoubleVec silu(DoubleVec z) {
-  return {z.v / (1.0 + __builtin_exp(-z.v))};
+  return {z.v / (1.0 + exp_without_errno(-z.v))};
 }
 
 template <bool kShort>

@@ -8,7 +8,7 @@
 #include <atomic>
 #include <exception>
 #include <memory>
-#include <mutex>
+#include <new>
 #include <thread>
 #include <vector>
 
@@ -49,28 +49,27 @@ class Loop {
   // Takes units until none is left; does nothing on more threads than are worth it.
   void work() noexcept {
     if (started_.fetch_add(1) >= threads_) return;
-    try {
-      if (scratch_bytes_ <= kStackBytes) {
-        alignas(kAlignment) char scratch[kStackBytes];
-        take_units(scratch);
-      } else {
-        const std::unique_ptr<char[]> memory(new char[scratch_bytes_ + kAlignment]);
-        const size_t past = reinterpret_cast<uintptr_t>(memory.get()) % kAlignment;
-        take_units(memory.get() + (kAlignment - past));
-      }
-    } catch (...) {
-      next_.store(units_);
-      const std::lock_guard<std::mutex> lock(mutex_);
-      if (!error_) error_ = std::current_exception();
+    if (scratch_bytes_ <= kStackBytes) {
+      alignas(kAlignment) char scratch[kStackBytes];
+      return take_units(scratch);
     }
+    const std::unique_ptr<char[]> memory(new (std::nothrow) char[scratch_bytes_ + kAlignment]);
+    if (memory == nullptr) {
+      next_.store(units_);
+      out_of_memory_.store(true);
+      return;
+    }
+    const size_t past = reinterpret_cast<uintptr_t>(memory.get()) % kAlignment;
+    take_units(memory.get() + (kAlignment - past));
   }
 
-  void rethrow() {
-    if (error_) std::rethrow_exception(error_);
+  // After all threads' work. (std::exception_ptr would need the libstdc++ of GCC 11.)
+  void check() const {
+    if (out_of_memory_.load()) throw std::bad_alloc();
   }
 
  private:
-  void take_units(char* scratch) {
+  void take_units(char* scratch) noexcept {
     for (int64_t unit; (unit = next_.fetch_add(1)) < units_;) function_(context_, unit, scratch);
   }
 
@@ -79,8 +78,7 @@ class Loop {
   const UnitFunction function_;
   const void* const context_;
   std::atomic<int64_t> started_{0}, next_{0};
-  std::mutex mutex_;
-  std::exception_ptr error_;
+  std::atomic<bool> out_of_memory_{false};
 };
 
 }  // namespace
@@ -91,7 +89,7 @@ void parallel_for(int64_t units, int num_threads, int64_t work, size_t scratch_b
   if (count <= 1 || num_threads == 1) {
     Loop loop(units, 1, scratch_bytes, function, context);
     loop.work();
-    return loop.rethrow();
+    return loop.check();
   }
   if (num_threads <= 0) num_threads = static_cast<int>(std::thread::hardware_concurrency());
   count = std::min<int64_t>(count, num_threads);
@@ -100,7 +98,7 @@ void parallel_for(int64_t units, int num_threads, int64_t work, size_t scratch_b
     // With fewer threads than torch's, OpenMP would end the others and torch start them again.
     parallel([](void* data) { static_cast<Loop*>(data)->work(); }, &loop,
              static_cast<unsigned>(num_threads), 0);
-    return loop.rethrow();
+    return loop.check();
   }
   count = std::min(count, std::max<int64_t>(1, work / kWorkOfNewThread));
   Loop loop(units, count, scratch_bytes, function, context);
@@ -115,7 +113,7 @@ void parallel_for(int64_t units, int num_threads, int64_t work, size_t scratch_b
   }
   loop.work();
   for (std::thread& thread : threads) thread.join();
-  loop.rethrow();
+  loop.check();
 }
 
 }  // namespace causal_conv1d

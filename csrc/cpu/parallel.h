@@ -7,12 +7,13 @@
 
 namespace causal_conv1d {
 
-using UnitFunction = void (*)(const void* context, int64_t unit, char* scratch);
+using UnitFunction = void (*)(const void* context, int64_t unit, char* scratch) noexcept;
 
 // Calls function(context, unit, scratch) for 0 <= unit < units, each once, in any order, on up to
 // num_threads threads (<= 0: one per core), the caller's own among them, fewer if `work`, in
 // elements of a forward, is not worth them; scratch is 64-byte aligned memory of the thread.
-// Rethrows the first exception; carries on with fewer threads if some cannot be started.
+// Throws std::bad_alloc if there is no memory for scratch; carries on with fewer threads if some
+// cannot be started.
 void parallel_for(int64_t units, int num_threads, int64_t work, size_t scratch_bytes,
                   UnitFunction function, const void* context);
 
@@ -21,7 +22,7 @@ void parallel_for(int64_t units, int num_threads, int64_t work, size_t scratch_b
                   const Body& body) {
   parallel_for(
       units, num_threads, work, scratch_bytes,
-      [](const void* context, int64_t unit, char* scratch) {
+      [](const void* context, int64_t unit, char* scratch) noexcept {
         (*static_cast<const Body*>(context))(unit, scratch);
       },
       &body);
