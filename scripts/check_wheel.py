@@ -29,16 +29,9 @@ ALLOWED_LIBRARY = re.compile(
 CUDART = re.compile(r"libcudart\.so\.(\d+)")
 # Functions of torch are looked up at run time; mangled names hold their namespaces.
 FORBIDDEN_SYMBOL = re.compile(r"c10|torch|aoti|^_?Py[A-Z_]|\d+at[0-9N]")
-# What Ubuntu 22.04, and so JetPack 6, has: every wheel must do with it.
-NEWEST = {"GLIBC": (2, 35), "GLIBCXX": (3, 4, 30), "CXXABI": (1, 3, 13), "GCC": (12, 0)}
-# The manylinux tags (PEP 600) that libstdc++'s versions allow, by auditwheel's policies.
-LIBSTDCXX = {
-    (2, 17): ((3, 4, 19), (1, 3, 7)),
-    (2, 28): ((3, 4, 24), (1, 3, 11)),
-    (2, 31): ((3, 4, 28), (1, 3, 12)),
-    (2, 34): ((3, 4, 29), (1, 3, 13)),
-    (2, 35): ((3, 4, 30), (1, 3, 13)),
-}
+# What every wheel must do with, and its tag (PEP 600) by auditwheel's policies.
+MANYLINUX = "manylinux_2_28"
+NEWEST = {"GLIBC": (2, 28), "GLIBCXX": (3, 4, 24), "CXXABI": (1, 3, 11), "GCC": (7, 0)}
 # An absolute name of a source, as of __FILE__ and in debug information.
 SOURCE_PATH = re.compile(
     rb"(?<![\w.+-])/[\w.+@~-]{2,}(?:/[\w.+@~-]+)+\.(?:cc?|cpp|cxx|cuh?|h|hpp|inl|ptx)\b"
@@ -54,27 +47,25 @@ def output_of(*command) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True, env=english).stdout
 
 
+def version_needs(library: Path) -> str:
+    """Which versions it needs of which library, as readelf tells it."""
+    return output_of("readelf", "-VW", library)
+
+
 def needed_versions(library: Path) -> dict:
     """The newest version of each kind that a library needs: {"GLIBC": (2, 34), ...}."""
     newest = {}
-    needs = output_of("readelf", "-VW", library)
-    for kind, text in re.findall(r"Name: ([A-Z]+)_([\d.]+)\b", needs):
+    for kind, text in re.findall(r"Name: ([A-Z]+)_([\d.]+)\b", version_needs(library)):
         version = tuple(map(int, text.split(".")))
         newest[kind] = max(newest.get(kind, ()), version)
     return newest
 
 
 def manylinux_tag(libraries) -> str:
-    """The oldest manylinux tag that holds for all libraries, without the machine."""
-    newest = {}
-    for library in libraries:
-        for kind, version in needed_versions(library).items():
-            newest[kind] = max(newest.get(kind, ()), version)
-    for glibc, (glibcxx, cxxabi) in LIBSTDCXX.items():
-        wanted = {"GLIBC": glibc, "GLIBCXX": glibcxx, "CXXABI": cxxabi}
-        if all(newest.get(kind, ()) <= limit for kind, limit in wanted.items()):
-            return f"manylinux_{glibc[0]}_{glibc[1]}"
-    return "linux"
+    """The tag that holds for all libraries, without the machine: MANYLINUX, or linux."""
+    needs = [item for library in libraries for item in needed_versions(library).items()]
+    fits = all(version <= NEWEST.get(kind, ()) for kind, version in needs)
+    return MANYLINUX if fits else "linux"
 
 
 def device_code(library: Path) -> list[set]:
@@ -141,7 +132,7 @@ def hardening_problems(library: Path):
         yield f"{name} contains a path of the machine that built it: {path}"
 
 
-def problems_of(library: Path, machine: str, glibc, cuobjdump):
+def problems_of(library: Path, machine: str, cuobjdump):
     name = library.name
     header = output_of("readelf", "-hW", library)
     if MACHINES[machine] not in header:
@@ -151,15 +142,20 @@ def problems_of(library: Path, machine: str, glibc, cuobjdump):
     for link in needed:
         if not ALLOWED_LIBRARY.fullmatch(link) and not (CUDART.fullmatch(link) and "cuda" in name):
             yield f"{name} links {link}"
-    for line in output_of("nm", "-D", "--undefined-only", library).splitlines():
-        symbol = line.split()[-1]
+    undefined = [
+        line.split()[-1].partition("@")[0]
+        for line in output_of("nm", "-D", "--undefined-only", library).splitlines()
+    ]
+    for symbol in undefined:
         if FORBIDDEN_SYMBOL.search(symbol):
             yield f"{name} has the undefined symbol {symbol}"
+    if {"dlopen", "dlsym"} & set(undefined) and "File: libdl.so.2" not in version_needs(library):
+        yield f"{name} takes dlopen or dlsym from libc.so.6, where none is before glibc 2.34"
     versions = needed_versions(library)
     words = [f"{kind} {'.'.join(map(str, version))}" for kind, version in sorted(versions.items())]
     print(f"  versions: {', '.join(words)}")
     for kind, version in versions.items():
-        limit = min(NEWEST.get(kind, ()), glibc) if kind == "GLIBC" else NEWEST.get(kind, ())
+        limit = NEWEST.get(kind, ())
         if version > limit:
             yield f"{name} needs {kind} {version}, but {limit} is the newest it may"
     yield from hardening_problems(library)
@@ -199,11 +195,10 @@ def main(arguments) -> int:
     python, abi, platform = wheel.stem.split("-")[-3:]
     if (python, abi) != ("py3", "none"):
         problems.append(f"the tag is {python}-{abi}, not py3-none")
-    tag = re.fullmatch(r"(?:linux|manylinux_(\d+)_(\d+))_(x86_64|aarch64)", platform)
+    tag = re.fullmatch(r"(linux|manylinux_\d+_\d+)_(x86_64|aarch64)", platform)
     if tag is None:
         print(f"error: {platform} is no tag for what is checked here", file=sys.stderr)
         return 1
-    glibc = (int(tag[1]), int(tag[2])) if tag[1] else NEWEST["GLIBC"]
     wanted = {"libcausal_conv1d_cpu.so"}
     if options.cuda:
         wanted.add("libcausal_conv1d_cuda.so")
@@ -213,12 +208,12 @@ def main(arguments) -> int:
             names = [name for name in archive.namelist() if ".so" in Path(name).suffixes]
             libraries = [Path(archive.extract(name, folder)) for name in names]
         for library in libraries:
-            problems += problems_of(library, tag[3], glibc, options.cuobjdump)
+            problems += problems_of(library, tag[2], options.cuobjdump)
             if any(codes - {"sm_87", "compute_80"} for codes in device_code(library)):
                 limit = LARGE
         oldest = manylinux_tag(libraries)
-        if tag[1] and oldest != f"manylinux_{tag[1]}_{tag[2]}":
-            problems.append(f"the tag is {platform}, but the libraries allow {oldest}_{tag[3]}")
+        if tag[1] not in ("linux", oldest):
+            problems.append(f"the tag is {platform}, but the libraries allow {oldest}_{tag[2]}")
     for name in sorted(wanted - {library.name for library in libraries}):
         problems.append(f"there is no {name}")
     if size > limit:

@@ -3,6 +3,7 @@
 import functools
 import os
 import platform
+import re
 import shutil
 import subprocess
 import zipfile
@@ -53,7 +54,7 @@ def compiler_suits(tmp_path_factory):
     build(symbols[2].parent)
     lines = subprocess.run(symbols, capture_output=True, text=True, check=True).stdout.splitlines()
     foreign = [line for line in lines if " T " in line and " causal_conv1d_" not in line]
-    newer = [line for line in lines if "GLIBC_2.3" in line and line[-1] > "5"]
+    newer = [line for line in lines if re.search("@(GLIBC_2.(29|[3-9])|CXXABI_1.3.1[2-9])", line)]
     if foreign or newer:
         pytest.skip(f"this compiler's libraries are not those of a wheel: {(foreign + newer)[0]}")
 
@@ -158,6 +159,48 @@ def test_a_path_in_it(make, errors, path):
     code = f'extern "C" EXPORTED const char* causal_conv1d_path() {{ return "{path}"; }}'
     (error,) = errors(make(SOURCE + code))
     assert error.endswith(f"contains a path of the machine that built it: {path}")
+
+
+NEEDED = {
+    "glibc 2.29": (
+        'extern "C" double exp(double); '
+        'extern "C" EXPORTED double causal_conv1d_f(double x) { return exp(x); }',
+        ("-lm",),
+        "needs GLIBC (2, 29), but (2, 28) is the newest it may",
+    ),
+    "libstdc++ of GCC 11": (
+        "#include <exception>\n"
+        'extern "C" EXPORTED bool causal_conv1d_f() { auto p = std::current_exception(); '
+        "auto q = p; return q != nullptr; }",
+        (),
+        "needs CXXABI (1, 3, 13), but (1, 3, 11) is the newest it may",
+    ),
+    "dlsym of glibc 2.34": (
+        'extern "C" void* dlsym(void*, const char*); '
+        'extern "C" EXPORTED void* causal_conv1d_f() { return dlsym(nullptr, "f"); }',
+        (),
+        "takes dlopen or dlsym from libc.so.6, where none is before glibc 2.34",
+    ),
+    # glibc 2.28 looks for this one in libc.so.6 alone, although libdl.so.2 is loaded.
+    "an old dlsym of libc.so.6": (
+        f'__asm__(".symver dlsym, dlsym@GLIBC_{"2.2.5" if MACHINE == "x86_64" else "2.17"}"); '
+        'extern "C" void* dlsym(void*, const char*); '
+        'extern "C" EXPORTED void* causal_conv1d_f() { return dlsym(nullptr, "f"); }',
+        ("-Wl,--no-as-needed", "-l:libdl.so.2"),
+        "takes dlopen or dlsym from libc.so.6, where none is before glibc 2.34",
+    ),
+}
+
+
+@pytest.mark.parametrize("code, options, text", NEEDED.values(), ids=NEEDED)
+def test_what_an_older_system_lacks(make, errors, check_wheel, code, options, text):
+    if tuple(map(int, platform.libc_ver()[1].split("."))) < (2, 34):
+        pytest.skip("this system is older, and links what it has")
+    tag = f"py3-none-{check_wheel.MANYLINUX}_{MACHINE}"
+    found = errors(make(SOURCE + code, (*HARDENED, *options), tag=tag))
+    assert any(error.endswith(text) for error in found), found
+    if "newest it may" in text:
+        assert any(f"the libraries allow linux_{MACHINE}" in error for error in found)
 
 
 def test_debug_information(make, errors, tmp_path):
