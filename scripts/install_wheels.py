@@ -3,18 +3,80 @@
     python scripts/install_wheels.py [FOLDER] [--no-patches] [--no-verify]
 
 FOLDER (default: wheels/ in the repository) holds wheels of causal_conv1d, perhaps for several
-machines, of which pip takes the one that fits; and may hold wheels of mamba_ssm. Nothing is
-fetched, and torch is never installed or replaced. The exit status is 0 if every step succeeded.
+machines and versions of CUDA: the newest is taken of those for this machine and for the CUDA of the
+torch that is installed. It may hold wheels of mamba_ssm too. Nothing is fetched, and torch is never
+installed or replaced. The exit status is 0 if every step succeeded.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import platform
+import re
 import sys
 from pathlib import Path
 
 from install import SCRIPTS, add_options, finish, pip_install
+
+
+class Wheel:
+    """What a wheel's name says: name-version[-build]-python-abi-platform.whl."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.version, *_, platforms = path.stem.split("-")[1:]
+        self.platforms = platforms.split(".")
+        label = re.search(r"\+(?:.*\.)?cu(\d+)$", self.version)
+        self.cuda = label and label[1]  # CUDA's major version, where the version says it
+
+    def fits(self, machine: str, cuda: str | None) -> bool:
+        """cuda: the major version of torch's CUDA; None where there is none."""
+        here = any(name == "any" or name.endswith(f"_{machine}") for name in self.platforms)
+        return here and (cuda is None or self.cuda in (None, cuda))
+
+
+def version_key(version: str):
+    """Orders versions as PEP 440 does, without epochs, and all kinds of prereleases alike."""
+    public, _, local = version.lower().partition("+")
+    release, suffix = re.fullmatch(r"v?([\d.]*\d)(.*)", public).groups()
+    release = [int(number) for number in release.split(".")]
+    while release and release[-1] == 0:
+        release.pop()
+    final = not re.match(r"[-_.]?(a|b|c|rc|alpha|beta|pre|preview|dev)", suffix)
+    # In local labels numbers come after words.
+    parts = [part for part in re.split(r"[-_.]", local) if part]
+    labels = [(1, int(part), "") if part.isdecimal() else (0, 0, part) for part in parts]
+    return release, final, [int(number) for number in re.findall(r"\d+", suffix)], labels
+
+
+def cuda_of_torch() -> str | None:
+    """CUDA's version of the installed torch, "" if it has none, None without torch.
+
+    torch is not imported, as that may fail for want of another library.
+    """
+    spec = importlib.util.find_spec("torch")
+    file = spec and spec.origin and Path(spec.origin).with_name("version.py")
+    if not file or not file.is_file():
+        return None
+    found = re.search(r"^cuda\b.*= *['\"](.+)['\"]", file.read_text(), re.MULTILINE)
+    return found[1] if found else ""
+
+
+def choose(wheels: list[Wheel], machine: str, cuda: str | None) -> Wheel | None:
+    """The newest wheel for this machine and torch; cuda as cuda_of_torch gives it."""
+    major = cuda.split(".")[0] if cuda else None
+    fitting = [wheel for wheel in wheels if wheel.fits(machine, major)]
+    return max(fitting, key=lambda wheel: version_key(wheel.version), default=None)
+
+
+def nothing_fits(wheels: list[Wheel], machine: str, cuda: str | None) -> str:
+    needed = f"for {machine}"
+    if cuda:
+        needed += f" and CUDA {cuda.split('.')[0]} (.cu{cuda.split('.')[0]} in its version)"
+    torch = f"a torch of CUDA {cuda}" if cuda else "no torch with CUDA"
+    names = ", ".join(wheel.path.name for wheel in wheels)
+    return f"this is {machine} with {torch}: a wheel {needed} is needed, and there is {names}"
 
 
 def main(arguments=None) -> int:
@@ -22,20 +84,23 @@ def main(arguments=None) -> int:
     parser.add_argument("folder", type=Path, nargs="?", default=SCRIPTS.parent / "wheels")
     add_options(parser)
     options = parser.parse_args(arguments)
-    found = sorted(options.folder.glob("*.whl"))
-    names = {wheel.name.split("-")[0].lower() for wheel in found}
-    if "causal_conv1d" not in names:
+    wheels = [Wheel(path) for path in sorted(options.folder.glob("causal_conv1d-*.whl"))]
+    if not wheels:
         print(f"error: there is no causal_conv1d-*.whl in {options.folder}", file=sys.stderr)
         return 1
-    for package in ("causal_conv1d", "mamba_ssm"):
-        if package not in names:
-            continue
-        source = ("--no-index", "--find-links", str(options.folder))
-        if not pip_install("--force-reinstall", *source, package):
-            wheels = ", ".join(wheel.name for wheel in found if wheel.name.startswith(package))
+    machine, cuda = platform.machine(), cuda_of_torch()
+    wheel = choose(wheels, machine, cuda)
+    if wheel is None:
+        print(f"error: {nothing_fits(wheels, machine, cuda)}", file=sys.stderr)
+        return 1
+    sources = {"causal_conv1d": [str(wheel.path)]}
+    if list(options.folder.glob("mamba_ssm-*.whl")):  # for one Python and torch: pip chooses
+        sources["mamba_ssm"] = ["--find-links", str(options.folder), "mamba_ssm"]
+    for package, source in sources.items():
+        if not pip_install("--force-reinstall", "--no-index", *source):
             print(
-                f"error: pip installed none of {wheels}; this is Python "
-                f"{platform.python_version()} on {platform.system()} {platform.machine()}",
+                f"error: pip did not install {package}; this is Python "
+                f"{platform.python_version()} on {platform.system()} {machine}",
                 file=sys.stderr,
             )
             return 1

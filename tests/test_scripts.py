@@ -629,9 +629,77 @@ def test_install_wheels_without_a_wheel_for_this_machine(tmp_path):
     assert "linux_riscv64" in found.stderr and os.uname().machine in found.stderr
 
 
+@needs_pip
+def test_install_wheels_tells_that_pip_refused(tmp_path):
+    make_wheel(tmp_path, "causal_conv1d", "cp27-none-any")
+    found = run_install_wheels(tmp_path, tmp_path / "site")
+    assert found.returncode == 1 and "pip did not install causal_conv1d" in found.stderr
+
+
 def test_install_wheels_of_an_empty_folder(tmp_path):
     found = run_install_wheels(tmp_path, tmp_path / "site")
     assert found.returncode == 1 and "causal_conv1d-*.whl" in found.stderr
+
+
+JETPACK_6 = "causal_conv1d-1.7.0+portable.10.cu12-py3-none-linux_aarch64.whl"
+JETPACK_7 = "causal_conv1d-1.7.0+portable.10.cu13-py3-none-manylinux_2_28_aarch64.whl"
+OLD_6 = "causal_conv1d-1.7.0+portable.9.cu12-py3-none-linux_aarch64.whl"
+OLD_7 = "causal_conv1d-1.7.0+portable.9.cu13-py3-none-manylinux_2_28_aarch64.whl"
+SERVER = "causal_conv1d-1.7.0+portable.10.cu13-py3-none-manylinux_2_28_x86_64.whl"
+# The machine, CUDA of its torch ("": a torch without, None: no torch), wheels there, the one to take.
+CHOICES = {
+    "JetPack 6": ("aarch64", "12.6", (JETPACK_6, JETPACK_7), JETPACK_6),
+    "JetPack 7": ("aarch64", "13.0", (JETPACK_6, JETPACK_7), JETPACK_7),
+    "an older wheel of the right CUDA": ("aarch64", "12.6", (OLD_6, JETPACK_7), OLD_6),
+    "the newest": ("aarch64", "13.2", (OLD_6, OLD_7, JETPACK_6, JETPACK_7), JETPACK_7),
+    "torch without CUDA": ("aarch64", "", (JETPACK_6, OLD_7), JETPACK_6),
+    "no torch": ("aarch64", None, (OLD_6, JETPACK_7), JETPACK_7),
+    "a server": ("x86_64", "13.0", (JETPACK_6, JETPACK_7, SERVER), SERVER),
+    "x86 without its wheel": ("x86_64", "13.0", (JETPACK_6, JETPACK_7), None),
+    "x86 without torch": ("x86_64", None, (JETPACK_6, JETPACK_7), None),
+    "another CUDA": ("aarch64", "11.4", (JETPACK_6, JETPACK_7), None),
+}
+
+
+@pytest.mark.parametrize("machine, cuda, names, wanted", CHOICES.values(), ids=CHOICES)
+def test_install_wheels_chooses_by_machine_and_torch(
+    machine, cuda, names, wanted, tmp_path, monkeypatch, capsys
+):
+    """A torch that cannot be imported is read all the same; pip is stood in for."""
+    import install_wheels
+
+    monkeypatch.delitem(sys.modules, "torch")
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    if cuda is not None:
+        (tmp_path / "torch").mkdir()
+        (tmp_path / "torch/__init__.py").write_text("raise OSError('libcudart is missing')\n")
+        value = repr(cuda or None)
+        text = f"from typing import Optional\ncuda: Optional[str] = {value}\nhip = None\n"
+        (tmp_path / "torch/version.py").write_text(text)
+    for name in names:
+        (tmp_path / name).touch()
+    installed = []
+    monkeypatch.setattr(install_wheels.platform, "machine", lambda: machine)
+    monkeypatch.setattr(install_wheels, "pip_install", lambda *args: installed.append(args) or True)
+    status = install_wheels.main([str(tmp_path), "--no-patches", "--no-verify"])
+    error = capsys.readouterr().err
+    if wanted is not None:
+        assert status == 0 and error == ""
+        assert [args[-1] for args in installed] == [str(tmp_path / wanted)]
+        return
+    assert status == 1 and installed == [] and error.count("\n") == 1
+    assert all(name in error for name in (*names, f"a wheel for {machine}"))
+    assert cuda is None or f".cu{cuda.split('.')[0]} in its version" in error
+
+
+def test_install_wheels_orders_versions():
+    import install_wheels
+
+    ordered = """1.6.9 1.7.0rc1 1.7 1.7.0+portable 1.7.0+portable.cu12 1.7.0+portable.9.cu13
+    1.7.0+portable.10 1.7.0+portable.10.cu12 1.7.0+portable.10.cu13 1.7.0.post1 1.7.1 1.10.0""".split()
+    assert sorted(reversed(ordered), key=install_wheels.version_key) == ordered
+    packaging = pytest.importorskip("packaging.version")
+    assert sorted(reversed(ordered), key=packaging.Version) == ordered
 
 
 def test_install_leaves_torch_alone_and_runs_all_steps(sources, monkeypatch, capfd):
