@@ -1,16 +1,18 @@
 """Builds a wheel to give away, and checks it: for this machine, or for aarch64 on an x86-64 one.
 
+    pip install build wheel
     python3 scripts/build_wheel.py                       # this machine, a Jetson too
     python3 scripts/build_wheel.py --machine aarch64     # by cross compilation
 
 CUDA's major version is that of the nvcc found (CUDACXX, CUDA_HOME, PATH, /usr/local/cuda): for
 JetPack 6 CUDA 12 (scripts/get_cuda12.sh fetches one), for JetPack 7 and servers CUDA 13. Neither
 torch nor a GPU is needed; for aarch64 only g++-aarch64-linux-gnu. The label .cu12 or .cu13 in the
-wheel's version tells them apart. Options of the build: see build_backend.py.
+wheel's version tells them apart. Options of the build: see setup.py. Beside the wheel lies an index
+for pip and uv, see write_index.py.
 """
 
 import argparse
-import contextlib
+import importlib.util
 import os
 import platform
 import re
@@ -20,15 +22,15 @@ import subprocess
 import sys
 import tempfile
 import time
+import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
+sys.path.insert(0, str(ROOT / "scripts"))
 
 import check_spills  # noqa: E402
 import check_wheel  # noqa: E402
-
-import build_backend  # noqa: E402
+import write_index  # noqa: E402
 
 # Besides sm_87 and PTX, by CUDA's major version and the machine. JetPack 6 is sm_87 alone. Code of
 # CUDA 12 takes more room, so there 8.9 runs that for 8.6.
@@ -51,27 +53,53 @@ def find_nvcc() -> tuple[str, int]:
     return nvcc, int(re.search(r"release (\d+)", text)[1])
 
 
-def add_cmake_argument(argument: str) -> None:
-    os.environ["CMAKE_ARGS"] = f"{os.environ.get('CMAKE_ARGS', '')} {argument}"
-
-
-def set_up(machine: str, nvcc: str, architectures: str, small_ptx: bool) -> None:
-    """The environment that build_backend.py reads."""
+def build_environment(machine: str, nvcc: str, architectures: str, small_ptx: bool) -> dict:
+    """What setup.py reads, without the version's label."""
+    cmake = [os.environ.get("CMAKE_ARGS", "")]
     if small_ptx:
-        add_cmake_argument("-DCAUSAL_CONV1D_SMALL_PTX=ON")
-    os.environ |= {
+        cmake.append("-DCAUSAL_CONV1D_SMALL_PTX=ON")
+    if machine != platform.machine():
+        if machine != "aarch64":
+            sys.exit(f"error: there is no toolchain file for {machine}; build on such a machine.")
+        if shutil.which("aarch64-linux-gnu-g++") is None:
+            sys.exit("error: there is no cross compiler: apt-get install g++-aarch64-linux-gnu.")
+        toolchain = ROOT / "cmake" / "aarch64-linux-gnu.cmake"
+        cmake.append(f"'-DCMAKE_TOOLCHAIN_FILE={toolchain}'")
+    return os.environ | {
         "CAUSAL_CONV1D_CUDA": "1",
+        "CMAKE_ARGS": " ".join(cmake),
         "CUDACXX": nvcc,
         # Nothing of the GPUs in this machine; sm_87 and PTX always are in.
         "TORCH_CUDA_ARCH_LIST": architectures or "8.7",
     }
-    if machine == platform.machine():
-        return
-    if machine != "aarch64":
-        sys.exit(f"error: there is no toolchain file for {machine}; build on such a machine.")
-    if shutil.which("aarch64-linux-gnu-g++") is None:
-        sys.exit("error: there is no cross compiler: apt-get install g++-aarch64-linux-gnu.")
-    add_cmake_argument(f"-DCMAKE_TOOLCHAIN_FILE={ROOT}/cmake/aarch64-linux-gnu.cmake")
+
+
+def build(folder: Path, log: Path, env: dict, isolated: bool) -> Path:
+    """The wheel made in folder from the source distribution, as pip would from an index."""
+    command = [sys.executable, "-m", "build", "--outdir", str(folder), str(ROOT)]
+    if not isolated:
+        command.append("--no-isolation")
+    with log.open("w") as stream:
+        # Elsewhere, as the sources' build/ could be taken for the package `build`.
+        made = subprocess.run(command, env=env, cwd=folder, stdout=stream, stderr=stream)
+    if made.returncode != 0:
+        errors = re.findall(r"error: .*", log.read_text()) or ["error: the build failed."]
+        sys.exit(f"{errors[-1]} The output is in {log}.")
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+def set_platform(wheel: Path, machine: str, plain: bool) -> Path:
+    """Gives the wheel the tag that its libraries allow; plain: one that says nothing of glibc."""
+    with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(wheel) as archive:
+        names = [name for name in archive.namelist() if name.endswith(".so")]
+        libraries = [Path(archive.extract(name, folder)) for name in names]
+        tag = "linux" if plain else check_wheel.manylinux_tag(libraries)
+    command = [sys.executable, "-m", "wheel", "tags", "--remove"]
+    command += [f"--platform-tag={tag}_{machine}", str(wheel)]
+    # The same bytes whenever it is done; its last line is the new name.
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return wheel.with_name(output.split()[-1])
 
 
 def main() -> int:
@@ -85,7 +113,17 @@ def main() -> int:
     )
     parser.add_argument("--out", type=Path, default=ROOT / "dist", help="folder for wheel and log")
     parser.add_argument("--cuobjdump", help="for check_wheel.py")
+    parser.add_argument(
+        "--no-isolation",
+        dest="isolated",
+        action="store_false",
+        help="build with the setuptools, CMake and Ninja that are installed, without a network",
+    )
     arguments = parser.parse_args()
+    for package in ("build", "wheel"):
+        spec = importlib.util.find_spec(package)
+        if spec is None or spec.origin is None:
+            sys.exit(f"error: {sys.executable} has no {package}: pip install build wheel.")
 
     nvcc, major = find_nvcc()
     architectures = arguments.architectures
@@ -93,27 +131,21 @@ def main() -> int:
         architectures = ARCHITECTURES[major, arguments.machine]
     # On JetPack 6 every GPU is sm_87 and the PTX is not used.
     small_ptx = (major, arguments.machine) == (12, "aarch64") and not architectures
-    set_up(arguments.machine, nvcc, architectures, small_ptx)
+    env = build_environment(arguments.machine, nvcc, architectures, small_ptx)
+    env["CAUSAL_CONV1D_LABEL"] = f"cu{major}"
     arguments.out.mkdir(parents=True, exist_ok=True)
     log = arguments.out / f"build-cu{major}-{arguments.machine}.log"
     print(f"{arguments.machine}, {nvcc} of CUDA {major}; log: {log}", flush=True)
 
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        libraries = Path(folder)
-        with log.open("w") as stream, contextlib.redirect_stdout(stream):
-            try:
-                build_backend.build_libraries(libraries)
-            except build_backend.BuildError as error:
-                sys.exit(f"error: {error} The output is in {log}.")
+        made = build(Path(folder), log, env, arguments.isolated)
         seconds = time.monotonic() - start
         # NVIDIA's wheels for JetPack 6 are linux_aarch64 too; others say which glibc they need.
-        plain = major == 12 and arguments.machine == "aarch64"
-        tag = "linux" if plain else check_wheel.manylinux_tag(libraries.glob("*.so"))
-        label, tag = f".cu{major}", f"{tag}_{arguments.machine}"
-        files = build_backend.wheel_files(libraries, label)
-        wheel = arguments.out / build_backend.write_wheel(arguments.out, files, label, tag)
-    # The compilers are the only children, so this is the largest of them.
+        made = set_platform(made, arguments.machine, (major, arguments.machine) == (12, "aarch64"))
+        wheel = Path(shutil.copy(made, arguments.out))
+    write_index.main([str(arguments.out)])
+    # Of the processes that were waited for, the compilers are the largest.
     memory = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
     print(f"built in {seconds:.0f} s; the largest process took {memory:.0f} MiB", flush=True)
     spills = check_spills.main([str(log)])

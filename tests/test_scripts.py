@@ -646,7 +646,7 @@ JETPACK_7 = "causal_conv1d-1.7.0+portable.10.cu13-py3-none-manylinux_2_28_aarch6
 OLD_6 = "causal_conv1d-1.7.0+portable.9.cu12-py3-none-linux_aarch64.whl"
 OLD_7 = "causal_conv1d-1.7.0+portable.9.cu13-py3-none-manylinux_2_28_aarch64.whl"
 SERVER = "causal_conv1d-1.7.0+portable.10.cu13-py3-none-manylinux_2_28_x86_64.whl"
-# The machine, CUDA of its torch ("": a torch without, None: no torch), wheels there, the one to take.
+# The machine, CUDA of its torch ("": a torch without, None: no torch), the wheels, the one to take.
 CHOICES = {
     "JetPack 6": ("aarch64", "12.6", (JETPACK_6, JETPACK_7), JETPACK_6),
     "JetPack 7": ("aarch64", "13.0", (JETPACK_6, JETPACK_7), JETPACK_7),
@@ -696,7 +696,8 @@ def test_install_wheels_orders_versions():
     import install_wheels
 
     ordered = """1.6.9 1.7.0rc1 1.7 1.7.0+portable 1.7.0+portable.cu12 1.7.0+portable.9.cu13
-    1.7.0+portable.10 1.7.0+portable.10.cu12 1.7.0+portable.10.cu13 1.7.0.post1 1.7.1 1.10.0""".split()
+        1.7.0+portable.10 1.7.0+portable.10.cu12 1.7.0+portable.10.cu13 1.7.0.post1 1.7.1
+        1.10.0""".split()
     assert sorted(reversed(ordered), key=install_wheels.version_key) == ordered
     packaging = pytest.importorskip("packaging.version")
     assert sorted(reversed(ordered), key=packaging.Version) == ordered
