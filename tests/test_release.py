@@ -182,7 +182,7 @@ def test_a_library_for_newer_systems(errors, tmp_path, tag):
 @needs_compiler
 def test_files_that_do_not_belong(errors, tmp_path):
     found = errors(with_library(tmp_path, files=[("tests/__init__.py", "pass\n")]))
-    assert "W202: Wheel library contains undeclared toplevel entry:" in found
+    assert "W202: Wheel library has undeclared toplevel entry:" in found
 
 
 @needs_compiler
