@@ -2,9 +2,17 @@
 #include <gtest/gtest.h>
 
 #include <functional>
+#include <new>
 #include <string>
 
 #include "reference.h"
+
+static bool out_of_memory = false;
+
+// Takes the place of the standard library's, for the library that is tested too.
+void* operator new[](size_t size, const std::nothrow_t&) noexcept {
+  return out_of_memory ? nullptr : ::operator new[](size);
+}
 
 namespace test {
 namespace {
@@ -506,6 +514,20 @@ TEST(Errors, VarlenStatesNamesItsArgument) {
     spoil(params);
     expect_refused(causal_conv1d_cpu_varlen_states(&params, 0),
                    std::string("causal_conv1d_varlen_states: ") + name, {&states});
+  }
+}
+
+TEST(Threads, TellThatThereIsNoMemory) {
+  Options o;
+  o.width = 40000;  // more scratch memory than there is on the stack
+  for (int threads : {1, 2}) {
+    Problem p = make_problem(o);
+    Forward f(p);
+    out_of_memory = true;
+    const causal_conv1d_status status = causal_conv1d_cpu_forward(&f.params, threads);
+    out_of_memory = false;
+    EXPECT_EQ(status.code, CAUSAL_CONV1D_RUNTIME_ERROR);
+    EXPECT_STREQ(status.message, "causal_conv1d_fwd: out of memory");
   }
 }
 
