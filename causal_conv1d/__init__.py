@@ -7,15 +7,15 @@ A drop-in replacement of Dao-AILab's ``causal_conv1d``. The public functions are
 
 import sys
 
-from causal_conv1d import _installation
-from causal_conv1d._version import __version__
+from . import _installation
+from ._version import __version__
 
 try:
     _installation.require_torch()
 
-    from causal_conv1d import _distributed
-    from causal_conv1d.causal_conv1d_interface import causal_conv1d_fn, causal_conv1d_update
-    from causal_conv1d.causal_conv1d_varlen import causal_conv1d_varlen_states
+    from . import _distributed
+    from .causal_conv1d_interface import causal_conv1d_fn, causal_conv1d_update
+    from .causal_conv1d_varlen import causal_conv1d_varlen_states
 except ImportError as problem:
     if not _installation.doctor_is_starting():
         raise

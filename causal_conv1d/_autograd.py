@@ -14,12 +14,13 @@ from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
 from torch.autograd.graph import increment_version
 
-from causal_conv1d import _fake, _plain
-from causal_conv1d._arguments import refuse_to_write
-from causal_conv1d._dispatch import functorch_is_active, is_transformed
-from causal_conv1d._operators import ARGUMENTS, CALLERS, WRITTEN, operation_of
+from . import _fake, _plain
+from ._arguments import refuse_to_write
+from ._dispatch import functorch_is_active, is_transformed
+from ._operators import ARGUMENTS, CALLERS, WRITTEN, operation_of
+from ._ops import NAMESPACE, add_op_namespace_prefix
+from ._ops import ops as _ops
 
-_ops = torch.ops.causal_conv1d
 _backward = _ops.backward.plain._op  # without a Python function around it
 
 
@@ -221,7 +222,7 @@ def _register_own(loaded) -> None:
     loaded.register(kernels, "CPU")
     loaded.register(kernels, "CUDA")
     loaded.register({"keep": _keep_kernel}, "Autograd")
-    library = torch.library.Library("causal_conv1d", "FRAGMENT")
+    library = torch.library.Library(NAMESPACE, "FRAGMENT")
 
     def fake_gradient(like, dout):
         return torch.empty_like(like)
@@ -229,12 +230,11 @@ def _register_own(loaded) -> None:
     def keep_mapped(info, in_dims, tensor):
         return _ops.keep.default(tensor), in_dims[0]
 
-    torch.library.register_fake("causal_conv1d::keep", torch.clone, lib=library)
-    torch.library.register_vmap("causal_conv1d::keep", keep_mapped, lib=library)
-    torch.library.register_fake("causal_conv1d::update_gradient", fake_gradient, lib=library)
-    torch.library.register_vmap(
-        "causal_conv1d::update_gradient", lambda *args: _update_gradient(*args[-2:]), lib=library
-    )
+    keep, gradient = map(add_op_namespace_prefix, ("keep", "update_gradient"))
+    torch.library.register_fake(keep, torch.clone, lib=library)
+    torch.library.register_vmap(keep, keep_mapped, lib=library)
+    torch.library.register_fake(gradient, fake_gradient, lib=library)
+    torch.library.register_vmap(gradient, lambda *args: _update_gradient(*args[-2:]), lib=library)
     loaded.registrations.append(library)
 
 

@@ -1,8 +1,8 @@
 """The compiled kernels called through their C interface, ``csrc/causal_conv1d.h``, with ctypes.
 
 A torch before 2.9 has no stable C ABI for operators to register through; there these functions are
-registered as ``torch.ops.causal_conv1d.*`` instead, with the same schemas and errors. They cost
-some microseconds more a call.
+registered as the operators instead, with the same schemas and errors. They cost some microseconds
+more a call.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import struct
 import torch
 from torch.autograd.graph import increment_version
 
-from causal_conv1d._operators import ARGUMENTS, CALLERS, WRITTEN
+from ._operators import ARGUMENTS, CALLERS, WRITTEN
 
 # causal_conv1d_dtype; those from bool on have a number for errors to name them.
 _DTYPE_NAMES = (

@@ -1,6 +1,6 @@
 """Which overload of an operator is called.
 
-``torch.ops.causal_conv1d.forward.default`` and its like have kernels for autograd, which are in
+``forward.default`` and the other operators of ``_ops.py`` have kernels for autograd, which are in
 Python, ``_autograd.py``, and cost some microseconds a call even where nothing is differentiated.
 The overload ``plain`` has none. It is called where nothing but values is wanted, of plain tensors.
 """
@@ -29,7 +29,7 @@ def is_transformed(x) -> bool:
 
 
 def call_without_grad(operator, x, *args):
-    """An operator of torch.ops.causal_conv1d, whose results have no gradient."""
+    """An operator, whose results have no gradient."""
     if is_transformed(x):
         with torch.no_grad():
             return operator.default(x, *args)

@@ -5,9 +5,8 @@ torch imports DTensor when it is first used, so the strategies are registered th
 
 from __future__ import annotations
 
-import torch
-
-from causal_conv1d._when_imported import when_imported
+from ._ops import ops
+from ._when_imported import when_imported
 
 # The dimension of each tensor that is sharded with the batch, and with the channels. None: it is
 # whole on every device; "partial": it is to be summed over them.
@@ -67,7 +66,7 @@ def _register() -> None:
         "update": ["out"],
     }
     for name, returned in outputs.items():
-        operator = getattr(torch.ops.causal_conv1d, name).default
+        operator = getattr(ops, name).default
         register_sharding(operator)(_strategies(operator, returned))
 
 

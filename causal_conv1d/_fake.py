@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import torch
 
-from causal_conv1d import _operators
-from causal_conv1d._operators import ARGUMENTS, CALLERS
+from . import _operators
+from ._operators import ARGUMENTS, CALLERS
+from ._ops import NAMESPACE, add_op_namespace_prefix
 
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
@@ -199,8 +200,8 @@ def register(loaded) -> None:
     operations = {name: _operation(name) for name in _CHECKS}
     operations["varlen_states"] = lambda x, cu_seqlens, states: None
     fakes = _operators.over(operations, check_varlen_states)
-    library = torch.library.Library("causal_conv1d", "FRAGMENT")
+    library = torch.library.Library(NAMESPACE, "FRAGMENT")
     for name, fake in fakes.items():
-        torch.library.register_fake(f"causal_conv1d::{name}", fake, lib=library)
+        torch.library.register_fake(add_op_namespace_prefix(name), fake, lib=library)
     loaded.registrations.append(library)
     loaded.register({f"{name}.plain": fake for name, fake in fakes.items()}, "Meta")

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 
-import torch
-
-from causal_conv1d._when_imported import when_imported
+from ._ops import ops
+from ._when_imported import when_imported
 
 
 def _of_convolution(x_shape, weight_shape) -> int:
@@ -16,8 +15,6 @@ def _of_convolution(x_shape, weight_shape) -> int:
 
 def _register() -> None:
     from torch.utils.flop_counter import flop_registry, register_flop_formula
-
-    ops = torch.ops.causal_conv1d
 
     def forward(x_shape, weight_shape, *args, out_shape=None, **kwargs) -> int:
         return _of_convolution(x_shape, weight_shape)

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from causal_conv1d._version import __version__
+from ._version import __version__
 
 FOLDER = Path(__file__).resolve().parent
 # Not by name: the index has another package of this name.
@@ -48,7 +48,7 @@ def require_torch() -> None:
 def commit() -> str:
     """The commit that was built, or is checked out where this runs from the sources."""
     try:
-        from causal_conv1d._commit import commit
+        from ._commit import commit
     except ImportError:
         git = ["git", "-C", str(FOLDER)]
         try:

@@ -1,7 +1,7 @@
 """Loads the compiled libraries and registers their operators with torch.
 
 The libraries link no part of torch. Each has one entry point, which looks torch's stable C ABI up
-in the process and registers ``torch.ops.causal_conv1d.*`` through it. With a torch that lacks that
+in the process and registers the operators of ``_ops.py`` through it. With a torch that lacks that
 ABI, as all before 2.9, the same operators are registered from Python, see ``_ctypes_ops.py``;
 ``CAUSAL_CONV1D_REGISTRATION=ctypes`` does so with any torch, which is for testing.
 """
@@ -16,9 +16,10 @@ from pathlib import Path
 
 import torch
 
-from causal_conv1d import _ctypes_ops, _elf, _operators, _plain, _self_test
-from causal_conv1d._ctypes_ops import Status
-from causal_conv1d._installation import REINSTALL
+from . import _ctypes_ops, _elf, _operators, _plain, _self_test
+from ._ctypes_ops import Status
+from ._installation import REINSTALL
+from ._ops import NAMESPACE, ops
 
 STABLE_ABI, CTYPES = "torch's stable C ABI", "Python"
 
@@ -52,14 +53,14 @@ class Loaded:
     registrations: list = field(default_factory=list)
 
     def define(self, schemas) -> None:
-        library = torch.library.Library("causal_conv1d", "FRAGMENT")
+        library = torch.library.Library(NAMESPACE, "FRAGMENT")
         for schema in schemas:
             library.define(schema)
         self.registrations.append(library)
 
     def register(self, functions: dict, dispatch_key: str) -> None:
         """Registers functions as the kernels of a dispatch key, by an operator's name."""
-        library = torch.library.Library("causal_conv1d", "IMPL", dispatch_key)
+        library = torch.library.Library(NAMESPACE, "IMPL", dispatch_key)
         for name, function in functions.items():
             library.impl(name, function)
         self.registrations.append(library)
@@ -90,8 +91,8 @@ def _load(name: str) -> Backend:
         return Backend(name, path, None, f"{path} is of another version: {REINSTALL}")
     registration = CTYPES
     if _may_use_stable_abi():
-        register.restype = Status
-        if register().code == 0:  # else torch hides a function of the ABI
+        register.argtypes, register.restype = [ctypes.c_char_p], Status
+        if register(NAMESPACE.encode()).code == 0:  # else torch hides a function of the ABI
             registration = STABLE_ABI
     return Backend(name, path, library, None, registration)
 
@@ -153,7 +154,7 @@ def _replacements(loaded: Loaded, operators: dict) -> dict:
     set_error = loaded.cuda.library.causal_conv1d_cuda_set_error
 
     def telling_errors(name, operator):
-        count = len(getattr(torch.ops.causal_conv1d, name).default._schema.returns)
+        count = len(getattr(ops, name).default._schema.returns)
 
         def call(*args):
             try:
@@ -204,7 +205,7 @@ def _load_all() -> Loaded:
         refusals = dict.fromkeys(loaded.schemas, _refusal(loaded.cuda.problem))
         loaded.register(_with_plain(refusals), "CUDA")
 
-    from causal_conv1d import _autograd, _dtensor, _fake, _flops, _vmap
+    from . import _autograd, _dtensor, _fake, _flops, _vmap
 
     _fake.register(loaded)
     _autograd.register(loaded)
@@ -215,6 +216,6 @@ def _load_all() -> Loaded:
 
 
 # A second import in a process, its modules having been taken out of sys.modules, finds the first's.
-_namespace = vars(torch.ops.causal_conv1d)
+_namespace = vars(ops)
 loaded = _namespace.get("loaded") or _namespace.setdefault("loaded", _load_all())
 cpu, cuda, self_test = loaded.cpu, loaded.cuda, loaded.self_test

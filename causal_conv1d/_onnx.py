@@ -7,7 +7,7 @@ import sys
 import torch
 import torch.nn.functional as F
 
-from causal_conv1d import _plain
+from . import _plain
 
 
 def is_exporting() -> bool:

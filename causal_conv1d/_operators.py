@@ -1,4 +1,4 @@
-"""The operators of ``torch.ops.causal_conv1d`` over four operations that write what they are given.
+"""The operators that ``_ops.py`` names, over four operations that write what they are given.
 
 An operation is called with its tensors in the order of the struct of the C interface, and ``silu``
 where its form that writes, ``forward_out`` for example, has it.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from causal_conv1d.reference import _compute_dtype
+from .reference import _compute_dtype
 
 
 class Linear:

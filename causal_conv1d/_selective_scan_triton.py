@@ -24,7 +24,7 @@ import torch
 import triton
 import triton.language as tl
 
-from causal_conv1d import selective_scan
+from . import selective_scan
 
 # Elements (state, step) of a tile, for 128 threads; with twice as many the backward spills.
 TILE = 1024

@@ -15,8 +15,8 @@ import warnings
 
 import torch
 
-from causal_conv1d._ctypes_ops import DTYPES
-from causal_conv1d._operators import ARGUMENTS
+from ._ctypes_ops import DTYPES
+from ._operators import ARGUMENTS
 
 UNTESTED, RIGHT, WRONG = range(3)  # causal_conv1d_verdict
 _INDEX = {operation: index for index, operation in enumerate(ARGUMENTS)}

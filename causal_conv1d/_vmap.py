@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import torch
 
-from causal_conv1d import _plain
-
-_ops = torch.ops.causal_conv1d
+from . import _plain
+from ._ops import NAMESPACE, add_op_namespace_prefix
+from ._ops import ops as _ops
 
 
 class _Folding:
@@ -182,7 +182,7 @@ def register(loaded) -> None:
         "update": _update,
         "varlen_states": _varlen_states,
     }
-    library = torch.library.Library("causal_conv1d", "FRAGMENT")
+    library = torch.library.Library(NAMESPACE, "FRAGMENT")
     for name, rule in rules.items():
-        torch.library.register_vmap(f"causal_conv1d::{name}", rule, lib=library)
+        torch.library.register_vmap(add_op_namespace_prefix(name), rule, lib=library)
     loaded.registrations.append(library)

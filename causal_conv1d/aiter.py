@@ -17,8 +17,8 @@ import time
 
 import torch
 
-from causal_conv1d.cpp_functions import write_forward
-from causal_conv1d.reference import causal_conv1d_ref
+from .cpp_functions import write_forward
+from .reference import causal_conv1d_ref
 
 __all__ = ["causal_conv1d_fwd"]
 

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import torch
 
-from causal_conv1d import (
-    _library,  # noqa: F401  registers torch.ops.causal_conv1d
+from . import (
+    _library,  # noqa: F401  registers the operators
     _onnx,
 )
-from causal_conv1d._arguments import (
+from ._arguments import (
     check_final_states_out,
     check_tensors,
     is_silu,
     refuse_to_write,
 )
-from causal_conv1d._autograd import Forward, Update, update_of_graph
-from causal_conv1d._dispatch import is_transformed
-from causal_conv1d.reference import causal_conv1d_ref, causal_conv1d_update_ref
+from ._autograd import Forward, Update, update_of_graph
+from ._dispatch import is_transformed
+from ._ops import ops as _ops
+from .reference import causal_conv1d_ref, causal_conv1d_update_ref
 
 __all__ = [
     "CausalConv1dFn",
@@ -26,7 +27,6 @@ __all__ = [
     "causal_conv1d_update_ref",
 ]
 
-_ops = torch.ops.causal_conv1d
 # The operators without a Python function around them.
 _forward = _ops.forward.plain._op
 _forward_states = _ops.forward_states.plain._op

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import torch
 
-from causal_conv1d import _library  # noqa: F401  registers torch.ops.causal_conv1d
-from causal_conv1d._arguments import check_tensors
-from causal_conv1d._dispatch import is_transformed
-from causal_conv1d.reference import causal_conv1d_varlen_states_ref
+from . import _library  # noqa: F401  registers the operators
+from ._arguments import check_tensors
+from ._dispatch import is_transformed
+from ._ops import ops as _ops
+from .reference import causal_conv1d_varlen_states_ref
 
 __all__ = ["causal_conv1d_varlen_states", "causal_conv1d_varlen_states_ref"]
 
-_varlen_states = torch.ops.causal_conv1d.varlen_states
+_varlen_states = _ops.varlen_states
 
 
 def causal_conv1d_varlen_states(x, cu_seqlens, state_len):

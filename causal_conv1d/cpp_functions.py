@@ -7,19 +7,17 @@ from __future__ import annotations
 
 import torch
 
-from causal_conv1d import _library  # noqa: F401  registers torch.ops.causal_conv1d
-from causal_conv1d._arguments import check_tensors, refuse_to_write
-from causal_conv1d._dispatch import call_without_grad
-from causal_conv1d._operators import empty_gradients
+from . import _library  # noqa: F401  registers the operators
+from ._arguments import check_tensors, refuse_to_write
+from ._dispatch import call_without_grad
+from ._operators import empty_gradients
+from ._ops import ops as _ops
 
 __all__ = [
     "causal_conv1d_bwd_function",
     "causal_conv1d_fwd_function",
     "causal_conv1d_update_function",
 ]
-
-
-_ops = torch.ops.causal_conv1d
 
 
 def write_forward(x, weight, bias, seq_idx, initial_states, out, final_states_out, silu):

@@ -93,7 +93,7 @@ class Grads:
 def _triton():
     """The kernels, or None where there is no Triton; imported when a CUDA tensor first asks."""
     try:
-        from causal_conv1d import _selective_scan_triton
+        from . import _selective_scan_triton
     except ImportError:
         return None
     return _selective_scan_triton

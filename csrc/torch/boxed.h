@@ -105,14 +105,14 @@ struct Boxed {
     stack[0] = states.release();
   }
 
-  static void register_all(const char* dispatch_key) {
+  static void register_all(const char* name_space, const char* dispatch_key) {
     const Kernel kernels[] = {
         {&schema::kForward, forward},          {&schema::kForwardStates, forward_states},
         {&schema::kForwardOut, forward_out},   {&schema::kBackward, backward},
         {&schema::kBackwardOut, backward_out}, {&schema::kUpdate, update},
         {&schema::kUpdateOut, update_out},     {&schema::kVarlenStates, varlen_states},
     };
-    register_kernels(dispatch_key, kernels, sizeof kernels / sizeof kernels[0]);
+    register_kernels(name_space, dispatch_key, kernels, sizeof kernels / sizeof kernels[0]);
   }
 
  private:

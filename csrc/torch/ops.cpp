@@ -197,11 +197,10 @@ void throw_if_failed(const Status& status) {
 }
 
 // The library handles live as long as the process: torch drops the operators with their library.
-void define_schemas() {
+void define_schemas(const char* name_space) {
   LibraryHandle library = nullptr;
-  require(
-      functions().aoti_torch_library_init_fragment("causal_conv1d", __FILE__, __LINE__, &library),
-      "open the namespace causal_conv1d");
+  require(functions().aoti_torch_library_init_fragment(name_space, __FILE__, __LINE__, &library),
+          std::string("open the namespace ") + name_space);
   for (const Signature* signature : kSignatures) {
     for (const char* overload : {"", kPlain}) {
       const std::string schema = schema_of(*signature, overload);
@@ -210,11 +209,12 @@ void define_schemas() {
   }
 }
 
-void register_kernels(const char* dispatch_key, const Kernel* kernels, int count) {
+void register_kernels(const char* name_space, const char* dispatch_key, const Kernel* kernels,
+                      int count) {
   LibraryHandle library = nullptr;
-  require(functions().aoti_torch_library_init_impl("causal_conv1d", dispatch_key, __FILE__,
-                                                   __LINE__, &library),
-          "open the namespace causal_conv1d for kernels");
+  require(functions().aoti_torch_library_init_impl(name_space, dispatch_key, __FILE__, __LINE__,
+                                                   &library),
+          std::string("open the namespace ") + name_space + " for kernels");
   for (int i = 0; i < count; ++i) {
     for (const char* overload : {"", kPlain}) {
       const std::string name = std::string(kernels[i].signature->name) + overload;

@@ -9,8 +9,7 @@
 
 namespace causal_conv1d::torch_abi {
 
-// An operator of torch.ops.causal_conv1d. kinds: T is Tensor, O is Tensor?, W and P are the same
-// written, B is bool, I is int.
+// An operator. kinds: T is Tensor, O is Tensor?, W and P are the same written, B is bool, I is int.
 struct Signature {
   const char* name;
   const char* caller;  // how errors call it
@@ -144,7 +143,9 @@ struct Kernel {
 
 // All operators' schemas, one a line, without the overloads named plain.
 const char* schemas();
-void define_schemas();
-void register_kernels(const char* dispatch_key, const Kernel* kernels, int count);
+// In torch.ops.<name_space>.
+void define_schemas(const char* name_space);
+void register_kernels(const char* name_space, const char* dispatch_key, const Kernel* kernels,
+                      int count);
 
 }  // namespace causal_conv1d::torch_abi

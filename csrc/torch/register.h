@@ -1,4 +1,4 @@
-// Called once by causal_conv1d/_library.py after it has loaded the library.
+// Called by causal_conv1d/_library.py after it has loaded the library.
 #pragma once
 
 #include <exception>
@@ -6,8 +6,10 @@
 #include "../causal_conv1d.h"
 
 extern "C" {
-CAUSAL_CONV1D_API causal_conv1d_status causal_conv1d_register_cpu(void);
-CAUSAL_CONV1D_API causal_conv1d_status causal_conv1d_register_cuda(void);
+// Register the operators as torch.ops.<name_space>, of which each copy of the Python package has
+// one.
+CAUSAL_CONV1D_API causal_conv1d_status causal_conv1d_register_cpu(const char* name_space);
+CAUSAL_CONV1D_API causal_conv1d_status causal_conv1d_register_cuda(const char* name_space);
 
 // The operators' schemas, one a line, for causal_conv1d/_ctypes_ops.py.
 CAUSAL_CONV1D_API const char* causal_conv1d_schemas(void);
@@ -49,7 +51,8 @@ CAUSAL_CONV1D_API const char* causal_conv1d_cuda_problem(int device);
 CAUSAL_CONV1D_API void causal_conv1d_cuda_set_verdicts(int device, uint32_t right, uint32_t wrong,
                                                        const char* problem);
 
-// Operators that are wrong on a device pass the call on to causal_conv1d::python_<operator>. What
-// that fails with is told here; the C ABI's dispatcher would lose the text.
+// Operators that are wrong on a device pass the call on to <name_space>::python_<operator>, of the
+// namespace that was registered first. What that fails with is told here; the C ABI's dispatcher
+// would lose the text.
 CAUSAL_CONV1D_API void causal_conv1d_cuda_set_error(const char* message);
 }

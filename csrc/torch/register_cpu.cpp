@@ -36,11 +36,11 @@ struct Cpu {
 }  // namespace
 }  // namespace causal_conv1d::torch_abi
 
-causal_conv1d_status causal_conv1d_register_cpu(void) {
+causal_conv1d_status causal_conv1d_register_cpu(const char* name_space) {
   using namespace causal_conv1d;
   try {
-    torch_abi::define_schemas();
-    torch_abi::Boxed<torch_abi::Cpu>::register_all("CPU");
+    torch_abi::define_schemas(name_space);
+    torch_abi::Boxed<torch_abi::Cpu>::register_all(name_space, "CPU");
     return ok();
   } catch (const std::exception& e) {
     return error(CAUSAL_CONV1D_RUNTIME_ERROR, "%s", e.what());

@@ -41,6 +41,7 @@ class Workspace {
   void* data_ = nullptr;
 };
 
+std::string python_namespace;  // of the Python operators that calls are passed on to
 thread_local std::string python_error;
 
 // Whether a kernel may be used on a device: until its self-test finds something.
@@ -77,7 +78,7 @@ struct Cuda {
     }
     if (is_usable(8 * index + 4 * channel_last + dtype, device)) return false;
     python_error.clear();
-    const std::string name = std::string("causal_conv1d::python_") + signature.name;
+    const std::string name = python_namespace + "::python_" + signature.name;
     const Error failed = f.aoti_torch_call_dispatcher(name.c_str(), "", stack);
     if (!python_error.empty()) throw std::runtime_error(python_error);
     if (failed != 0) throw std::runtime_error(name + " failed");
@@ -104,13 +105,14 @@ struct Cuda {
 }  // namespace
 }  // namespace causal_conv1d::torch_abi
 
-causal_conv1d_status causal_conv1d_register_cuda(void) {
+causal_conv1d_status causal_conv1d_register_cuda(const char* name_space) {
   using namespace causal_conv1d;
   try {
     if (torch_abi::functions().aoti_torch_get_current_cuda_stream == nullptr) {
       return error(CAUSAL_CONV1D_RUNTIME_ERROR, "the loaded torch has no CUDA");
     }
-    torch_abi::Boxed<torch_abi::Cuda>::register_all("CUDA");
+    if (torch_abi::python_namespace.empty()) torch_abi::python_namespace = name_space;
+    torch_abi::Boxed<torch_abi::Cuda>::register_all(name_space, "CUDA");
     return ok();
   } catch (const std::exception& e) {
     return error(CAUSAL_CONV1D_RUNTIME_ERROR, "%s", e.what());

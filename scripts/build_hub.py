@@ -1,0 +1,186 @@
+"""Lays this library out as a kernel of the Hugging Face Hub, a folder that `kernels` loads.
+
+    python scripts/build_hub.py WHEEL... [--output dist/hub/causal-conv1d]
+
+Each WHEEL, which may also be the folder of the installed package, becomes a variant for the CPU of
+its machine and, if the CUDA library is in it, one for CUDA there. Needs readelf (binutils); nothing
+is fetched, and neither torch nor `kernels` is needed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import base64
+import hashlib
+import json
+import shutil
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+from check_wheel import CUDART, device_code, output_of
+
+ROOT = Path(__file__).resolve().parent.parent
+HUB = ROOT / "scripts" / "hub"  # what this form has of its own, or instead of the package's
+NAME = "causal-conv1d"
+VERSION = 1  # to be raised with changes of the interface that break a caller
+TORCH = "29"  # the first with a stable C interface to register through
+KERNELS = "0.16.0"  # the first that knows variants for that interface
+MACHINES = {62: "x86_64", 183: "aarch64"}  # by their number in an ELF header
+CPU, CUDA = "libcausal_conv1d_cpu.so", "libcausal_conv1d_cuda.so"
+
+
+class Unusable(Exception):
+    """What was given cannot be laid out, and why."""
+
+
+def unpacked(path: Path, folder: Path) -> Path:
+    """The package's folder: path itself, or what the wheel there has, extracted into folder."""
+    if path.is_file() and zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as wheel:
+            names = [name for name in wheel.namelist() if name.startswith("causal_conv1d/")]
+            wheel.extractall(folder, names)
+        package = folder / "causal_conv1d"
+    else:
+        package = path
+    if not (package / CPU).exists() or not (package / "_ops.py").exists():
+        raise Unusable(
+            f"{path} has no {CPU} or no _ops.py: give wheels of this version of causal_conv1d, or "
+            f"the folder of the installed package"
+        )
+    return package
+
+
+def python_files(package: Path) -> dict[str, bytes]:
+    """By name, __init__.py and the modules that it imports, directly or by way of others."""
+    found, wanted = {}, ["__init__"]
+    while wanted:
+        name = f"{wanted.pop()}.py"
+        if name in found:
+            continue
+        own = HUB / name
+        found[name] = (own if own.exists() else package / name).read_bytes()
+        for node in ast.walk(ast.parse(found[name])):
+            if isinstance(node, ast.ImportFrom) and node.level == 1:
+                wanted += [node.module] if node.module else [alias.name for alias in node.names]
+    return found
+
+
+def machine_of(library: Path) -> str:
+    number = int.from_bytes(library.read_bytes()[18:20], "little")
+    if number not in MACHINES:
+        raise Unusable(f"{library} is for neither of {', '.join(MACHINES.values())}")
+    return MACHINES[number]
+
+
+def cuda_version(library: Path) -> str:
+    """The major version of CUDA whose runtime a library links; it does with any minor one."""
+    found = CUDART.search(output_of("readelf", "-dW", library))
+    if found is None:
+        raise Unusable(f"{library} does not link libcudart.so")
+    return found[1]
+
+
+def architectures(library: Path) -> list[str]:
+    """Compute capabilities as ``kernels`` writes them: 8.7 for sm_87, 8.0+PTX for compute_80."""
+    found = []
+    for code in sorted(set().union(*device_code(library))):
+        kind, number = code.split("_")
+        found.append(f"{number[:-1]}.{number[-1]}" + ("+PTX" if kind == "compute" else ""))
+    return sorted(found, key=lambda text: float(text.removesuffix("+PTX")))
+
+
+def variants_of(package: Path):
+    """(name, backend as metadata has it, files) of each variant that a package's folder makes."""
+    files = python_files(package) | {CPU: (package / CPU).read_bytes()}
+    system = f"{machine_of(package / CPU)}-linux"
+    yield f"torch-stable-abi{TORCH}-cpu-{system}", {"type": "cpu"}, files
+    library = package / CUDA
+    if library.exists():
+        backend = {"type": "cuda", "archs": architectures(library)}
+        name = f"torch-stable-abi{TORCH}-cu{cuda_version(library)}0-{system}"
+        yield name, backend, files | {CUDA: library.read_bytes()}
+
+
+def collect(paths: list[Path]) -> dict:
+    """(backend, files) by the variant's name; for a machine's CPU the first wheel's."""
+    variants, given_by, python = {}, {}, None
+    for path in paths:
+        with tempfile.TemporaryDirectory() as folder:
+            for name, backend, files in variants_of(unpacked(path, Path(folder))):
+                # _version.py has a label of the wheel's own.
+                same = {n: files[n] for n in files if n.endswith(".py") and n != "_version.py"}
+                python = python or same
+                if same != python:
+                    raise Unusable(f"{paths[0]} and {path} are of different versions")
+                if name in variants and backend["type"] == "cuda":
+                    raise Unusable(f"{given_by[name]} and {path} both make {name}: give one")
+                variants.setdefault(name, (backend, files))
+                given_by.setdefault(name, path)
+    return variants
+
+
+def hash_of(variants: dict) -> str:
+    """Tells apart what was built from other sources, or in another way."""
+    total = hashlib.sha256()
+    for name, (_, files) in sorted(variants.items()):
+        for file, data in sorted(files.items()):
+            total.update(f"{name}/{file} {hashlib.sha256(data).hexdigest()}\n".encode())
+    return total.hexdigest()[:10]
+
+
+def metadata(backend: dict, files: dict, build: str) -> dict:
+    """id names the module and torch's namespace of operators; programs that torch.export saved hold
+    it, so it is the same on every machine."""
+    digests = {n: base64.b64encode(hashlib.sha256(files[n]).digest()).decode() for n in files}
+    return {
+        "id": f"_causal_conv1d_{backend['type']}_{build}",
+        "name": NAME,
+        "version": VERSION,
+        "license": "mit",
+        "kernels-minver": KERNELS,
+        "python-depends": [],
+        "backend": backend,
+        "digest": {"algorithm": "sha256", "files": dict(sorted(digests.items()))},
+    }
+
+
+def write(variants: dict, output: Path) -> None:
+    own = {"build", "README.md", "LICENSE"}
+    if output.exists() and not {path.name for path in output.iterdir()} <= own:
+        raise Unusable(f"{output} has other files: give --output a folder that is empty or new")
+    shutil.rmtree(output / "build", ignore_errors=True)
+    build = hash_of(variants)
+    for name, (backend, files) in variants.items():
+        folder = output / "build" / name
+        folder.mkdir(parents=True)
+        for file, data in files.items():
+            (folder / file).write_bytes(data)
+        text = json.dumps(metadata(backend, files, build), indent=2)
+        (folder / "metadata.json").write_text(text + "\n")
+    shutil.copyfile(HUB / "README.md", output / "README.md")
+    shutil.copyfile(ROOT / "LICENSE", output / "LICENSE")
+
+
+def main(arguments=None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("wheel", type=Path, nargs="+")
+    parser.add_argument("--output", type=Path, default=ROOT / "dist" / "hub" / NAME)
+    options = parser.parse_args(arguments)
+    try:
+        variants = collect(options.wheel)
+        write(variants, options.output)
+    except Unusable as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    for name in sorted(variants):
+        print(options.output / "build" / name)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
