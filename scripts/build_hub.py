@@ -29,6 +29,7 @@ VERSION = 1  # to be raised with changes of the interface that break a caller
 TORCH = "29"  # the first with a stable C interface to register through
 KERNELS = "0.16.0"  # the first that knows variants for that interface
 MACHINES = {62: "x86_64", 183: "aarch64"}  # by their number in an ELF header
+OWN = ("_version.py", "_commit.py")  # of the same sources, each build's own
 CPU, CUDA = "libcausal_conv1d_cpu.so", "libcausal_conv1d_cuda.so"
 
 
@@ -60,8 +61,10 @@ def python_files(package: Path) -> dict[str, bytes]:
         name = f"{wanted.pop()}.py"
         if name in found:
             continue
-        own = HUB / name
-        found[name] = (own if own.exists() else package / name).read_bytes()
+        source = HUB / name if (HUB / name).exists() else package / name
+        if name == "_commit.py" and not source.exists():  # wheels alone have it
+            continue
+        found[name] = source.read_bytes()
         for node in ast.walk(ast.parse(found[name])):
             if isinstance(node, ast.ImportFrom) and node.level == 1:
                 wanted += [node.module] if node.module else [alias.name for alias in node.names]
@@ -110,8 +113,7 @@ def collect(paths: list[Path]) -> dict:
     for path in paths:
         with tempfile.TemporaryDirectory() as folder:
             for name, backend, files in variants_of(unpacked(path, Path(folder))):
-                # _version.py has a label of the wheel's own.
-                same = {n: files[n] for n in files if n.endswith(".py") and n != "_version.py"}
+                same = {n: files[n] for n in files if n.endswith(".py") and n not in OWN}
                 python = python or same
                 if same != python:
                     raise Unusable(f"{paths[0]} and {path} are of different versions")

@@ -2,7 +2,7 @@
 # What others build on this library, run with it: the newest releases from the package index, each in
 # an environment of its own under build/ecosystem, and then tests/ecosystem/test_NAME.py.
 #
-#   bash scripts/test_ecosystem.sh [recipe] [transformers] [fla] [mamba_ssm] [PYTEST OPTIONS] # default: all
+#   bash scripts/test_ecosystem.sh [NAME...] [PYTEST OPTIONS] # recipe kernels transformers fla mamba_ssm
 #
 # "recipe" is mamba_ssm's installation: the lines as RECIPE prints them, run without a network.
 #
@@ -20,6 +20,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 RECIPE=${RECIPE:-README.md}
 declare -A packages=(
   [recipe]="setuptools wheel packaging ninja einops transformers<5 triton" # and mamba-ssm
+  [kernels]="kernels"
   [transformers]="transformers"
   [fla]="flash-linear-attention fla-core triton"
   [mamba_ssm]="einops transformers triton packaging setuptools wheel"
@@ -30,7 +31,7 @@ while [ $# -gt 0 ] && [ -n "${packages[$1]:-}" ]; do
   names+=("$1")
   shift
 done
-[ ${#names[@]} -gt 0 ] || names=(recipe transformers fla mamba_ssm)
+[ ${#names[@]} -gt 0 ] || names=(recipe kernels transformers fla mamba_ssm)
 
 find_python
 if [ -z "${WHEEL:-}" ]; then
