@@ -19,6 +19,14 @@
 
 #include <stdint.h>
 
+// Of upstream's semantics, and the number that rises with each change here: Python's __version__ is
+// MAJOR.MINOR.PATCH+portable.PORTABLE. Code that compiles with one version works with every later
+// library of the same MAJOR.
+#define CAUSAL_CONV1D_VERSION_MAJOR 1
+#define CAUSAL_CONV1D_VERSION_MINOR 7
+#define CAUSAL_CONV1D_VERSION_PATCH 0
+#define CAUSAL_CONV1D_VERSION_PORTABLE 1
+
 #if defined(_WIN32)
 #define CAUSAL_CONV1D_API __declspec(dllexport)
 #else
