@@ -1,5 +1,8 @@
 """Chooses the device: ``pytest --device cpu`` (the default) or ``pytest --device cuda``."""
 
+import shutil
+
+import c_library as c
 import pytest
 import torch
 
@@ -41,3 +44,16 @@ def second_gpu(cuda):
 def denormal_numbers():
     """As when a process starts: what inductor compiles in torch 2.5 makes the CPU flush them."""
     torch.set_flush_denormal(False)
+
+
+@pytest.fixture(scope="session")
+def c_library(tmp_path_factory):
+    """Where the C library is installed: in one home folder, then moved to another."""
+    for program in ("cmake", "c++", "cc", "pkg-config", "readelf"):
+        if shutil.which(program) is None:
+            pytest.skip(f"needs {program}")
+    home, other_home = tmp_path_factory.mktemp("home"), tmp_path_factory.mktemp("other_home")
+    with c.sources() as folder:
+        c.configure(".", "build/c")
+        c.shell(c.printed_lines("c.md", "Build and install"), folder, home)
+    return (home / "causal_conv1d").rename(other_home / "causal_conv1d")
