@@ -13,7 +13,7 @@ from ._version import __version__
 try:
     _installation.require_torch()
 
-    from . import _distributed
+    from . import _distributed, onnx
     from .causal_conv1d_interface import causal_conv1d_fn, causal_conv1d_update
     from .causal_conv1d_varlen import causal_conv1d_varlen_states
 except ImportError as problem:
@@ -28,4 +28,5 @@ __all__ = [
     "causal_conv1d_fn",
     "causal_conv1d_update",
     "causal_conv1d_varlen_states",
+    "onnx",
 ]

@@ -5,6 +5,8 @@
 #   install_packages P...   what is missing of these, by pip
 #   ensure_compiler         a C++ compiler and CMake
 #   ensure_googletest       GoogleTest
+#   ensure_onnxruntime_headers  exports CAUSAL_CONV1D_ONNXRUNTIME_INCLUDE, the folder of ONNX Runtime's
+#   ensure_pkg_config       pkg-config
 #   build_wheel             sets WHEEL, and WHEEL_LOG: the build's output; builds only if the sources
 #                           or the settings have changed since the last time, and shows how far it is
 #   install_library         find_python, ensure_compiler, build_wheel, and installs that wheel
@@ -114,6 +116,25 @@ ensure_compiler() {
 ensure_googletest() {
   echo '#include <gtest/gtest.h>' | "${CXX:-c++}" -std=c++17 -E -x c++ - >/dev/null 2>&1 ||
     apt_install "GoogleTest" libgtest-dev
+}
+
+ensure_onnxruntime_headers() {
+  local folder
+  for folder in "${CAUSAL_CONV1D_ONNXRUNTIME_INCLUDE:-}" /usr/include/onnxruntime \
+    "$PWD/build/onnxruntime/usr/include/onnxruntime"; do
+    if [ -e "$folder/onnxruntime_c_api.h" ]; then
+      export CAUSAL_CONV1D_ONNXRUNTIME_INCLUDE=$folder
+      return
+    fi
+  done
+  say "fetching ONNX Runtime's headers"
+  bash scripts/get_onnxruntime_headers.sh build/onnxruntime ||
+    fail "ONNX Runtime's headers are missing; install them (Debian 13: apt-get install libonnxruntime-dev), or set CAUSAL_CONV1D_ONNXRUNTIME_INCLUDE to their folder"
+  export CAUSAL_CONV1D_ONNXRUNTIME_INCLUDE=$folder
+}
+
+ensure_pkg_config() {
+  command -v pkg-config >/dev/null || apt_install "pkg-config" pkg-config
 }
 
 # What the wheel depends on. Files under csrc/ may be new and not yet known to git.

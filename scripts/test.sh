@@ -16,12 +16,14 @@ if ! [ -x "$tools/bin/ruff" ] || ! [ -x "$tools/bin/clang-format" ]; then
 fi
 "$tools/bin/ruff" check .
 "$tools/bin/ruff" format --check .
-find csrc tests/cpp -name '*.[ch]' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.inl' |
+find csrc tests/cpp docs/examples -name '*.[ch]' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.inl' |
   xargs env PYTHONPATH="$tools" "$tools/bin/clang-format" --dry-run -Werror
 
 install_library
 install_packages pytest pytest-xdist hypothesis numpy onnx onnxruntime onnxscript
 ensure_googletest
+ensure_onnxruntime_headers
+ensure_pkg_config
 
 # ctest_in FOLDER OPTIONS...: builds the C++ tests there and runs them.
 ctest_in() {
