@@ -184,7 +184,7 @@ def build_folder(env):
 def configure(build, env):
     cmake = find_cmake(env)
     command = [cmake, "-S", str(ROOT), "-B", str(build), f"-DCAUSAL_CONV1D_CUDA={cuda_option()}"]
-    command += [f"-DCAUSAL_CONV1D_TORCH_CUDA={cuda_of_torch()}"]
+    command += ["-DCAUSAL_CONV1D_PYTHON=ON", f"-DCAUSAL_CONV1D_TORCH_CUDA={cuda_of_torch()}"]
     ninja = shutil.which("ninja", path=env["PATH"])
     if ninja:
         command += ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
