@@ -78,7 +78,7 @@ def build(folder: Path, log: Path, env: dict, isolated: bool) -> Path:
     """The wheel made in folder from the source distribution, as pip would from an index."""
     command = [sys.executable, "-m", "build", "--outdir", str(folder), str(ROOT)]
     if not isolated:
-        command.append("--no-isolation")
+        command += ["--no-isolation", "--skip-dependency-check"]  # CMake may be the system's
     with log.open("w") as stream:
         # Elsewhere, as the sources' build/ could be taken for the package `build`.
         made = subprocess.run(command, env=env, cwd=folder, stdout=stream, stderr=stream)

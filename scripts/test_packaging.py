@@ -33,6 +33,8 @@ FOLDERS = (*CLEAN["PATH"].split(os.pathsep), "/usr/local/bin", "/usr/local/cuda/
 NVCC = sorted({str(Path(f, "nvcc")) for f in FOLDERS if Path(f, "nvcc").exists()})
 CPU_LIBRARY = ["libcausal_conv1d_cpu.so"]
 PIP = (sys.executable, "-m", "pip")
+# CMake may be the system's, where it would look for the package.
+BUILD = (sys.executable, "-m", "build", "--no-isolation", "--skip-dependency-check")
 WHEEL = (*PIP, "wheel", "-v", "--no-deps", "--no-build-isolation", "-w")
 # Shell commands that make another machine of this one, in a namespace of its own.
 JETSON = """
@@ -93,7 +95,7 @@ def contents(folder):
 def tree(tmp_path_factory):
     """The unpacked source distribution."""
     folder = tmp_path_factory.mktemp("sdist")
-    offline(sys.executable, "-m", "build", "--sdist", "--no-isolation", "-o", folder, ROOT)
+    offline(*BUILD, "--sdist", "-o", folder, ROOT)
     (archive,) = folder.glob("*.tar.gz")
     with tarfile.open(archive) as files:
         files.extractall(folder)
@@ -211,7 +213,7 @@ def test_one_changed_cuda_source_is_compiled_alone(tmp_path):
 
 def test_build(tree, tmp_path):
     """python -m build makes the wheel from a source distribution of its own."""
-    offline(sys.executable, "-m", "build", "--no-isolation", "-o", tmp_path, tree)
+    offline(*BUILD, "-o", tmp_path, tree)
     (wheel,) = tmp_path.glob("*-py3-none-*.whl")
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
