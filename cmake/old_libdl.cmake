@@ -28,7 +28,7 @@ function(link_dl target)
   if(TARGET old_libdl)
     add_dependencies(${target} old_libdl)
     # As an option, so that CMake adds no RPATH for it.
-    target_link_libraries(${target} PRIVATE -Wl,$<TARGET_FILE:old_libdl>)
+    target_link_libraries(${target} PRIVATE "-Wl,\"$<TARGET_FILE:old_libdl>\"")
   endif()
   target_link_libraries(${target} PRIVATE ${CMAKE_DL_LIBS})
 endfunction()
