@@ -74,7 +74,7 @@ def cuda_option():
 
 
 def job_count():
-    value = os.environ.get("MAX_JOBS", "")
+    value = os.environ.get("MAX_JOBS", "").strip()
     if not value:
         return os.cpu_count() or 1
     if not value.isdecimal() or int(value) == 0:
@@ -90,12 +90,19 @@ def build_environment():
         env["CUDA_HOME"] = os.path.abspath(env["CUDA_HOME"])
     if os.sep in env.get("CUDACXX", ""):  # else it is looked for on PATH
         env["CUDACXX"] = os.path.abspath(env["CUDACXX"])
+    if env.get("CUDACXX") and not shutil.which(env["CUDACXX"], path=env["PATH"]):
+        raise BuildError(f"CUDACXX={env['CUDACXX']} is no program: set it to nvcc's path.")
     return env
 
 
 def version():
     text = (ROOT / PACKAGE / "_version.py").read_text(encoding="utf-8")
     label = os.environ.get("CAUSAL_CONV1D_LABEL", "")
+    if not re.fullmatch(r"([a-z0-9]+(\.[a-z0-9]+)*)?", label):
+        raise BuildError(
+            f"CAUSAL_CONV1D_LABEL={label} cannot be in a version: set it to small letters, digits "
+            "and dots, as in cu13."
+        )
     return re.search(r'__version__ = "(.+)"', text)[1] + (label and f".{label}")
 
 
@@ -184,11 +191,15 @@ def build_folder(env):
 def configure(build, env):
     cmake = find_cmake(env)
     command = [cmake, "-S", str(ROOT), "-B", str(build), f"-DCAUSAL_CONV1D_CUDA={cuda_option()}"]
-    command += ["-DCAUSAL_CONV1D_PYTHON=ON", f"-DCAUSAL_CONV1D_TORCH_CUDA={cuda_of_torch()}"]
+    command += [f"-DCAUSAL_CONV1D_TORCH_CUDA={cuda_of_torch()}"]
     ninja = shutil.which("ninja", path=env["PATH"])
     if ninja:
         command += ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
-    command += shlex.split(env.get("CMAKE_ARGS", ""))
+    try:
+        command += shlex.split(env.get("CMAKE_ARGS", ""))
+    except ValueError as error:
+        raise BuildError(f"CMAKE_ARGS={env['CMAKE_ARGS']} is no command line: {error}.") from None
+    command += ["-DCAUSAL_CONV1D_PYTHON=ON"]
     try:
         try:
             return run(command, env)
@@ -205,10 +216,11 @@ def configure(build, env):
 
 def advice(output):
     """What to do about a configuration that failed."""
-    if "CMAKE_CXX_COMPILER" in output:
+    if "CMAKE_CXX_COMPILER" in output or "CXX compiler identification is unknown" in output:
         return "A C++17 compiler is needed: apt-get install g++, or set CXX to one that works."
     # Our own errors say what to do; CMake shows one as a paragraph.
-    said = re.findall(r"^CMake Error at CMakeLists.txt.*\n\n?((?:  .*\n)+)", output, re.MULTILINE)
+    paragraph = r"^CMake Error at CMakeLists.txt.* \(message\):\n((?:  .*\n)+)"
+    said = re.findall(paragraph, output, re.MULTILINE)
     if said:
         return " ".join(said[-1].split()) + "."
     return "CMake failed as told above; if it is about CUDA, CAUSAL_CONV1D_CUDA=0 builds without."
@@ -228,9 +240,11 @@ def build_libraries(destination):
                 "The compiler failed as told above; if it was killed for memory, set MAX_JOBS=1."
             ) from None
         run([cmake, "--install", str(build), "--prefix", installed], env)
+        libraries = sorted(Path(installed).glob("*.so"))
+        if not libraries:
+            raise BuildError("CMake installed no library: look at what CMAKE_ARGS tells it.")
         for old in destination.glob("libcausal_conv1d_*.so"):
             old.unlink()  # of an earlier build, perhaps with CUDA where this one has none
-        libraries = sorted(Path(installed).glob("*.so"))
         for library in libraries:
             shutil.copy(library, destination)
     return [library.name for library in libraries]

@@ -24,7 +24,7 @@ def require_torch() -> None:
     """ImportError in one sentence if there is no torch that works, or one that is too old."""
     try:
         import torch
-    except (ImportError, OSError) as error:  # OSError: a library of its own is missing
+    except Exception as error:  # whatever a damaged installation raises
         if getattr(error, "name", None) != "torch":
             raise ImportError(f"causal_conv1d: importing torch failed: {error}") from error
         torch = None
@@ -37,9 +37,10 @@ def require_torch() -> None:
             name="torch",
         )
     # By its numbers: JetPack's 2.5.0a0 comes before 2.5 in the order of versions.
-    if tuple(map(int, re.match(r"(\d+)\.(\d+)", version).groups())) < OLDEST_TORCH:
+    numbers = re.match(r"(\d+)\.(\d+)", str(version))
+    if numbers is None or tuple(map(int, numbers.groups())) < OLDEST_TORCH:
         raise ImportError(
-            f"{NEEDS_TORCH}: install a newer one yourself than {version}, which is in "
+            f"{NEEDS_TORCH}: install a newer one yourself than {version!r}, which is in "
             f"{Path(torch.__file__).parent}",
             name="torch",
         )

@@ -98,6 +98,11 @@ def _load(name: str) -> Backend:
 
 
 def _load_cpu() -> Backend:
+    if not _path("cpu").parent.is_dir():
+        raise ImportError(
+            f"causal_conv1d: it cannot run from the archive {_path('cpu').parents[1]}, as its "
+            f"libraries must be files: install it"
+        )
     if not _path("cpu").exists():
         raise ImportError(
             f"causal_conv1d: there is no {_path('cpu')}: if that is the source folder, run Python "

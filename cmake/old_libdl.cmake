@@ -17,18 +17,18 @@ if(first_glibc)
   # Not where the libraries are built, or programs that run there would load it.
   set(folder ${CMAKE_BINARY_DIR}/old_libdl)
   file(WRITE ${folder}/versions.map "${first_glibc} { global: *; };\n")
-  add_library(old_libdl SHARED ${CMAKE_CURRENT_LIST_DIR}/old_libdl.cpp)
-  set_target_properties(old_libdl PROPERTIES LIBRARY_OUTPUT_DIRECTORY ${folder} NO_SONAME ON
+  add_library(causal_conv1d_old_libdl SHARED ${CMAKE_CURRENT_LIST_DIR}/old_libdl.cpp)
+  set_target_properties(causal_conv1d_old_libdl PROPERTIES LIBRARY_OUTPUT_DIRECTORY ${folder} NO_SONAME ON
     CXX_VISIBILITY_PRESET default)
-  target_link_options(old_libdl PRIVATE -nostdlib -Wl,-soname,libdl.so.2
+  target_link_options(causal_conv1d_old_libdl PRIVATE -nostdlib -Wl,-soname,libdl.so.2
                                         -Wl,--version-script=${folder}/versions.map)
 endif()
 
 function(link_dl target)
-  if(TARGET old_libdl)
-    add_dependencies(${target} old_libdl)
+  if(TARGET causal_conv1d_old_libdl)
+    add_dependencies(${target} causal_conv1d_old_libdl)
     # As an option, so that CMake adds no RPATH for it.
-    target_link_libraries(${target} PRIVATE "-Wl,\"$<TARGET_FILE:old_libdl>\"")
+    target_link_libraries(${target} PRIVATE "-Xlinker \"$<TARGET_FILE:causal_conv1d_old_libdl>\"")
   endif()
   target_link_libraries(${target} PRIVATE ${CMAKE_DL_LIBS})
 endfunction()

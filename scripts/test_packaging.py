@@ -247,6 +247,36 @@ def test_uv(tree, tmp_path, environment):
     assert len(list(tmp_path.glob("dist/causal_conv1d-*"))) == 2
 
 
+def test_uv_builds_again_what_has_changed(tree, tmp_path, environment):
+    """In a project that has the sources as one of its [tool.uv.sources]."""
+    python = environment(torch=True)
+    sources = tmp_path / "sources"
+    shutil.copytree(tree, sources, ignore=shutil.ignore_patterns("build"), symlinks=True)
+    (sources / "build").symlink_to(tree / "build")  # nothing is compiled again
+    (tmp_path / "project").mkdir()
+    (tmp_path / "project" / "pyproject.toml").write_text(f"""
+[project]
+name = "project"
+version = "1"
+requires-python = ">=3.10"
+dependencies = ["causal-conv1d"]
+[tool.uv.sources]
+causal-conv1d = {{ path = "{sources}" }}
+""")
+    sync = (sys.executable, "-m", "uv", "--offline", "sync", "--no-build-isolation", "--inexact")
+    settings = {
+        "UV_PROJECT_ENVIRONMENT": str(python.parent.parent),
+        "UV_CACHE_DIR": str(tmp_path / "cache"),
+    }
+    offline(*sync, cwd=tmp_path / "project", **settings)
+    module = site_of(python) / "causal_conv1d" / "reference.py"
+    assert "changed" not in module.read_text().splitlines()[-1]
+    with (sources / "causal_conv1d" / "reference.py").open("a") as file:
+        file.write("# changed\n")
+    offline(*sync, cwd=tmp_path / "project", **settings)
+    assert module.read_text().endswith("# changed\n")
+
+
 @pytest.fixture
 def folder_for_all():
     """A folder that another user can reach, as it is with pytest's own for root alone."""
@@ -449,6 +479,16 @@ FAILURES = {
         "apt-get install g++, or set CXX to one that works.",
     ),
     "no number": ({"MAX_JOBS": "many"}, "set it to 1 or more."),
+    "nvcc that is not there": ({"CUDACXX": "/nowhere/nvcc"}, "no program: set it to nvcc's path."),
+    "a compiler that is none": (
+        {"CXX": "/bin/true"},
+        "apt-get install g++, or set CXX to one that works.",
+    ),
+    "half a quotation": ({"CMAKE_ARGS": "-DX='a"}, "is no command line: No closing quotation."),
+    "no label": (
+        {"CAUSAL_CONV1D_LABEL": "Cu 13"},
+        "set it to small letters, digits and dots, as in cu13.",
+    ),
     "nvcc that fails": ({"CUDACXX": "/bin/false"}, "CAUSAL_CONV1D_CUDA=0 builds without."),
     "no such GPU": (
         {"TORCH_CUDA_ARCH_LIST": "new", "CUDACXX": "/bin/false"},

@@ -106,6 +106,32 @@ def test_python_files(tmp_path):
     assert re.search(r'DESTINATION "\$\{CMAKE_INSTALL_PREFIX\}(/\.)?"', script)
 
 
+@pytest.mark.parametrize("word", ("0", "no", "False"))
+def test_words_for_off(word, tmp_path):
+    """CMake's and pip's. With a compiler of CUDA that does not work, AUTO would fail."""
+    options = [f"-DCAUSAL_CONV1D_CUDA={word}", "-DCMAKE_CUDA_COMPILER=/bin/false"]
+    run(["cmake", "-S", ROOT, "-B", tmp_path, *options])
+
+
+@pytest.mark.parametrize("word, said", (("maybe", "means nothing here"), ("Yes", "/bin/false")))
+def test_other_words_for_cuda(word, said, tmp_path):
+    options = [f"-DCAUSAL_CONV1D_CUDA={word}", "-DCMAKE_CUDA_COMPILER=/bin/false"]
+    command = ["cmake", "-S", ROOT, "-B", tmp_path, *options]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode != 0 and said in done.stderr
+
+
+def test_added_twice(tmp_path):
+    """As where two parts of a project each bring it along."""
+    (tmp_path / "CMakeLists.txt").write_text(
+        "cmake_minimum_required(VERSION 3.22)\nproject(other LANGUAGES CXX)\n"
+        f"add_subdirectory({ROOT} one)\nadd_subdirectory({ROOT} two)\n"
+        "get_target_property(type causal_conv1d::cpu TYPE)\nmessage(STATUS ${type})\n"
+    )
+    options = ["-DCAUSAL_CONV1D_CUDA=OFF"]
+    assert "SHARED_LIBRARY" in run(["cmake", "-S", tmp_path, "-B", tmp_path / "build", *options])
+
+
 def header_version():
     text = (ROOT / "csrc" / "causal_conv1d.h").read_text()
     return re.findall(r"^#define CAUSAL_CONV1D_VERSION_[A-Z]+ (\d+)$", text, re.MULTILINE)

@@ -94,16 +94,18 @@ def test_without_torch(site):
     assert_both_say(site, *words, with_torch=False)
 
 
-def test_an_old_torch(site):
+@pytest.mark.parametrize("version", ("2.4.1+cu124", "main", ""))
+def test_an_old_torch(site, version):
     (site / "torch").mkdir()
-    (site / "torch/__init__.py").write_text("__version__ = '2.4.1+cu124'\n")
-    assert_both_say(site, "PyTorch >= 2.5", "newer", "2.4.1+cu124", str(site / "torch"))
+    (site / "torch/__init__.py").write_text(f"__version__ = '{version}'\n")
+    assert_both_say(site, "PyTorch >= 2.5", "newer", f"'{version}'", str(site / "torch"))
 
 
-def test_a_torch_that_does_not_import(site):
+@pytest.mark.parametrize("error", ("OSError", "RuntimeError", "SyntaxError"))
+def test_a_torch_that_does_not_import(site, error):
     (site / "torch").mkdir()
     text = "libcusparseLt.so.0: cannot open shared object file"
-    (site / "torch/__init__.py").write_text(f"raise OSError('{text}')\n")
+    (site / "torch/__init__.py").write_text(f"raise {error}('{text}')\n")
     assert_both_say(site, f"importing torch failed: {text}")
 
 
@@ -254,3 +256,14 @@ def test_the_commit(site):
         assert commit_of(site) == git(site, "rev-parse", "--short", "HEAD")
     (site / "causal_conv1d/_commit.py").write_text('commit = "0123456789abcdef0123"\n')
     assert commit_of(site) == "0123456789ab"
+
+
+def test_from_an_archive(tmp_path):
+    """Python imports from one, but a library has to be a file."""
+    folder = LIBRARY.parent
+    archive = shutil.make_archive(tmp_path / "packed", "zip", folder.parent, folder.name)
+    program = f"import sys; sys.path.insert(0, {archive!r}); import causal_conv1d"
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, cwd="/")
+    expected = f"it cannot run from the archive {archive}, as its libraries must be files"
+    assert expected in done.stderr.splitlines()[-1]

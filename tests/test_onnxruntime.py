@@ -422,3 +422,11 @@ def test_cuda_by_a_stand_in(stand_in):
     ]
     done = stand_in(True, 7)
     assert done.returncode == 1 and "there is no device 7" in done.stdout
+
+
+@pytest.mark.parametrize("activation", (1, 1.0, "SiLU"))
+def test_an_activation_that_is_none(library, activation):
+    arguments = make_arguments((1, 2, 5), 4, torch.float32, True, False)
+    model = make_model(arguments, torch.float32, OWN, activation=activation)
+    with pytest.raises(Exception, match="activation must be"):
+        make_session(library, model)

@@ -140,6 +140,7 @@ class Kernel {
       : api_(*op.api),
         dtype_(dtype_of(op.type)),
         cuda_forward_(op.on_cuda ? find_cuda_forward(*op.api) : nullptr) {
+    if (is_number(info, "activation")) refuse(api_, "activation must be a string");
     const std::string activation = string_attribute(info, "activation", "none");
     silu_ = activation == "silu" || activation == "swish";
     if (!silu_ && activation != "none") {
@@ -193,6 +194,19 @@ class Kernel {
     std::string value(size, '\0');
     require(api_.KernelInfoGetAttribute_string(info, name, value.data(), &size));
     return value.c_str();  // without the zero that ends it
+  }
+
+  // Whether an attribute is given as a number, which the function for strings takes for absent.
+  bool is_number(const OrtKernelInfo* info, const char* name) const {
+    int64_t integer;
+    OrtStatus* status = api_.KernelInfoGetAttribute_int64(info, name, &integer);
+    if (status == nullptr) return true;
+    api_.ReleaseStatus(status);
+    float real;
+    status = api_.KernelInfoGetAttribute_float(info, name, &real);
+    if (status == nullptr) return true;
+    api_.ReleaseStatus(status);
+    return false;
   }
 
   // Given or not, it must not be another than value.
