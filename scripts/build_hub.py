@@ -2,9 +2,9 @@
 
     python scripts/build_hub.py WHEEL... [--output dist/hub/causal-conv1d]
 
-Each WHEEL, which may also be the folder of the installed package, becomes a variant for the CPU of
-its machine and, if the CUDA library is in it, one for CUDA there. Needs readelf (binutils); nothing
-is fetched, and neither torch nor `kernels` is needed.
+Each WHEEL, which may also be the folder of the installed package or one of wheels, becomes a
+variant for the CPU of its machine and, if the CUDA library is in it, one for CUDA there. Needs
+readelf (binutils); nothing is fetched, and neither torch nor `kernels` is needed.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ import json
 import shutil
 import sys
 import tempfile
-import zipfile
 from pathlib import Path
 
+import wheel_files
 from check_wheel import CUDART, device_code, output_of
+from wheel_files import Problem
 
 ROOT = Path(__file__).resolve().parent.parent
 HUB = ROOT / "scripts" / "hub"  # what this form has of its own, or instead of the package's
@@ -33,21 +34,25 @@ OWN = ("_version.py", "_commit.py")  # of the same sources, each build's own
 CPU, CUDA = "libcausal_conv1d_cpu.so", "libcausal_conv1d_cuda.so"
 
 
-class Unusable(Exception):
-    """What was given cannot be laid out, and why."""
+def expanded(paths: list[Path]) -> list[Path]:
+    """The paths, with the wheels in each folder of wheels in its place."""
+    found = []
+    for path in paths:
+        wheels = sorted(path.glob("causal_conv1d-*.whl")) if path.is_dir() else []
+        found += wheels or [path]
+    return found
 
 
 def unpacked(path: Path, folder: Path) -> Path:
     """The package's folder: path itself, or what the wheel there has, extracted into folder."""
-    if path.is_file() and zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as wheel:
+    package = path
+    if not path.is_dir():
+        with wheel_files.opened(path) as wheel:
             names = [name for name in wheel.namelist() if name.startswith("causal_conv1d/")]
             wheel.extractall(folder, names)
         package = folder / "causal_conv1d"
-    else:
-        package = path
     if not (package / CPU).exists() or not (package / "_ops.py").exists():
-        raise Unusable(
+        raise Problem(
             f"{path} has no {CPU} or no _ops.py: give wheels of this version of causal_conv1d, or "
             f"the folder of the installed package"
         )
@@ -74,7 +79,7 @@ def python_files(package: Path) -> dict[str, bytes]:
 def machine_of(library: Path) -> str:
     number = int.from_bytes(library.read_bytes()[18:20], "little")
     if number not in MACHINES:
-        raise Unusable(f"{library} is for neither of {', '.join(MACHINES.values())}")
+        raise Problem(f"{library} is for neither of {', '.join(MACHINES.values())}")
     return MACHINES[number]
 
 
@@ -82,7 +87,7 @@ def cuda_version(library: Path) -> str:
     """The major version of CUDA whose runtime a library links; it does with any minor one."""
     found = CUDART.search(output_of("readelf", "-dW", library))
     if found is None:
-        raise Unusable(f"{library} does not link libcudart.so")
+        raise Problem(f"{library} does not link libcudart.so")
     return found[1]
 
 
@@ -116,9 +121,9 @@ def collect(paths: list[Path]) -> dict:
                 same = {n: files[n] for n in files if n.endswith(".py") and n not in OWN}
                 python = python or same
                 if same != python:
-                    raise Unusable(f"{paths[0]} and {path} are of different versions")
+                    raise Problem(f"{paths[0]} and {path} are of different versions")
                 if name in variants and backend["type"] == "cuda":
-                    raise Unusable(f"{given_by[name]} and {path} both make {name}: give one")
+                    raise Problem(f"{given_by[name]} and {path} both make {name}: give one")
                 variants.setdefault(name, (backend, files))
                 given_by.setdefault(name, path)
     return variants
@@ -151,8 +156,9 @@ def metadata(backend: dict, files: dict, build: str) -> dict:
 
 def write(variants: dict, output: Path) -> None:
     own = {"build", "README.md", "LICENSE"}
-    if output.exists() and not {path.name for path in output.iterdir()} <= own:
-        raise Unusable(f"{output} has other files: give --output a folder that is empty or new")
+    wheel_files.make_folder(output, "--output")
+    if not {path.name for path in output.iterdir()} <= own:
+        raise Problem(f"{output} has other files: give --output a folder that is empty or new")
     shutil.rmtree(output / "build", ignore_errors=True)
     build = hash_of(variants)
     for name, (backend, files) in variants.items():
@@ -166,6 +172,7 @@ def write(variants: dict, output: Path) -> None:
     shutil.copyfile(ROOT / "LICENSE", output / "LICENSE")
 
 
+@wheel_files.exits_with_a_sentence
 def main(arguments=None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -173,12 +180,8 @@ def main(arguments=None) -> int:
     parser.add_argument("wheel", type=Path, nargs="+")
     parser.add_argument("--output", type=Path, default=ROOT / "dist" / "hub" / NAME)
     options = parser.parse_args(arguments)
-    try:
-        variants = collect(options.wheel)
-        write(variants, options.output)
-    except Unusable as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    variants = collect(expanded(options.wheel))
+    write(variants, options.output)
     for name in sorted(variants):
         print(options.output / "build" / name)
     return 0

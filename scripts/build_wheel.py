@@ -22,7 +22,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -30,7 +29,9 @@ sys.path.insert(0, str(ROOT / "scripts"))
 
 import check_spills  # noqa: E402
 import check_wheel  # noqa: E402
+import wheel_files  # noqa: E402
 import write_index  # noqa: E402
+from wheel_files import Problem  # noqa: E402
 
 # Besides sm_87 and PTX, by CUDA's major version and the machine. JetPack 6 is sm_87 alone. Code of
 # CUDA 12 takes more room, so there 8.9 runs that for 8.6.
@@ -41,16 +42,30 @@ ARCHITECTURES = {
     (13, "aarch64"): CUDA_13,
     (13, "x86_64"): CUDA_13,
 }
+VERSIONS = {major for major, _ in ARCHITECTURES}
 
 
 def find_nvcc() -> tuple[str, int]:
     """nvcc and its major version."""
-    folders = [os.environ.get("CUDA_HOME", "") + "/bin", os.environ["PATH"], "/usr/local/cuda/bin"]
-    nvcc = os.environ.get("CUDACXX") or shutil.which("nvcc", path=os.pathsep.join(folders))
-    if nvcc is None:
-        sys.exit("error: there is no nvcc: put it on PATH or set CUDACXX.")
-    text = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
-    return nvcc, int(re.search(r"release (\d+)", text)[1])
+    home, path = os.environ.get("CUDA_HOME", ""), os.environ.get("PATH", os.defpath)
+    folders = os.pathsep.join([f"{home}/bin", path, "/usr/local/cuda/bin"])
+    given = os.environ.get("CUDACXX")
+    found = shutil.which(given) if given else shutil.which("nvcc", path=folders)
+    if found is None and given:
+        raise Problem(f"CUDACXX is {given}, and there is no such program: set it to an nvcc.")
+    if found is None:
+        raise Problem("there is no nvcc: put it on PATH or set CUDACXX.")
+    nvcc = os.path.abspath(found)  # the build runs in another folder
+    try:
+        done = subprocess.run([nvcc, "--version"], capture_output=True, text=True)
+        release = re.search(r"release (\d+)", done.stdout)
+    except (OSError, UnicodeDecodeError):
+        release = None
+    if release is None:
+        raise Problem(f"{nvcc} --version tells of no release of CUDA: set CUDACXX to an nvcc.")
+    if int(release[1]) not in VERSIONS:
+        raise Problem(f"{nvcc} is of CUDA {release[1]}: CUDA 12 or 13 is needed.")
+    return nvcc, int(release[1])
 
 
 def build_environment(machine: str, nvcc: str, architectures: str, small_ptx: bool) -> dict:
@@ -60,9 +75,9 @@ def build_environment(machine: str, nvcc: str, architectures: str, small_ptx: bo
         cmake.append("-DCAUSAL_CONV1D_SMALL_PTX=ON")
     if machine != platform.machine():
         if machine != "aarch64":
-            sys.exit(f"error: there is no toolchain file for {machine}; build on such a machine.")
+            raise Problem(f"there is no toolchain file for {machine}; build on such a machine.")
         if shutil.which("aarch64-linux-gnu-g++") is None:
-            sys.exit("error: there is no cross compiler: apt-get install g++-aarch64-linux-gnu.")
+            raise Problem("there is no cross compiler: apt-get install g++-aarch64-linux-gnu.")
         toolchain = ROOT / "cmake" / "aarch64-linux-gnu.cmake"
         cmake.append(f"'-DCMAKE_TOOLCHAIN_FILE={toolchain}'")
     return os.environ | {
@@ -83,15 +98,18 @@ def build(folder: Path, log: Path, env: dict, isolated: bool) -> Path:
         # Elsewhere, as the sources' build/ could be taken for the package `build`.
         made = subprocess.run(command, env=env, cwd=folder, stdout=stream, stderr=stream)
     if made.returncode != 0:
-        errors = re.findall(r"error: .*", log.read_text()) or ["error: the build failed."]
-        sys.exit(f"{errors[-1]} The output is in {log}.")
+        errors = re.findall(r"error: (.*)", log.read_text(errors="replace"))
+        last = errors[-1] if errors else "the build failed."
+        # What setup.py says to who sees its output, and may do without CUDA.
+        last = re.sub(r" as told above|; if it is about CUDA.* builds without", "", last)
+        raise Problem(f"{last} The output is in {log}.")
     (wheel,) = folder.glob("*.whl")
     return wheel
 
 
 def set_platform(wheel: Path, machine: str, plain: bool) -> Path:
     """Gives the wheel the tag that its libraries allow; plain: one that says nothing of glibc."""
-    with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(wheel) as archive:
+    with tempfile.TemporaryDirectory() as folder, wheel_files.opened(wheel) as archive:
         names = [name for name in archive.namelist() if name.endswith(".so")]
         libraries = [Path(archive.extract(name, folder)) for name in names]
         tag = "linux" if plain else check_wheel.manylinux_tag(libraries)
@@ -102,6 +120,7 @@ def set_platform(wheel: Path, machine: str, plain: bool) -> Path:
     return wheel.with_name(output.split()[-1])
 
 
+@wheel_files.exits_with_a_sentence
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -123,7 +142,12 @@ def main() -> int:
     for package in ("build", "wheel"):
         spec = importlib.util.find_spec(package)
         if spec is None or spec.origin is None:
-            sys.exit(f"error: {sys.executable} has no {package}: pip install build wheel.")
+            raise Problem(f"{sys.executable} has no {package}: pip install build wheel.")
+    if arguments.machine not in machines:
+        raise Problem(f"there are wheels for {' and '.join(machines)}, not {arguments.machine}.")
+    for program in filter(None, (*check_wheel.BINUTILS, arguments.cuobjdump)):
+        check_wheel.output_of(program, "--version")  # it is needed after a long build
+    wheel_files.make_folder(arguments.out, "--out")
 
     nvcc, major = find_nvcc()
     architectures = arguments.architectures
@@ -133,7 +157,6 @@ def main() -> int:
     small_ptx = (major, arguments.machine) == (12, "aarch64") and not architectures
     env = build_environment(arguments.machine, nvcc, architectures, small_ptx)
     env["CAUSAL_CONV1D_LABEL"] = f"cu{major}"
-    arguments.out.mkdir(parents=True, exist_ok=True)
     log = arguments.out / f"build-cu{major}-{arguments.machine}.log"
     print(f"{arguments.machine}, {nvcc} of CUDA {major}; log: {log}", flush=True)
 

@@ -18,6 +18,7 @@ import sys
 from pathlib import Path
 
 import check_wheel
+import wheel_files
 
 ROOT = Path(__file__).resolve().parent.parent
 TOOLS = {
@@ -65,6 +66,13 @@ def audit(wheel: Path):
 
 
 def problems_of(file: Path):
+    try:  # the tools show a traceback
+        if file.suffix == ".whl":
+            wheel_files.parse_name(file)
+        wheel_files.metadata(file)
+    except (wheel_files.Problem, OSError) as problem:
+        yield str(problem)
+        return
     checked = run("twine", "check", "--strict", file)
     if checked.returncode != 0:
         yield checked.stdout + checked.stderr
@@ -76,18 +84,21 @@ def problems_of(file: Path):
     yield from audit(file)
 
 
+@wheel_files.exits_with_a_sentence
 def main(arguments=None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("paths", type=Path, nargs="*", default=[ROOT / "dist"])
-    files = []
-    for path in parser.parse_args(arguments).paths:
+    files, paths = [], parser.parse_args(arguments).paths
+    for path in paths:
         folder = [*path.glob("*.whl"), *path.glob("*.tar.gz")]
         files += sorted(folder) if path.is_dir() else [path]
     missing = [name for tool, name in TOOLS.items() if importlib.util.find_spec(tool) is None]
     problems = [f"{sys.executable} lacks a tool: pip install {' '.join(missing)}"] * bool(missing)
-    if not any(file.suffix == ".whl" for file in files):
+    absent = [f"there is no {path}" for path in paths if not path.exists()]
+    problems += absent
+    if not absent and not any(file.suffix == ".whl" for file in files):
         problems.append("there is no wheel to check")
     for file in files if not problems else []:
         found = [f"{file.name}: {problem.strip()}" for problem in problems_of(file)]

@@ -18,8 +18,9 @@ import struct
 import subprocess
 import sys
 import tempfile
-import zipfile
 from pathlib import Path
+
+import wheel_files
 
 MACHINES = {"x86_64": "Advanced Micro Devices X86-64", "aarch64": "AArch64"}
 # Always there: glibc's and GCC's. libcudart is the one that torch has loaded.
@@ -38,13 +39,23 @@ SOURCE_PATH = re.compile(
 )
 # Where this machine builds: check_wheel.py runs where the wheel was made.
 FOLDERS = (Path(__file__).resolve().parent.parent, os.path.expanduser("~"), tempfile.gettempdir())
+BINUTILS = ("readelf", "nm")
 # Bytes: with sm_87 and PTX alone, and with more.
 SMALL, LARGE = 3_200_000, 15_000_000
 
 
 def output_of(*command) -> str:
     english = os.environ | {"LC_ALL": "C"}
-    return subprocess.run(command, capture_output=True, text=True, check=True, env=english).stdout
+    program, file = Path(command[0]).name, command[-1]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, env=english)
+    except OSError:
+        hint = ": apt-get install binutils" if program in BINUTILS else ""
+        raise wheel_files.Problem(f"there is no program {command[0]}{hint}") from None
+    if done.returncode != 0:
+        said = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise wheel_files.Problem(f"{program} cannot read {Path(file).name}: {said}")
+    return done.stdout
 
 
 def version_needs(library: Path) -> str:
@@ -180,6 +191,7 @@ def problems_of(library: Path, machine: str, cuobjdump):
                 yield f"{name} has PTX with a path of the machine that built it: {path}"
 
 
+@wheel_files.exits_with_a_sentence
 def main(arguments) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -190,21 +202,21 @@ def main(arguments) -> int:
     options = parser.parse_args(arguments)
     wheel = options.wheel
     problems = []
-    size = wheel.stat().st_size
+    with wheel_files.opened(wheel):
+        size = wheel.stat().st_size
     print(f"{wheel.name}: {size:,} bytes")
-    python, abi, platform = wheel.stem.split("-")[-3:]
+    python, abi, platform = wheel_files.parse_name(wheel).group("python", "abi", "platform")
     if (python, abi) != ("py3", "none"):
         problems.append(f"the tag is {python}-{abi}, not py3-none")
     tag = re.fullmatch(r"(linux|manylinux_\d+_\d+)_(x86_64|aarch64)", platform)
     if tag is None:
-        print(f"error: {platform} is no tag for what is checked here", file=sys.stderr)
-        return 1
+        raise wheel_files.Problem(f"{platform} is no tag for what is checked here")
     wanted = {"libcausal_conv1d_cpu.so"}
     if options.cuda:
         wanted.add("libcausal_conv1d_cuda.so")
     limit = SMALL
     with tempfile.TemporaryDirectory() as folder:
-        with zipfile.ZipFile(wheel) as archive:
+        with wheel_files.opened(wheel) as archive:
             names = [name for name in archive.namelist() if ".so" in Path(name).suffixes]
             libraries = [Path(archive.extract(name, folder)) for name in names]
         for library in libraries:
@@ -220,7 +232,10 @@ def main(arguments) -> int:
         problems.append(f"the wheel is larger than {limit:,} bytes")
     for problem in problems:
         print(f"error: {problem}", file=sys.stderr)
-    return 1 if problems else 0
+    if problems:
+        return 1
+    print(f"{wheel.name}: right")
+    return 0
 
 
 if __name__ == "__main__":

@@ -17,16 +17,17 @@ import re
 import sys
 from pathlib import Path
 
+import wheel_files
 from install import SCRIPTS, add_options, finish, pip_install
 
 
 class Wheel:
-    """What a wheel's name says: name-version[-build]-python-abi-platform.whl."""
+    """What a wheel's name says."""
 
     def __init__(self, path: Path):
         self.path = path
-        self.version, *_, platforms = path.stem.split("-")[1:]
-        self.platforms = platforms.split(".")
+        name = wheel_files.parse_name(path)
+        self.version, self.platforms = name["version"], name["platform"].split(".")
         label = re.search(r"\+(?:.*\.)?cu(\d+)$", self.version)
         self.cuda = label and label[1]  # CUDA's major version, where the version says it
 
@@ -70,40 +71,49 @@ def choose(wheels: list[Wheel], machine: str, cuda: str | None) -> Wheel | None:
     return max(fitting, key=lambda wheel: version_key(wheel.version), default=None)
 
 
+def wheels_in(folder: Path) -> tuple[list[Wheel], list[str]]:
+    """The wheels of causal_conv1d, and a sentence on each that is left out for its name."""
+    wheels, left_out = [], []
+    for path in sorted(folder.glob("causal_conv1d-*.whl")):
+        try:
+            wheels.append(Wheel(path))
+        except wheel_files.Problem as problem:
+            left_out.append(str(problem))
+    return wheels, left_out
+
+
 def nothing_fits(wheels: list[Wheel], machine: str, cuda: str | None) -> str:
     needed = f"for {machine}"
     if cuda:
         needed += f" and CUDA {cuda.split('.')[0]} (.cu{cuda.split('.')[0]} in its version)"
     torch = f"a torch of CUDA {cuda}" if cuda else "no torch with CUDA"
-    names = ", ".join(wheel.path.name for wheel in wheels)
+    names = ", ".join(wheel.path.name for wheel in wheels) or "none"
     return f"this is {machine} with {torch}: a wheel {needed} is needed, and there is {names}"
 
 
+@wheel_files.exits_with_a_sentence
 def main(arguments=None) -> int:
     parser = argparse.ArgumentParser(description="Installs this library, and mamba_ssm, by wheel.")
     parser.add_argument("folder", type=Path, nargs="?", default=SCRIPTS.parent / "wheels")
     add_options(parser)
     options = parser.parse_args(arguments)
-    wheels = [Wheel(path) for path in sorted(options.folder.glob("causal_conv1d-*.whl"))]
-    if not wheels:
-        print(f"error: there is no causal_conv1d-*.whl in {options.folder}", file=sys.stderr)
-        return 1
+    wheel_files.check_folder(options.folder)
+    wheels, left_out = wheels_in(options.folder)
+    if not wheels and not left_out:
+        raise wheel_files.Problem(f"there is no causal_conv1d-*.whl in {options.folder}")
     machine, cuda = platform.machine(), cuda_of_torch()
     wheel = choose(wheels, machine, cuda)
     if wheel is None:
-        print(f"error: {nothing_fits(wheels, machine, cuda)}", file=sys.stderr)
-        return 1
+        raise wheel_files.Problem("; ".join([nothing_fits(wheels, machine, cuda), *left_out]))
     sources = {"causal_conv1d": [str(wheel.path)]}
     if list(options.folder.glob("mamba_ssm-*.whl")):  # for one Python and torch: pip chooses
         sources["mamba_ssm"] = ["--find-links", str(options.folder), "mamba_ssm"]
     for package, source in sources.items():
         if not pip_install("--force-reinstall", "--no-index", *source):
-            print(
-                f"error: pip did not install {package}; this is Python "
-                f"{platform.python_version()} on {platform.system()} {machine}",
-                file=sys.stderr,
+            raise wheel_files.Problem(
+                f"pip did not install {package}; this is Python {platform.python_version()} on "
+                f"{platform.system()} {machine}"
             )
-            return 1
     return finish(options)
 
 

@@ -23,8 +23,23 @@ from unittest import mock
 
 import apply_patches
 import mamba_requirements
-import torch
-import torch.nn.functional as F
+
+
+def needs_torch(error: Exception) -> str:
+    """The library's own sentence, also where it is not installed."""
+    sys.path.append(str(Path(__file__).resolve().parent.parent))
+    try:
+        importlib.import_module("causal_conv1d")
+    except ImportError as sentence:
+        return f"error: {sentence}"
+    return f"error: {error}"
+
+
+try:
+    import torch
+    import torch.nn.functional as F
+except (ImportError, OSError) as error:  # OSError: a library of its own is missing
+    sys.exit(needs_torch(error))
 
 # Relative errors in the 2-norm, from several layers in float32 and in float16.
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-2}

@@ -13,10 +13,10 @@ import hashlib
 import html
 import re
 import sys
-import tarfile
 import urllib.parse
-import zipfile
 from pathlib import Path
+
+import wheel_files
 
 PAGE = """<!DOCTYPE html>
 <html>
@@ -32,25 +32,19 @@ PAGE = """<!DOCTYPE html>
 """
 
 
-def metadata(file: Path) -> str:
-    """Of a wheel or a source distribution."""
-    if file.suffix == ".whl":
-        with zipfile.ZipFile(file) as wheel:
-            (name,) = (n for n in wheel.namelist() if re.fullmatch(r"[^/]+\.dist-info/METADATA", n))
-            return wheel.read(name).decode()
-    with tarfile.open(file) as source:
-        return source.extractfile(f"{file.name.removesuffix('.tar.gz')}/PKG-INFO").read().decode()
-
-
 def link(file: Path) -> str:
+    if file.suffix == ".whl":
+        wheel_files.parse_name(file)
+    facts = wheel_files.metadata(file)
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     attributes = f'href="../../{urllib.parse.quote(file.name)}#sha256={digest}"'
-    needed = re.search(r"^Requires-Python: *(.+)$", metadata(file), re.MULTILINE)
+    needed = re.search(r"^Requires-Python: *(.+)$", facts, re.MULTILINE)
     if needed:
         attributes += f' data-requires-python="{html.escape(needed[1])}"'
     return f"<a {attributes}>{html.escape(file.name)}</a><br>"
 
 
+@wheel_files.exits_with_a_sentence
 def main(arguments=None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -58,13 +52,18 @@ def main(arguments=None) -> int:
     default = Path(__file__).resolve().parent.parent / "dist"
     parser.add_argument("folder", type=Path, nargs="?", default=default)
     folder = parser.parse_args(arguments).folder
+    wheel_files.check_folder(folder)
     projects = {}
     for file in sorted([*folder.glob("*.whl"), *folder.glob("*.tar.gz")]):
         project = re.sub(r"[-_.]+", "-", file.name.split("-")[0]).lower()  # PEP 503
-        projects.setdefault(project, []).append(link(file))
+        try:
+            linked = link(file)
+        except (wheel_files.Problem, OSError) as problem:
+            print(f"warning: {file.name} is left out: {problem}", file=sys.stderr)
+        else:
+            projects.setdefault(project, []).append(linked)
     if not projects:
-        print(f"error: there is no wheel in {folder}", file=sys.stderr)
-        return 1
+        raise wheel_files.Problem(f"there is no wheel in {folder}")
     simple = folder / "simple"
     for project, links in projects.items():
         (simple / project).mkdir(parents=True, exist_ok=True)
