@@ -102,7 +102,7 @@ def metadata(file: Path) -> str:
                 raise Problem(f"{file} is no wheel: it has no *.dist-info/METADATA")
             return wheel.read(names[0]).decode(errors="replace")
     name = f"{file.name.removesuffix('.tar.gz')}/PKG-INFO"
-    with reading(file), tarfile.open(file) as source:
+    with reading(file), tarfile.open(file, "r:gz") as source:
         if name not in source.getnames():
             raise Problem(f"{file} is no source distribution: it has no {name}")
         return source.extractfile(name).read().decode(errors="replace")

@@ -78,8 +78,41 @@ def errors(check_wheel, capsys):
     return check
 
 
-def test_a_good_wheel(make, errors):
-    assert errors(make()) == []
+def test_a_good_wheel(make, check_wheel, capsys):
+    wheel = make()
+    assert check_wheel.main([str(wheel)]) == 0
+    said = capsys.readouterr()
+    assert said.err == "" and said.out.splitlines()[-1] == f"{wheel.name}: right"
+
+
+NAME = f"causal_conv1d-1.0-py3-none-linux_{MACHINE}.whl"
+UNREADABLE = {
+    "missing": (NAME, None, "there is no {}"),
+    "a folder": (".", None, "{} is a folder, not a file"),
+    "truncated": (NAME, b"PK\3\4", "{} is damaged: File is not a zip file"),
+    "another library": (NAME, {"causal_conv1d/a.so": b"no library"}, "readelf cannot read a.so: "),
+    "renamed": ("wheel.whl", {}, "wheel.whl is no wheel's name"),
+    "a browser's copy": (f"{NAME[:-4]} (1).whl", {}, " (1).whl is no wheel's name"),
+}
+
+
+@pytest.mark.parametrize("name, content, text", UNREADABLE.values(), ids=UNREADABLE)
+def test_what_cannot_be_read(errors, tmp_path, name, content, text):
+    wheel = tmp_path / name
+    if isinstance(content, bytes):
+        wheel.write_bytes(content)
+    elif content is not None:
+        with zipfile.ZipFile(wheel, "w") as archive:
+            for file, data in content.items():
+                archive.writestr(file, data)
+    (error,) = errors(wheel)
+    assert text.format(wheel) in error
+
+
+def test_without_readelf(make, errors, monkeypatch, tmp_path):
+    wheel = make()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert errors(wheel) == ["error: there is no program readelf: apt-get install binutils"]
 
 
 @pytest.mark.parametrize("name", ("cpu", "cuda"))

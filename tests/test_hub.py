@@ -154,7 +154,7 @@ def test_what_does_not_fit_is_refused(tmp_path):
     other = tmp_path / "other-1.0-py3-none-any.whl"
     with zipfile.ZipFile(other, "w") as archive:
         archive.writestr("other/__init__.py", "")
-    for wrong in (other, tmp_path / "missing.whl", ROOT / "csrc"):
+    for wrong in (other, ROOT / "csrc"):
         text = refusal(wrong, *output)
         assert f"{wrong} has no libcausal_conv1d_cpu.so or no _ops.py: give wheels of" in text
     twice = fake_wheel(tmp_path / "twice", "x86_64", cuda=13)
@@ -167,6 +167,24 @@ def test_what_does_not_fit_is_refused(tmp_path):
     assert not (tmp_path / "hub").exists()
     text = refusal(good, "--output", tmp_path)
     assert f"{tmp_path} has other files: give --output a folder that is empty or new" in text
+    assert f"{other} is a file: give --output a folder" in refusal(good, "--output", other)
+    assert "--output /proc/hub cannot be made: " in refusal(good, "--output", "/proc/hub")
+
+
+def test_a_wheel_that_cannot_be_read(tmp_path):
+    for missing in ("missing.whl", "*.whl"):
+        assert refusal(tmp_path / missing) == f"error: there is no {tmp_path / missing}\n"
+    damaged = tmp_path / "causal_conv1d-1.0-py3-none-linux_x86_64.whl"
+    damaged.write_bytes(b"PK\3\4")
+    assert f"error: {damaged} is damaged: " in refusal(damaged)
+
+
+@makes_libraries
+def test_a_folder_of_wheels(tmp_path):
+    wheel = fake_wheel(tmp_path / "1", "x86_64")
+    shutil.copy(fake_wheel(tmp_path / "2", "aarch64"), wheel.parent)
+    done = build_hub(wheel.parent, "--output", tmp_path / "hub")
+    assert done.returncode == 0 and len(done.stdout.split()) == 2, done.stderr
 
 
 # ------------------------------------------------------------------------------ the kernel it makes

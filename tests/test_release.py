@@ -119,6 +119,39 @@ def test_an_index_of_nothing(tmp_path, capsys):
     assert "there is no wheel" in capsys.readouterr().err
 
 
+def test_a_bad_file_does_not_keep_others_from_the_index(tmp_path, capsys):
+    import write_index
+
+    good = make_wheel(tmp_path, "1.7.0+portable.1")
+    other = "causal_conv1d-1.7.0+portable.2"
+    (tmp_path / f"{other}-py3-none-any.whl").write_bytes(good.read_bytes()[:-30])
+    (tmp_path / f"{other}.tar.gz").touch()
+    shutil.copy(good, tmp_path / f"{good.stem} (1).whl")
+    make_source(tmp_path, "1.7.0+portable.3", ">=3.10")
+    (tmp_path / "causal_conv1d-1.7.0+portable.3.tar.gz").rename(tmp_path / "renamed.tar.gz")
+    with zipfile.ZipFile(tmp_path / "empty-1.0-py3-none-any.whl", "w"):
+        pass
+    assert write_index.main([str(tmp_path)]) == 0
+    page = (tmp_path / "simple/causal-conv1d/index.html").read_text()
+    assert page.count("<a ") == 1 and f">{good.name}</a>" in page
+    assert [path.name for path in (tmp_path / "simple").iterdir() if path.is_dir()] == [
+        "causal-conv1d"
+    ]
+    warnings = capsys.readouterr().err.splitlines()
+    bad = {path.name for path in tmp_path.iterdir() if path.is_file()} - {good.name}
+    assert len(bad) == 5
+    assert {line.split(" is left out: ")[0] for line in warnings} == {f"warning: {n}" for n in bad}
+
+
+def test_an_index_of_what_is_no_folder(tmp_path, capsys):
+    import write_index
+
+    assert write_index.main([str(make_wheel(tmp_path, "1.0"))]) == 1
+    assert f"is a file: give the folder that it is in, {tmp_path}" in capsys.readouterr().err
+    assert write_index.main([str(tmp_path / "nope")]) == 1
+    assert f"there is no {tmp_path}/nope" in capsys.readouterr().err
+
+
 # ------------------------------------------------------------------------------------ check_release
 
 
@@ -212,3 +245,21 @@ def test_no_wheel_and_no_tools(tmp_path, monkeypatch, capsys):
     found = capsys.readouterr().err
     assert "pip install twine check-wheel-contents 'auditwheel>=6.8'" in found
     assert "there is no wheel to check" in found
+    assert check_release.main([str(tmp_path / "nope")]) == 1
+    found = capsys.readouterr().err
+    assert f"there is no {tmp_path}/nope\n" in found and "wheel to check" not in found
+
+
+def test_a_file_that_no_tool_can_read(tmp_path, monkeypatch, capsys):
+    import check_release
+
+    monkeypatch.setattr(check_release, "TOOLS", {})  # none is asked
+    wheel = make_wheel(tmp_path, "1.0")
+    wheel.write_bytes(wheel.read_bytes()[:-30])
+    source = tmp_path / "causal_conv1d-1.0.tar.gz"
+    source.touch()
+    assert check_release.main([str(wheel), str(source)]) == 1
+    found = capsys.readouterr().err.splitlines()
+    assert [line.split(" is damaged: ")[0] for line in found] == [
+        f"error: {file.name}: {file}" for file in (wheel, source)
+    ]

@@ -1,4 +1,4 @@
-"""scripts/: apply_patches.py, install.py, install_wheels.py and verify.py.
+"""scripts/: apply_patches.py, install.py, install_wheels.py, verify.py, errors of build_wheel.py.
 
 The sources they work on here are excerpts made up from the patches' own lines, and small packages
 of our own; tests/ecosystem/test_patches.py takes the released mamba_ssm 2.2.4.
@@ -692,6 +692,43 @@ def test_install_wheels_chooses_by_machine_and_torch(
     assert cuda is None or f".cu{cuda.split('.')[0]} in its version" in error
 
 
+ODD = [
+    "causal_conv1d-foo.whl",
+    "causal_conv1d-weird+1-py3-none-any.whl",
+    "causal_conv1d-1..2-py3-none-any.whl",
+    f"{SERVER[:-4]} (1).whl",
+]
+
+
+def test_install_wheels_leaves_out_what_is_no_wheels_name(tmp_path, monkeypatch, capsys):
+    import install_wheels
+
+    for name in ODD:
+        (tmp_path / name).touch()
+    installed = []
+    monkeypatch.setattr(install_wheels.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(install_wheels, "cuda_of_torch", lambda: None)
+    monkeypatch.setattr(install_wheels, "pip_install", lambda *args: installed.append(args) or True)
+    command = [str(tmp_path), "--no-patches", "--no-verify"]
+    assert install_wheels.main(command) == 1 and installed == []
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "and there is none; " in error
+    assert all(f"{name} is no wheel's name" in error for name in ODD)
+    (tmp_path / SERVER).touch()
+    assert install_wheels.main(command) == 0
+    assert [args[-1] for args in installed] == [str(tmp_path / SERVER)]
+
+
+def test_install_wheels_of_what_is_no_folder(tmp_path, capsys):
+    import install_wheels
+
+    wheel = make_wheel(tmp_path, "causal_conv1d")
+    assert install_wheels.main([str(wheel)]) == 1
+    assert f"is a file: give the folder that it is in, {tmp_path}" in capsys.readouterr().err
+    assert install_wheels.main([str(tmp_path / "nope")]) == 1
+    assert f"there is no {tmp_path}/nope" in capsys.readouterr().err
+
+
 def test_install_wheels_orders_versions():
     import install_wheels
 
@@ -730,6 +767,90 @@ def test_install_leaves_torch_alone_and_runs_all_steps(sources, monkeypatch, cap
     commands.clear()
     statuses[:] = [0, 0]
     assert install.main([]) == 0 and "mamba_ssm is 2.3.0" in capfd.readouterr().out
+
+
+# -------------------------------------------------------------------------------------- build_wheel
+
+
+def nvcc_that_says(text):
+    return f"#!/bin/sh\necho '{text}'\n"
+
+
+NVCC = {
+    "no such file": ("/nope/nvcc", None, "CUDACXX is /nope/nvcc, and there is no such program"),
+    "not on PATH": ("nope-nvcc", None, "CUDACXX is nope-nvcc, and there is no such program"),
+    "silent": ("nvcc", nvcc_that_says(""), "nvcc --version tells of no release of CUDA"),
+    "no program": ("nvcc", "text", "nvcc --version tells of no release of CUDA"),
+    "CUDA 11": ("nvcc", nvcc_that_says("release 11.4"), "CUDA 11: CUDA 12 or 13 is needed"),
+}
+
+
+@pytest.fixture
+def build_wheel_says(tmp_path, monkeypatch, capsys):
+    """A function that returns the sentence that build_wheel.py ends with."""
+    import build_wheel
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: types.SimpleNamespace(origin="x"))
+    monkeypatch.setattr(build_wheel.check_wheel, "output_of", lambda *_: "")
+    monkeypatch.setattr(build_wheel.platform, "machine", lambda: "x86_64")
+
+    def run(out=tmp_path / "out", machine="x86_64"):
+        command = ["build_wheel.py", "--machine", machine, "--out", str(out)]
+        monkeypatch.setattr(sys, "argv", command)
+        assert build_wheel.main() == 1
+        error = capsys.readouterr().err
+        assert error.startswith("error: ") and error.count("\n") == 1
+        return error
+
+    return run
+
+
+@pytest.mark.parametrize("nvcc, script, text", NVCC.values(), ids=NVCC)
+def test_build_wheel_without_an_nvcc_of_use(
+    build_wheel_says, tmp_path, monkeypatch, nvcc, script, text
+):
+    if script is not None:
+        nvcc = tmp_path / nvcc
+        nvcc.write_text(script)
+        nvcc.chmod(0o755)
+    monkeypatch.setenv("CUDACXX", str(nvcc))
+    assert text in build_wheel_says()
+
+
+def test_build_wheel_into_what_is_no_folder(build_wheel_says, tmp_path):
+    (tmp_path / "file").touch()
+    assert f"{tmp_path}/file is a file: give --out a folder" in build_wheel_says(tmp_path / "file")
+    assert "--out /proc/out cannot be made: " in build_wheel_says("/proc/out")
+
+
+@pytest.mark.parametrize(
+    "line, text",
+    (
+        ("CMake failed as told above; if it is about CUDA, CAUSAL_CONV1D_CUDA=0 builds without.",)
+        + ("CMake failed.",),
+        ("The compiler failed as told above; if it was killed for memory, set MAX_JOBS=1.",)
+        + ("The compiler failed; if it was killed for memory, set MAX_JOBS=1.",),
+        ("something else", "the build failed."),
+    ),
+)
+def test_build_wheel_names_the_log_of_what_failed(
+    build_wheel_says, tmp_path, monkeypatch, line, text
+):
+    """`build` is stood in for, which runs setup.py; these are sentences of that."""
+    import build_wheel
+
+    if "failed" in line:
+        assert line in (ROOT / "setup.py").read_text()
+        line = f"error: {line}"
+
+    def run(command, stdout, **_):
+        stdout.write(f"nvcc fatal\n{line}\n")
+        return subprocess.CompletedProcess(command, 1)
+
+    monkeypatch.setattr(build_wheel, "find_nvcc", lambda: ("nvcc", 13))
+    monkeypatch.setattr(build_wheel.subprocess, "run", run)
+    log = tmp_path / "out/build-cu13-x86_64.log"
+    assert build_wheel_says() == f"error: {text} The output is in {log}.\n"
 
 
 # ------------------------------------------------------------------------------------------- verify
@@ -1062,6 +1183,25 @@ def test_verify_as_a_command_on_an_ascii_terminal(stand_ins):
     assert found.returncode == 0, found.stdout + found.stderr
     signs = signs_of(found.stdout)
     assert list(signs.values()) == ["ok", "ok", "ok", "-", "-"]
+
+
+@pytest.mark.parametrize("left", ("nothing", "a folder without modules", "a broken library"))
+@pytest.mark.parametrize("installed", (True, False), ids=("installed", "from the sources"))
+def test_verify_without_torch(tmp_path, left, installed):
+    """-S and -I: a Python that has nothing, but what is put on its path here."""
+    if left != "nothing":
+        (tmp_path / "torch").mkdir()
+    if left == "a broken library":
+        (tmp_path / "torch/__init__.py").write_text("raise OSError('libcudart is missing')\n")
+    paths = [str(ROOT / "scripts"), str(tmp_path), *([str(ROOT)] if installed else [])]
+    code = f"import sys; sys.path[:0] = {paths}; import verify"
+    done = subprocess.run([sys.executable, "-SIc", code], capture_output=True, text=True)
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr.count("\n") == 1, done.stderr
+    wanted = "error: causal_conv1d needs PyTorch >= 2.5, and pip does not install it"
+    if left == "a broken library":
+        wanted = "error: causal_conv1d: importing torch failed: libcudart is missing"
+    assert done.stderr.startswith(wanted)
 
 
 def test_the_plain_versions_of_verify(device):
