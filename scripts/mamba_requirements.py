@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import re
+import sys
 from pathlib import Path
 
 import apply_patches
@@ -18,6 +19,11 @@ OLD_NAME = "GreedySearchDecoderOnlyOutput"
 def is_installed(name: str) -> bool:
     spec = importlib.util.find_spec(name)
     return spec is not None and spec.origin is not None  # a folder left behind has no origin
+
+
+def has_old_name() -> bool:
+    """Whether whoever imported transformers before has given the name back to it."""
+    return hasattr(sys.modules.get("transformers.generation"), OLD_NAME)
 
 
 def problem(package: Path) -> str | None:
@@ -40,7 +46,7 @@ def problem(package: Path) -> str | None:
             f"{name} cannot be imported without {' and '.join(lacking)}: "
             f"pip install {' '.join(wanted)}{hint}"
         )
-    if old and is_installed("transformers"):
+    if old and is_installed("transformers") and not has_old_name():
         version = importlib.metadata.version("transformers")
         if int(version.partition(".")[0]) >= NEW_TRANSFORMERS:
             return (
