@@ -90,6 +90,9 @@ OrtApi make_api() {
   api.KernelInfoGetAttribute_int64 = [](const OrtKernelInfo*, const char*, int64_t*) noexcept {
     return reinterpret_cast<OrtStatus*>(new std::string("no such attribute"));
   };
+  api.KernelInfoGetAttribute_float = [](const OrtKernelInfo*, const char*, float*) noexcept {
+    return reinterpret_cast<OrtStatus*>(new std::string("no such attribute"));
+  };
   api.KernelContext_GetInputCount = [](const OrtKernelContext*, size_t* n) noexcept -> OrtStatus* {
     *n = 4;
     return nullptr;
