@@ -113,7 +113,9 @@ def test_words_for_off(word, tmp_path):
     run(["cmake", "-S", ROOT, "-B", tmp_path, *options])
 
 
-@pytest.mark.parametrize("word, said", (("maybe", "means nothing here"), ("Yes", "(enable_language)")))
+@pytest.mark.parametrize(
+    "word, said", (("maybe", "means nothing here"), ("Yes", "(enable_language)"))
+)
 def test_other_words_for_cuda(word, said, tmp_path):
     options = [f"-DCAUSAL_CONV1D_CUDA={word}", "-DCMAKE_CUDA_COMPILER=/bin/false"]
     command = ["cmake", "-S", ROOT, "-B", tmp_path, *options]
