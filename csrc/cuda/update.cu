@@ -77,18 +77,17 @@ struct UpdateArgs {
   }
 };
 
-// Batch entries a thread of update_token: several share its weights. With indices it is one, for
-// the look at all of them takes longer than the weights.
-template <bool INDEXED>
-constexpr int kEntries = INDEXED ? 1 : 2;
+constexpr int kEntries = 2;
 
 struct NoSharedRows {
   template <typename Args>
   __device__ __forceinline__ explicit NoSharedRows(const Args&) {}
 };
 
-// A warp's look at all indices, for other batch entries with the row of its own. It compares 31
-// bits, so it may be taken in by what is no row, at a cost in time alone.
+// A warp's look at all indices, for other batch entries with the rows of its own, which are N or,
+// if that is 2, p.entries from b on. It compares 31 bits, so it may be taken in by what is no row,
+// at a cost in time alone.
+template <int N>
 class SharedRows {
   static constexpr int kPacks = 2, kStep = 4 * 32;  // of four indices a lane
 
@@ -101,12 +100,16 @@ class SharedRows {
     for (int i = 0; i < kPacks; ++i) packs_[i] = load(p, lane() * 4 + i * kStep);
   }
 
-  // Whether there is one; own: the row of b, < 0 if it has none. Best before other loads begin, for
-  // which it would wait too.
+  // Whether there is one; rows: < 0 if b has none. Best before other loads begin, for which it
+  // would wait too.
   template <typename Args>
-  __device__ __forceinline__ bool seen(const Args& p, int64_t b, int own) const {
-    bool found = false;
-    auto look = [&](int64_t at, int row) { found |= (row & 0x7fffffff) == own && at != b; };
+  __device__ __forceinline__ bool seen(const Args& p, int64_t b, const int (&rows)[N]) const {
+    bool found = N > 1 && rows[0] == rows[N - 1];
+    auto look = [&](int64_t at, int row) {
+      const bool own = N == 1 ? at == b : static_cast<uint64_t>(at - b) < uint64_t(p.entries);
+#pragma unroll
+      for (int n = 0; n < N; ++n) found |= (row & 0x7fffffff) == rows[n] && !own;
+    };
     auto look_at_pack = [&](int64_t at, const int4& pack) {
       look(at, pack.x);
       look(at + 1, pack.y);
@@ -194,23 +197,24 @@ __global__ void __launch_bounds__(kThreads, kTokenBlocks<T, C, S, INDEXED>)
   wait_for_kernel_before();
   let_next_kernel_start();
   const Parameters<WMAX, C> parameters(p, d0);
-  [[maybe_unused]] const std::conditional_t<INDEXED, SharedRows, NoSharedRows> shared_rows(p);
-  int row[kEntries<INDEXED>];
+  [[maybe_unused]] const std::conditional_t<INDEXED, SharedRows<kEntries>, NoSharedRows>
+      shared_rows(p);
+  int row[kEntries];
 #pragma unroll
-  for (int i = 0; i < kEntries<INDEXED>; ++i) {
-    row[i] = -1;
-    if (INDEXED) {
+  for (int i = 0; i < kEntries; ++i) {
+    row[i] = -1 - i;
+    if (INDEXED && i < p.entries && b0 + i < p.batch) {
       const int64_t r = p.state_row(b0 + i, d0, C);
       if (r >= 0) row[i] = static_cast<int>(r);
     }
   }
   bool shared = false;
-  if constexpr (INDEXED) shared = shared_rows.seen(p, b0, row[0]);
-  T* state[kEntries<INDEXED>];
-  Pack<T, S * C> old[kEntries<INDEXED>];  // [channel][input], or [input][channel] if DIM_FASTEST
-  Pack<T, C> x[kEntries<INDEXED>];
+  if constexpr (INDEXED) shared = shared_rows.seen(p, b0, row);
+  T* state[kEntries];
+  Pack<T, S * C> old[kEntries];  // [channel][input], or [input][channel] if DIM_FASTEST
+  Pack<T, C> x[kEntries];
 #pragma unroll
-  for (int i = 0; i < kEntries<INDEXED>; ++i) {
+  for (int i = 0; i < kEntries; ++i) {
     const int64_t b = b0 + i;
     state[i] = nullptr;
     if (INDEXED ? row[i] < 0 : i >= p.entries || b >= p.batch) continue;
@@ -231,8 +235,12 @@ __global__ void __launch_bounds__(kThreads, kTokenBlocks<T, C, S, INDEXED>)
     if (shared) {  // rare enough for code that is small, and takes no registers from the other
       asm volatile("" : "+r"(column));
 #pragma unroll 1
-      for (int c = 0; c < C && row[0] >= 0; ++c) {
-        update_shared<T, S>(p, row[0], static_cast<int>(b0), int64_t(column) * C + c);
+      for (int n = 0; n < p.entries * C; ++n) {
+        const int64_t b = b0 + n / C;
+        const int64_t r = b < p.batch ? p.conv_state_indices.at(b) : -1;
+        if (r < 0 || r >= p.states) continue;
+        update_shared<T, S>(p, static_cast<int>(r), static_cast<int>(b),
+                            int64_t(column) * C + n % C);
       }
       return;
     }
@@ -241,7 +249,7 @@ __global__ void __launch_bounds__(kThreads, kTokenBlocks<T, C, S, INDEXED>)
   parameters.get(p.scale, w, bias);
   const int first = WMAX - p.width;
 #pragma unroll
-  for (int i = 0; i < kEntries<INDEXED>; ++i) {
+  for (int i = 0; i < kEntries; ++i) {
     if (state[i] == nullptr) continue;
     const bool ring = p.cache_seqlens.data != nullptr;
     int at = S - 1;  // where x goes
@@ -326,14 +334,15 @@ __global__ void __launch_bounds__(kThreads, (sizeof(T) == 8 ? 10 : 12) - 2 * IND
   if (b >= p.batch) return;
   const bool inside = !INDEXED || d < p.dim;  // else the thread only looks at indices
   if (!inside) d = 0;
-  [[maybe_unused]] const std::conditional_t<INDEXED, SharedRows, NoSharedRows> shared_rows(p);
+  [[maybe_unused]] const std::conditional_t<INDEXED, SharedRows<1>, NoSharedRows> shared_rows(p);
   int64_t row = INDEXED ? p.state_row(b, d, 1) : b;
   if (row < 0) return;
   const int64_t S = p.state_len, L = p.seqlen;
   const bool ring = p.cache_seqlens.data != nullptr;
   bool shared = false;
   if constexpr (INDEXED) {
-    shared = shared_rows.seen(p, b, static_cast<int>(row & 0x7fffffff));
+    const int rows[1] = {static_cast<int>(row & 0x7fffffff)};
+    shared = shared_rows.seen(p, b, rows);
     if (!inside || (shared && p.find(row, int64_t(0), b) < b)) return;
   }
   int64_t start = 0;
@@ -392,8 +401,8 @@ bool launch_token(const UpdateParams& params, UpdateArgs<T>& p, cudaStream_t str
   const int64_t columns = indexed ? whole_blocks(p.dim / C) : p.dim / C;
   const int64_t threads = p.batch * columns;
   if (threads > kMostParts || p.states > kMostParts) return false;
-  // Where there are enough for every thread.
-  p.entries = !indexed && threads >= (1 << 18) ? kEntries<false> : 1;
+  // Several entries a thread share its weights, where there are enough for every thread.
+  p.entries = threads >= (1 << 18) ? kEntries : 1;
   p.by_column = Divisor(columns);
   auto kernel = indexed ? update_token<T, C, S, DIM_FASTEST, true>
                         : update_token<T, C, S, DIM_FASTEST, false>;
