@@ -2,7 +2,7 @@
 #   cmake -S . -B build/aarch64 -DCMAKE_TOOLCHAIN_FILE=cmake/aarch64-linux-gnu.cmake
 # It needs g++-aarch64-linux-gnu, and for the CUDA library the machine's own CUDA toolkit and nothing
 # of the target: device code and headers do not depend on the host, and of libcudart only the names
-# are linked, through a stub. scripts/build_wheel.py makes wheels with it.
+# are linked, through a stub. scripts/dev/build_wheel.py makes wheels with it.
 set(CMAKE_SYSTEM_NAME Linux)
 set(CMAKE_SYSTEM_PROCESSOR aarch64)
 set(CMAKE_CXX_COMPILER aarch64-linux-gnu-g++)

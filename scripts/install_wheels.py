@@ -17,8 +17,10 @@ import re
 import sys
 from pathlib import Path
 
-import wheel_files
 from install import SCRIPTS, add_options, finish, pip_install
+
+sys.path.append(str(SCRIPTS / "dev"))
+import wheel_files  # noqa: E402
 
 
 class Wheel:

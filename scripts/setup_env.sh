@@ -128,7 +128,7 @@ ensure_onnxruntime_headers() {
     fi
   done
   say "fetching ONNX Runtime's headers"
-  bash scripts/get_onnxruntime_headers.sh build/onnxruntime ||
+  bash scripts/dev/get_onnxruntime_headers.sh build/onnxruntime ||
     fail "ONNX Runtime's headers are missing; install them (Debian 13: apt-get install libonnxruntime-dev), or set CAUSAL_CONV1D_ONNXRUNTIME_INCLUDE to their folder"
   export CAUSAL_CONV1D_ONNXRUNTIME_INCLUDE=$folder
 }

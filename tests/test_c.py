@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from c_library import ONNXRUNTIME_INCLUDE, ROOT, configure, printed_lines, run, shell, sources
 
-sys.path.append(str(ROOT / "scripts"))
+sys.path.append(str(ROOT / "scripts" / "dev"))
 import check_wheel
 
 
@@ -40,7 +40,7 @@ def test_installed_files(prefix):
 
 
 def test_hardening(prefix):
-    """What scripts/check_wheel.py claims of a wheel's libraries holds for these too."""
+    """What scripts/dev/check_wheel.py claims of a wheel's libraries holds for these too."""
     assert list(check_wheel.hardening_problems(prefix / "lib/libcausal_conv1d_cpu.so")) == []
     if ONNXRUNTIME_INCLUDE:
         name = "libcausal_conv1d_onnxruntime.so"

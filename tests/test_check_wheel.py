@@ -1,4 +1,4 @@
-"""scripts/check_wheel.py, on small libraries made here that each have one fault."""
+"""scripts/dev/check_wheel.py, on small libraries made here that each have one fault."""
 
 import functools
 import os
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture
 def check_wheel(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "scripts")
+    monkeypatch.syspath_prepend(ROOT / "scripts" / "dev")
     import check_wheel
 
     return check_wheel

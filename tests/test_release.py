@@ -1,4 +1,4 @@
-"""scripts/write_index.py by pip and uv, and scripts/check_release.py, on small wheels made here."""
+"""write_index.py by pip and uv, and check_release.py, on small wheels made here."""
 
 import importlib.util
 import io
@@ -25,7 +25,7 @@ has_pip = subprocess.run([*DOWNLOAD[:3], "-V"], capture_output=True).returncode 
 
 @pytest.fixture(autouse=True)
 def scripts_path(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "scripts")
+    monkeypatch.syspath_prepend(ROOT / "scripts" / "dev")
 
 
 def metadata(version, python=">=3.10", kind="text/markdown"):

@@ -30,6 +30,7 @@ TOOLS = {
 
 @pytest.fixture(autouse=True)
 def scripts_path(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "scripts" / "dev")
     monkeypatch.syspath_prepend(ROOT / "scripts")
 
 

@@ -18,6 +18,7 @@ import selective_scan_cuda_ndstate
 import selective_scan_cuda_nrow
 import selective_scan_cuda_oflex
 from causal_conv1d import selective_scan
+from causal_conv1d.selective_scan import arguments, interface, plain
 
 # Relative errors in the 2-norm against float64. float32: hundreds of roundings follow one another
 # in the states, and exp multiplies that of its argument. 16 bits: one rounding at its worst, since
@@ -185,7 +186,7 @@ def test_several_chunks(device):
 
 def test_gradients_over_several_chunks(device, monkeypatch):
     """With and without x, which otherwise bwd computes again."""
-    monkeypatch.setattr(selective_scan, "CHUNK", 128)
+    monkeypatch.setattr(arguments, "CHUNK", 128)
     inputs = make(seqlen=300, device=device)
     with_x = check(inputs, True)
     dout = randn(*inputs["u"].shape, device=device, seed=77)
@@ -198,8 +199,8 @@ def test_tiles_of_channels_and_batch(device, monkeypatch):
     """A tile that is smaller than a group, than all groups, and than the batch."""
     whole = check(make(3, 12, 70, 4, 2, dtype=torch.float64, device=device), True)
     for rows in (1, 4, 6, 9, 12, 24):
-        elements = rows * 4 * selective_scan.BLOCK
-        monkeypatch.setattr(selective_scan, "TILE_ELEMENTS", {"cpu": elements, "cuda": elements})
+        elements = rows * 4 * plain.BLOCK
+        monkeypatch.setattr(plain, "TILE_ELEMENTS", {"cpu": elements, "cuda": elements})
         tiled = check(make(3, 12, 70, 4, 2, dtype=torch.float64, device=device), True)
         for name, first, second in zip(range(8), whole, tiled, strict=True):
             assert_near(first, second, 1e-13, str(name))
@@ -279,7 +280,7 @@ class Largest(TorchDispatchMode):
 def test_memory_of_plain_pytorch_is_bounded():
     """No tensor of a value per state and step, beyond those of a tile."""
     inputs = make(1, 4, 4500, 64, 1, variable="")
-    elements = 4 * 64 * selective_scan.BLOCK
+    elements = 4 * 64 * plain.BLOCK
     assert inputs["u"].numel() > elements
     with Largest() as largest:
         out, x, _ = selective_scan_cuda.fwd(*inputs.values(), True)
@@ -287,12 +288,12 @@ def test_memory_of_plain_pytorch_is_bounded():
     assert largest.elements == inputs["u"].numel()
     inputs = make(2, 4, 200, 64, 1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(selective_scan, "TILE_ELEMENTS", {"cpu": 2 * 64 * selective_scan.BLOCK})
+        patch.setattr(plain, "TILE_ELEMENTS", {"cpu": 2 * 64 * plain.BLOCK})
         with Largest() as largest:
             out, x, _ = selective_scan_cuda.fwd(*inputs.values(), True)
             selective_scan_cuda.bwd(*inputs.values(), out, x, out, None, True, True)
     # The gradient of B has as many.
-    assert largest.elements == inputs["B"].numel() > 2 * 64 * selective_scan.BLOCK
+    assert largest.elements == inputs["B"].numel() > 2 * 64 * plain.BLOCK
 
 
 @pytest.mark.parametrize("shape", [(0, 4, 5), (2, 4, 0)], ids=["no_batch", "no_steps"])
@@ -447,24 +448,21 @@ def test_import_alone():
     """As the first import; Triton's kernels are left until a CUDA tensor asks for them."""
     code = "import sys; del sys.path[0]\n"
     code += "".join(f"import selective_scan_cuda{suffix}\n" for suffix in MODULES)
-    code += "assert 'causal_conv1d._selective_scan_triton' not in sys.modules\n"
+    code += "assert not any('selective_scan.triton' in name for name in sys.modules)\n"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
 def test_cuda_uses_triton_if_there_is_one(cuda, monkeypatch):
-    kernels = selective_scan._triton()
+    kernels = interface._triton()
     if kernels is None:
         pytest.skip("no Triton here")
     calls = []
-    for name in ("forward", "backward"):
-        real = getattr(kernels, name)
 
-        def counted(*args, name=name, real=real):
-            calls.append(name)
-            return real(*args)
+    def counted(real):
+        return lambda *args: calls.append(real.__name__) or real(*args)
 
-        monkeypatch.setattr(kernels, name, counted)
+    monkeypatch.setattr(interface, "_triton", lambda: tuple(map(counted, kernels)))
     check(make(device=cuda), True)
     assert calls == ["forward", "backward"]
 

@@ -12,7 +12,7 @@ import pytest
 import test_selective_scan as plain
 import torch
 
-from causal_conv1d import selective_scan
+from causal_conv1d.selective_scan import arguments, interface
 
 if importlib.util.find_spec("triton") is None:
     pytest.skip("needs Triton: scripts/test_ecosystem.sh mamba_ssm", allow_module_level=True)
@@ -24,13 +24,13 @@ def kernels(device, monkeypatch):
         if "triton" in sys.modules and os.environ.get("TRITON_INTERPRET") != "1":
             raise RuntimeError("Triton was imported without TRITON_INTERPRET=1")
         os.environ["TRITON_INTERPRET"] = "1"
-    from causal_conv1d import _selective_scan_triton as module
+    from causal_conv1d.selective_scan import triton_backward, triton_common, triton_forward
 
-    monkeypatch.setattr(selective_scan, "CHUNK", 32)
-    monkeypatch.setattr(module, "TILE", 64)
-    monkeypatch.setattr(module, "CHANNELS", 2)
-    monkeypatch.setattr(selective_scan, "_backend", lambda _: (module.forward, module.backward))
-    return module
+    monkeypatch.setattr(arguments, "CHUNK", 32)
+    monkeypatch.setattr(triton_common, "TILE", 64)
+    monkeypatch.setattr(triton_backward, "CHANNELS", 2)
+    both = (triton_forward.forward, triton_backward.backward)
+    monkeypatch.setattr(interface, "_backend", lambda _: both)
 
 
 @pytest.mark.parametrize(

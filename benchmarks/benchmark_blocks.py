@@ -1,7 +1,7 @@
 """Times Mamba and Mamba2 blocks of mamba_ssm and of transformers, forward and backward, with this
 library and without.
 
-    python scripts/benchmark_blocks.py [mamba_ssm] [transformers] [scan] [--dtype bf16]
+    python benchmarks/benchmark_blocks.py [mamba_ssm] [transformers] [scan] [--dtype bf16]
 
 It needs CUDA, mamba_ssm and transformers. Of mamba_ssm "fused" is the block as it is, on this
 library; "slow path" has mamba_ssm's fused forward and backward switched off; "nn.Conv1d" is what
@@ -168,10 +168,11 @@ def transformers_blocks(dtype, shapes, repeats):
 
 def scans(dtype, shapes, repeats):
     from causal_conv1d import selective_scan
+    from causal_conv1d.selective_scan import interface
 
     kernels = {"plain PyTorch": None}
-    if selective_scan._triton() is not None:
-        kernels = {"Triton": selective_scan._triton()} | kernels
+    if interface._triton() is not None:
+        kernels = {"Triton": interface._triton()} | kernels
     for batch, seqlen, width in shapes:
         dim, dstate = 2 * width, 16
         torch.manual_seed(0)
@@ -191,7 +192,7 @@ def scans(dtype, shapes, repeats):
         )
         first_time = None
         for name, module in kernels.items():
-            with mock.patch.object(selective_scan, "_triton", lambda module=module: module):
+            with mock.patch.object(interface, "_triton", lambda module=module: module):
                 run = partial(selective_scan.selective_scan_fwd, *inputs, True)
                 out, x, _ = run()
                 forward = milliseconds(run, repeats)

@@ -1,6 +1,6 @@
 """Runs every CUDA kernel on the sizes where out-of-bounds accesses hide; for compute-sanitizer.
 
-    compute-sanitizer --tool memcheck python scripts/sanitizer_cases.py
+    compute-sanitizer --tool memcheck python scripts/dev/sanitizer_cases.py
 
 Every tensor is an allocation of its own and no larger than it must be, so that an access past its
 end is seen. Results are compared with the CPU's, so that a kernel that did nothing is seen too.

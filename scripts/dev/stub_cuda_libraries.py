@@ -5,7 +5,7 @@ torch's own link, although nothing of them runs without a GPU. This puts in thei
 with the same names and symbols, whose functions only return an error code. libcudart is not among
 them: pip install the one that torch names.
 
-    python scripts/stub_cuda_libraries.py .../site-packages/torch/lib
+    python scripts/dev/stub_cuda_libraries.py .../site-packages/torch/lib
 
 Needs gcc and binutils.
 """

@@ -1,7 +1,7 @@
 """Checks wheels and source distributions before they are given away, by the packagers' own tools.
 
     pip install twine check-wheel-contents 'auditwheel>=6.8'
-    python3 scripts/check_release.py [FILE or FOLDER ...]      # default: dist/
+    python3 scripts/dev/check_release.py [FILE or FOLDER ...]      # default: dist/
 
 twine check --strict: the metadata and how the README is shown. check-wheel-contents: files that do
 not belong. auditwheel show: the glibc and libstdc++ that are needed are not newer than the wheel's
@@ -20,7 +20,7 @@ from pathlib import Path
 import check_wheel
 import wheel_files
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 TOOLS = {
     "twine": "twine",
     "check_wheel_contents": "check-wheel-contents",

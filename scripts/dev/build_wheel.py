@@ -1,12 +1,12 @@
 """Builds a wheel to give away, and checks it: for this machine, or for aarch64 on an x86-64 one.
 
     pip install build wheel
-    python3 scripts/build_wheel.py                       # this machine, a Jetson too
-    python3 scripts/build_wheel.py --machine aarch64     # by cross compilation
+    python3 scripts/dev/build_wheel.py                       # this machine, a Jetson too
+    python3 scripts/dev/build_wheel.py --machine aarch64     # by cross compilation
 
 CUDA's major version is that of the nvcc found (CUDACXX, CUDA_HOME, PATH, /usr/local/cuda): for
-JetPack 6 CUDA 12 (scripts/get_cuda12.sh fetches one), for JetPack 7 and servers CUDA 13. Neither
-torch nor a GPU is needed; for aarch64 only g++-aarch64-linux-gnu. The label .cu12 or .cu13 in the
+JetPack 6 CUDA 12 (get_cuda12.sh fetches one), for JetPack 7 and servers CUDA 13. Neither torch
+nor a GPU is needed; for aarch64 only g++-aarch64-linux-gnu. The label .cu12 or .cu13 in the
 wheel's version tells them apart. Options of the build: see setup.py. Beside the wheel lies an index
 for pip and uv, see write_index.py.
 """
@@ -24,14 +24,13 @@ import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "scripts"))
+import check_spills
+import check_wheel
+import wheel_files
+import write_index
+from wheel_files import Problem
 
-import check_spills  # noqa: E402
-import check_wheel  # noqa: E402
-import wheel_files  # noqa: E402
-import write_index  # noqa: E402
-from wheel_files import Problem  # noqa: E402
+ROOT = Path(__file__).resolve().parents[2]
 
 # Besides sm_87 and PTX, by CUDA's major version and the machine. JetPack 6 is sm_87 alone. Code of
 # CUDA 12 takes more room, so there 8.9 runs that for 8.6.

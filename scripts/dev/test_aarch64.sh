@@ -2,7 +2,7 @@
 # Runs an aarch64 wheel on an x86-64 machine: under qemu-user, with the Python and torch of Debian's
 # arm64 packages, which are unpacked into a folder and not installed (no root, chroot or binfmt).
 #
-#   bash scripts/test_aarch64.sh WHEEL [PYTEST ARGUMENTS]
+#   bash scripts/dev/test_aarch64.sh WHEEL [PYTEST ARGUMENTS]
 #
 # pip installs the file; the doctor and a part of the tests (by default those of TESTS below) run in
 # one process, as importing torch alone takes minutes there; and the CPU library's inner loops are
@@ -10,7 +10,7 @@
 # 215 MB on the first run. SUITE chooses Debian's release (default: sid), ARM64_ROOT the folder
 # (default: build/arm64-SUITE).
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 [ $# -ge 1 ] || { sed -n '2,13s/^# \{0,1\}//p' "$0"; exit 2; }
 wheel=$(realpath "$1")
 shift
@@ -72,4 +72,4 @@ sys.exit(doctor.main() or pytest.main(["-q", "-p", "no:cacheprovider", *argument
 ' "$@"
 
 echo "== the inner loops"
-python3 scripts/check_neon.py "$site/causal_conv1d/libcausal_conv1d_cpu.so"
+python3 scripts/dev/check_neon.py "$site/causal_conv1d/libcausal_conv1d_cpu.so"

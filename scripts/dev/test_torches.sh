@@ -2,12 +2,12 @@
 # One wheel under many torches: installs the same file beside each torch named and runs the test
 # suite there, on the CPU, then prints a table. Nothing outside build/torches is changed.
 #
-#   bash scripts/test_torches.sh [TORCH...] [-- PYTEST OPTIONS]
+#   bash scripts/dev/test_torches.sh [TORCH...] [-- PYTEST OPTIONS]
 #
 # A TORCH is one of
 #   pypi:VERSION      from the package index, in a virtual environment of PYTHON (default: python3).
 #                     Of a torch with CUDA only its own wheel and libcudart are fetched (0.5 to 0.9
-#                     GB); scripts/stub_cuda_libraries.py stands in for the rest.
+#                     GB); scripts/dev/stub_cuda_libraries.py stands in for the rest.
 #   debian:SUITE      the Python and torch of a Debian release, unpacked with debootstrap and entered
 #                     with chroot. Needs root; 2 GB. In November 2026 trixie has torch 2.6 and
 #                     Python 3.13, sid 2.14 and 3.14.
@@ -15,7 +15,7 @@
 # WHEEL is the wheel (default: built here). WORKERS is the number of pytest's processes (default: 2).
 # Logs, and each environment for a second run, stay in build/torches; one takes 2 to 4 GB.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 # shellcheck source=scripts/setup_env.sh
 . scripts/setup_env.sh
 
@@ -75,7 +75,7 @@ PYTHON
     "$python" -m pip install -q -r "$place/requirements.txt" numpy pytest pytest-xdist hypothesis
     local lib
     lib=$("$python" -c 'import sysconfig; print(sysconfig.get_path("platlib"))')/torch/lib
-    "$python" scripts/stub_cuda_libraries.py "$lib" >/dev/null
+    "$python" scripts/dev/stub_cuda_libraries.py "$lib" >/dev/null
     touch "$place/ready"
   fi
   "$python" -m pip install -q --no-deps --force-reinstall "$WHEEL"

@@ -1,6 +1,6 @@
 """Writes an index of the wheels in a folder, for pip and uv.
 
-    python3 scripts/write_index.py [FOLDER]      # default: dist/
+    python3 scripts/dev/write_index.py [FOLDER]      # default: dist/
 
     pip install --no-deps --index-url file:///PATH/TO/dist/simple causal-conv1d
 
@@ -49,7 +49,7 @@ def main(arguments=None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    default = Path(__file__).resolve().parent.parent / "dist"
+    default = Path(__file__).resolve().parents[2] / "dist"
     parser.add_argument("folder", type=Path, nargs="?", default=default)
     folder = parser.parse_args(arguments).folder
     wheel_files.check_folder(folder)

@@ -1,16 +1,16 @@
 """Times forward, backward and update beside a copy of the same bytes, all in one run.
 
-    python scripts/benchmark.py                     # an NVIDIA GPU: all operators, host time
-    python scripts/benchmark.py --sms 16            # the same confined to 16 of its multiprocessors
-    python scripts/benchmark.py --device cpu        # the CPU
-    python scripts/benchmark.py --upstream FILE     # and upstream's causal_conv1d_cuda*.so
+    python benchmarks/benchmark.py                     # an NVIDIA GPU: all operators, host time
+    python benchmarks/benchmark.py --sms 16            # the same on 16 of its multiprocessors
+    python benchmarks/benchmark.py --device cpu        # the CPU
+    python benchmarks/benchmark.py --upstream FILE     # and upstream's causal_conv1d_cuda*.so
 
 GPU times are medians of CUDA graph replays over buffers that are rotated so that none is served
 from L2, with a pause before each. "of copy" is the time of a copy of x divided by the forward's
 time, and 1.5 times that copy divided by the backward's, since it reads x and dout and writes dx.
 Other implementations are timed in the same way: F.conv1d + F.silu; torch.compile of shifted
 products; FLA where it is installed; upstream's raw functions, whose dweight and dbias are fp32 and
-not zeroed here. The CPU's rows are those of scripts/benchmark_cpu.py.
+not zeroed here. The CPU's rows are those of benchmarks/benchmark_cpu.py.
 """
 
 from __future__ import annotations

@@ -1,11 +1,6 @@
-"""The selective scan of ``selective_scan.py`` in Triton: real numbers, float32 arithmetic.
+"""The backward of the selective scan in Triton.
 
-A tile is (state, step) of one channel, a power of two each. Within it the recurrence is an
-associative scan along the steps over pairs (factor, term); between tiles a state of dstate numbers
-is handed on.
-
-forward: one program a channel (batch, dim) walks over the tiles of its row.
-backward: chunks of ``CHUNK`` steps from the last one on, with two kernels each. ``_boundaries``,
+Chunks of ``CHUNK`` steps from the last one on, with two kernels each. ``_boundaries``,
 one program a channel, finds the state before every tile of the chunk, forwards, and what the last
 state of the tile gets from the steps after it, backwards. With both at hand all tiles are
 independent: ``_backward``, one program a tile and up to ``CHANNELS`` channels of a group, computes
@@ -24,150 +19,23 @@ import torch
 import triton
 import triton.language as tl
 
-from . import selective_scan
+from . import arguments
+from .triton_common import (
+    device_of,
+    load_dt,
+    load_projection,
+    load_row,
+    projection_strides,
+    row_at,
+    softplus,
+    strides,
+    then,
+    tile_sizes,
+    vector_stride,
+)
 
-# Elements (state, step) of a tile, for 128 threads; with twice as many the backward spills.
-TILE = 1024
-# Channels that one program of the backward adds up for dB and dC.
+# Channels that one program adds up for dB and dC.
 CHANNELS = 64
-
-
-@triton.jit
-def _then(factor, term, next_factor, next_term):
-    """The step (factor, term): h -> factor * h + term, followed by the next."""
-    return factor * next_factor, next_factor * term + next_term
-
-
-@triton.jit
-def _softplus(x):
-    e = tl.exp(x)
-    w = 1 + e
-    # log(1 + e) without the loss of the digits of a small e in 1 + e.
-    log1p = tl.where(w == 1, e, tl.log(w) * (e / (w - 1)))
-    return tl.where(x > 20, x, log1p)
-
-
-@triton.jit
-def _row(ptr, stride_b, stride_d, b, d):
-    return ptr + b * stride_b + d * stride_d
-
-
-@triton.jit
-def _load(row, stride, t, mask):
-    """Steps t of a row; 0 where masked."""
-    return tl.load(row + t.to(tl.int64) * stride, mask=mask, other=0.0).to(tl.float32)
-
-
-@triton.jit
-def _steps(row, stride, t, mask, bias, SOFTPLUS: tl.constexpr):
-    """dt, 0 where masked: such a step changes no state."""
-    raw = _load(row, stride, t, mask) + bias
-    if SOFTPLUS:
-        raw = _softplus(raw)
-    return tl.where(mask, raw, 0.0)
-
-
-@triton.jit
-def _projection(row, stride_n, stride_t, n, t, dstate, mask):
-    """B or C: (state, step), 0 where masked; stride_t is 0 where it is constant."""
-    where = n[:, None] * stride_n + t.to(tl.int64)[None, :] * stride_t
-    inside = (n < dstate)[:, None] & mask[None, :]
-    return tl.load(row + where, mask=inside, other=0.0).to(tl.float32)
-
-
-@triton.jit
-def _forward(
-    u,
-    delta,
-    A,
-    B,
-    C,
-    D,
-    z,
-    bias,
-    out,
-    out_z,
-    x,
-    dim,
-    seqlen,
-    dstate,
-    per_group,
-    chunks,
-    u_b,
-    u_d,
-    u_t,
-    delta_b,
-    delta_d,
-    delta_t,
-    z_b,
-    z_d,
-    z_t,
-    out_b,
-    out_d,
-    out_t,
-    out_z_b,
-    out_z_d,
-    out_z_t,
-    A_d,
-    A_n,
-    B_b,
-    B_g,
-    B_d,
-    B_n,
-    B_t,
-    C_b,
-    C_g,
-    C_d,
-    C_n,
-    C_t,
-    D_d,
-    bias_d,
-    SOFTPLUS: tl.constexpr,
-    HAS_D: tl.constexpr,
-    HAS_Z: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_T: tl.constexpr,
-    CHUNK: tl.constexpr,
-):
-    row = tl.program_id(0).to(tl.int64)
-    b, d = row // dim, row % dim
-    g = d // per_group
-    n = tl.arange(0, BLOCK_N)
-    steps = tl.arange(0, BLOCK_T)
-    rate = tl.load(A + d * A_d + n * A_n, mask=n < dstate, other=0.0).to(tl.float32)
-    shift = tl.load(bias + d * bias_d).to(tl.float32) if HAS_BIAS else 0.0
-    u_row, delta_row = _row(u, u_b, u_d, b, d), _row(delta, delta_b, delta_d, b, d)
-    out_row = _row(out, out_b, out_d, b, d)
-    B_row = B + b * B_b + g * B_g + d * B_d
-    C_row = C + b * C_b + g * C_g + d * C_d
-    state = tl.zeros([BLOCK_N], tl.float32)
-    total = tl.zeros([BLOCK_N], tl.float32)
-    for start in range(0, seqlen, BLOCK_T):
-        t = start + steps
-        mask = t < seqlen
-        u_now = _load(u_row, u_t, t, mask)
-        dt = _steps(delta_row, delta_t, t, mask, shift, SOFTPLUS)
-        factor = tl.exp(dt[None, :] * rate[:, None])
-        term = (dt * u_now)[None, :] * _projection(B_row, B_n, B_t, n, t, dstate, mask)
-        factor, term = tl.associative_scan((factor, term), 1, _then)
-        states = factor * state[:, None] + term
-        y = tl.sum(states * _projection(C_row, C_n, C_t, n, t, dstate, mask), 0)
-        if HAS_D:
-            y += tl.load(D + d * D_d).to(tl.float32) * u_now
-        tl.store(out_row + t.to(tl.int64) * out_t, y, mask=mask)
-        if HAS_Z:
-            gate = _load(_row(z, z_b, z_d, b, d), z_t, t, mask)
-            y *= gate * tl.sigmoid(gate)
-            tl.store(_row(out_z, out_z_b, out_z_d, b, d) + t.to(tl.int64) * out_z_t, y, mask=mask)
-        last = steps == BLOCK_T - 1  # the last step of a short row too: masked ones change nothing
-        state = tl.sum(tl.where(last[None, :], states, 0.0), 1)
-        total += tl.sum(dt, 0)
-        end = start + BLOCK_T
-        if (end % CHUNK == 0) | (end >= seqlen):
-            place = x + ((row * chunks + start // CHUNK) * dstate + n) * 2
-            tl.store(place, tl.exp(total * rate), mask=n < dstate)
-            tl.store(place + 1, state, mask=n < dstate)
 
 
 @triton.jit
@@ -230,7 +98,7 @@ def _boundaries(
     steps = tl.arange(0, BLOCK_T)
     rate = tl.load(A + d * A_d + n * A_n, mask=n < dstate, other=0.0).to(tl.float32)
     shift = tl.load(bias + d * bias_d).to(tl.float32) if HAS_BIAS else 0.0
-    u_row, delta_row = _row(u, u_b, u_d, b, d), _row(delta, delta_b, delta_d, b, d)
+    u_row, delta_row = row_at(u, u_b, u_d, b, d), row_at(delta, delta_b, delta_d, b, d)
     B_row = B + b * B_b + g * B_g + d * B_d
     C_row = C + b * C_b + g * C_g + d * C_d
     first = chunk * CHUNK
@@ -243,11 +111,11 @@ def _boundaries(
         tl.store(before + (row * tiles + i) * dstate + n, state, mask=n < dstate)
         t = first + i * BLOCK_T + steps
         mask = t < seqlen
-        dt = _steps(delta_row, delta_t, t, mask, shift, SOFTPLUS)
+        dt = load_dt(delta_row, delta_t, t, mask, shift, SOFTPLUS)
         factor = tl.exp(dt[None, :] * rate[:, None])
-        weight = dt * _load(u_row, u_t, t, mask)
-        term = weight[None, :] * _projection(B_row, B_n, B_t, n, t, dstate, mask)
-        factor, term = tl.associative_scan((factor, term), 1, _then)
+        weight = dt * load_row(u_row, u_t, t, mask)
+        term = weight[None, :] * load_projection(B_row, B_n, B_t, n, t, dstate, mask)
+        factor, term = tl.associative_scan((factor, term), 1, then)
         last = steps == BLOCK_T - 1
         state = tl.sum(tl.where(last[None, :], factor * state[:, None] + term, 0.0), 1)
 
@@ -258,14 +126,14 @@ def _boundaries(
         tl.store(after + (row * tiles + i) * dstate + n, dstate_next, mask=n < dstate)
         t = first + i * BLOCK_T + steps
         mask = t < seqlen
-        dt_next = _steps(delta_row, delta_t, t + 1, t + 1 < seqlen, shift, SOFTPLUS)
-        dy = _load(_row(dout, dout_b, dout_d, b, d), dout_t, t, mask)
+        dt_next = load_dt(delta_row, delta_t, t + 1, t + 1 < seqlen, shift, SOFTPLUS)
+        dy = load_row(row_at(dout, dout_b, dout_d, b, d), dout_t, t, mask)
         if HAS_Z:
-            gate = _load(_row(z, z_b, z_d, b, d), z_t, t, mask)
+            gate = load_row(row_at(z, z_b, z_d, b, d), z_t, t, mask)
             dy *= gate * tl.sigmoid(gate)
         factor = tl.exp(dt_next[None, :] * rate[:, None])
-        term = dy[None, :] * _projection(C_row, C_n, C_t, n, t, dstate, mask)
-        factor, term = tl.associative_scan((factor, term), 1, _then, reverse=True)
+        term = dy[None, :] * load_projection(C_row, C_n, C_t, n, t, dstate, mask)
+        factor, term = tl.associative_scan((factor, term), 1, then, reverse=True)
         dstates = factor * dstate_next[:, None] + term
         dstate_next = tl.sum(tl.where((steps == 0)[None, :], dstates, 0.0), 1)
     tl.store(carry + row * dstate + n, dstate_next, mask=n < dstate)
@@ -370,46 +238,46 @@ def _backward(
         d = g * per_group + channel
         B_row = B + b * B_b + g * B_g + d * B_d
         C_row = C + b * C_b + g * C_g + d * C_d
-        u_row, delta_row = _row(u, u_b, u_d, b, d), _row(delta, delta_b, delta_d, b, d)
+        u_row, delta_row = row_at(u, u_b, u_d, b, d), row_at(delta, delta_b, delta_d, b, d)
         rate = tl.load(A + d * A_d + n * A_n, mask=inside, other=0.0).to(tl.float32)
         shift = tl.load(bias + d * bias_d).to(tl.float32) if HAS_BIAS else 0.0
         boundary = ((b * dim + d) * tiles + tile) * dstate + n
         state = tl.load(before + boundary, mask=inside, other=0.0)
         dstate_next = tl.load(after + boundary, mask=inside, other=0.0)
 
-        u_now = _load(u_row, u_t, t, mask)
-        raw = _load(delta_row, delta_t, t, mask) + shift
-        dt = tl.where(mask, _softplus(raw) if SOFTPLUS else raw, 0.0)
-        B_now = _projection(B_row, B_n, B_t, n, t, dstate, mask)
-        C_now = _projection(C_row, C_n, C_t, n, t, dstate, mask)
+        u_now = load_row(u_row, u_t, t, mask)
+        raw = load_row(delta_row, delta_t, t, mask) + shift
+        dt = tl.where(mask, softplus(raw) if SOFTPLUS else raw, 0.0)
+        B_now = load_projection(B_row, B_n, B_t, n, t, dstate, mask)
+        C_now = load_projection(C_row, C_n, C_t, n, t, dstate, mask)
         # The state before each step, by the scan of the steps before; so that it need not be found
         # as a difference from the state after it, which loses digits.
         earlier = mask & (steps > 0)
-        dt_before = _steps(delta_row, delta_t, t - 1, earlier, shift, SOFTPLUS)
-        weight = dt_before * _load(u_row, u_t, t - 1, earlier)
-        term = weight[None, :] * _projection(B_row, B_n, B_t, n, t - 1, dstate, earlier)
+        dt_before = load_dt(delta_row, delta_t, t - 1, earlier, shift, SOFTPLUS)
+        weight = dt_before * load_row(u_row, u_t, t - 1, earlier)
+        term = weight[None, :] * load_projection(B_row, B_n, B_t, n, t - 1, dstate, earlier)
         factor = tl.exp(dt_before[None, :] * rate[:, None])
-        factor, term = tl.associative_scan((factor, term), 1, _then)
+        factor, term = tl.associative_scan((factor, term), 1, then)
         decayed = tl.exp(dt[None, :] * rate[:, None]) * (factor * state[:, None] + term)
         states = decayed + (dt * u_now)[None, :] * B_now
 
-        dy = _load(_row(dout, dout_b, dout_d, b, d), dout_t, t, mask)
+        dy = load_row(row_at(dout, dout_b, dout_d, b, d), dout_t, t, mask)
         if HAS_Z:
             y = tl.sum(states * C_now, 0)
             if HAS_D:
                 y += tl.load(D + d * D_d).to(tl.float32) * u_now
-            gate = _load(_row(z, z_b, z_d, b, d), z_t, t, mask)
+            gate = load_row(row_at(z, z_b, z_d, b, d), z_t, t, mask)
             sigmoid = tl.sigmoid(gate)
             grad = dy * y * sigmoid * (1 + gate * (1 - sigmoid))
-            tl.store(_row(dz, dz_b, dz_d, b, d) + t * dz_t, grad, mask=mask)
+            tl.store(row_at(dz, dz_b, dz_d, b, d) + t * dz_t, grad, mask=mask)
             if HAS_OUT_Z:
                 gated = y * gate * sigmoid
-                tl.store(_row(out_z, out_z_b, out_z_d, b, d) + t * out_z_t, gated, mask=mask)
+                tl.store(row_at(out_z, out_z_b, out_z_d, b, d) + t * out_z_t, gated, mask=mask)
             dy *= gate * sigmoid
 
-        dt_next = _steps(delta_row, delta_t, t + 1, t + 1 < seqlen, shift, SOFTPLUS)
+        dt_next = load_dt(delta_row, delta_t, t + 1, t + 1 < seqlen, shift, SOFTPLUS)
         factor = tl.exp(dt_next[None, :] * rate[:, None])
-        factor, term = tl.associative_scan((factor, dy[None, :] * C_now), 1, _then, reverse=True)
+        factor, term = tl.associative_scan((factor, dy[None, :] * C_now), 1, then, reverse=True)
         dstates = factor * dstate_next[:, None] + term
 
         drate = dstates * decayed  # the gradient of dt A
@@ -425,8 +293,8 @@ def _backward(
             tl.store(dD + sums, tl.sum(dy * u_now, 0))
         if HAS_BIAS:
             tl.store(dbias + sums, tl.sum(ddt, 0))
-        tl.store(_row(du, du_b, du_d, b, d) + t * du_t, dinput, mask=mask)
-        tl.store(_row(ddelta, ddelta_b, ddelta_d, b, d) + t * ddelta_t, ddt, mask=mask)
+        tl.store(row_at(du, du_b, du_d, b, d) + t * du_t, dinput, mask=mask)
+        tl.store(row_at(ddelta, ddelta_b, ddelta_d, b, d) + t * ddelta_t, ddt, mask=mask)
         tl.store(dA + sums * dstate + n, tl.sum(drate * dt[None, :], 1), mask=inside)
         dB_now = dstates * (dt * u_now)[None, :]
         dC_now = dy[None, :] * states
@@ -447,82 +315,15 @@ def _backward(
         tl.store(dC + place, sum_C, mask=inside[:, None] & mask[None, :])
 
 
-def _blocks(dstate):
-    """States and steps of a tile."""
-    block_n = triton.next_power_of_2(max(1, dstate))
-    return block_n, min(256, max(16, TILE // block_n), selective_scan.CHUNK)
-
-
-def _strides(tensor):
-    """Of (batch, dim, seqlen)."""
-    return tensor.stride() if tensor is not None else (0, 0, 0)
-
-
-def _projection_strides(tensor):
-    """Over batch, group, channel, state and step."""
-    if tensor.dim() == 2:
-        return 0, 0, tensor.stride(0), tensor.stride(1), 0
-    return tensor.stride(0), tensor.stride(1), 0, tensor.stride(2), tensor.stride(3)
-
-
-def _vector_stride(tensor):
-    return 0 if tensor is None else tensor.stride(0)
-
-
-def forward(inputs, out, out_z, x):
-    """Writes out, out_z unless None, and x."""
-    u, delta, A, B, C = inputs.u, inputs.delta, inputs.A, inputs.B, inputs.C
-    D, z, bias = inputs.D, inputs.z, inputs.delta_bias
-    batch, dim, seqlen = u.shape
-    dstate = A.shape[1]
-    block_n, block_t = _blocks(dstate)
-    with _device_of(u):
-        _forward[(batch * dim,)](
-            u,
-            delta,
-            A,
-            B,
-            C,
-            D,
-            z,
-            bias,
-            out,
-            out_z,
-            x,
-            dim,
-            seqlen,
-            dstate,
-            dim // inputs.groups,
-            x.shape[2],
-            *_strides(u),
-            *_strides(delta),
-            *_strides(z),
-            *_strides(out),
-            *_strides(out_z),
-            *A.stride(),
-            *_projection_strides(B),
-            *_projection_strides(C),
-            _vector_stride(D),
-            _vector_stride(bias),
-            SOFTPLUS=inputs.delta_softplus,
-            HAS_D=D is not None,
-            HAS_Z=z is not None,
-            HAS_BIAS=bias is not None,
-            BLOCK_N=block_n,
-            BLOCK_T=block_t,
-            CHUNK=selective_scan.CHUNK,
-        )
-
-
 def backward(inputs, dout, x, grads):
     """Fills grads. x may be None if there is one chunk."""
     u, delta, A, B, C = inputs.u, inputs.delta, inputs.A, inputs.B, inputs.C
     D, z, bias = inputs.D, inputs.z, inputs.delta_bias
     batch, dim, seqlen = u.shape
-    dstate, groups, chunk_steps = A.shape[1], inputs.groups, selective_scan.CHUNK
+    dstate, groups, chunk_steps = A.shape[1], inputs.groups, arguments.CHUNK
     per_group = dim // groups
     parts = triton.cdiv(per_group, CHANNELS)
-    block_n, block_t = _blocks(dstate)
+    block_n, block_t = tile_sizes(dstate)
 
     def empty(*shape):
         return torch.empty(shape, dtype=torch.float32, device=u.device)
@@ -549,7 +350,7 @@ def backward(inputs, dout, x, grads):
             "HAS_Z": z is not None,
             "HAS_BIAS": bias is not None,
         }
-        with _device_of(u):
+        with device_of(u):
             _boundaries[(batch * dim,)](
                 u,
                 delta,
@@ -570,14 +371,14 @@ def backward(inputs, dout, x, grads):
                 x.shape[2],
                 chunk,
                 tiles,
-                *_strides(u),
-                *_strides(delta),
-                *_strides(z),
-                *_strides(dout),
+                *strides(u),
+                *strides(delta),
+                *strides(z),
+                *strides(dout),
                 *A.stride(),
-                *_projection_strides(B),
-                *_projection_strides(C),
-                _vector_stride(bias),
+                *projection_strides(B),
+                *projection_strides(C),
+                vector_stride(bias),
                 **flags,
                 **sizes,
             )
@@ -610,19 +411,19 @@ def backward(inputs, dout, x, grads):
                 parts,
                 chunk,
                 tiles,
-                *_strides(u),
-                *_strides(delta),
-                *_strides(z),
-                *_strides(dout),
-                *_strides(grads.du),
-                *_strides(grads.ddelta),
-                *_strides(grads.dz),
-                *_strides(grads.out_z),
+                *strides(u),
+                *strides(delta),
+                *strides(z),
+                *strides(dout),
+                *strides(grads.du),
+                *strides(grads.ddelta),
+                *strides(grads.dz),
+                *strides(grads.out_z),
                 *A.stride(),
-                *_projection_strides(B),
-                *_projection_strides(C),
-                _vector_stride(D),
-                _vector_stride(bias),
+                *projection_strides(B),
+                *projection_strides(C),
+                vector_stride(D),
+                vector_stride(bias),
                 HAS_D=D is not None,
                 HAS_OUT_Z=grads.out_z is not None,
                 VARIABLE_B=B.dim() == 4,
@@ -646,8 +447,3 @@ def backward(inputs, dout, x, grads):
         add(grads.dC, dC)
         add(grads.dD, dD)
         add(grads.ddelta_bias, dbias)
-
-
-def _device_of(tensor):
-    """Triton launches on the current device. (A CPU tensor is for Triton's interpreter.)"""
-    return torch.cuda.device_of(tensor)

@@ -2,8 +2,8 @@
 # Puts the compiler of CUDA 12.4 into a folder, beside whatever CUDA the machine has, for wheels that
 # JetPack 6 can load (a CUDA 13 build needs a newer driver than it has). x86-64 only; 350 MB.
 #
-#   bash scripts/get_cuda12.sh FOLDER
-#   CUDACXX=FOLDER/bin/nvcc python3 scripts/build_wheel.py --machine aarch64
+#   bash scripts/dev/get_cuda12.sh FOLDER
+#   CUDACXX=FOLDER/bin/nvcc python3 scripts/dev/build_wheel.py --machine aarch64
 #
 # The programs are of Debian trixie's non-free packages, unpacked and not installed (no root, no
 # chroot; needs apt and Debian's archive keyring); the headers and libcudart of NVIDIA's on PyPI.

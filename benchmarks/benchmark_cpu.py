@@ -1,6 +1,6 @@
 """Times forward, backward and update on the CPU beside a copy of the same bytes, all in one run.
 
-    python scripts/benchmark_cpu.py --json cpu.json
+    python benchmarks/benchmark_cpu.py --json cpu.json
 
 Each row interleaves its contestants, round by round, and takes the least time of each, so that
 other load on the machine falls on all alike. "copies" is the forward's time divided by that of a

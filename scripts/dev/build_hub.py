@@ -1,6 +1,6 @@
 """Lays this library out as a kernel of the Hugging Face Hub, a folder that `kernels` loads.
 
-    python scripts/build_hub.py WHEEL... [--output dist/hub/causal-conv1d]
+    python scripts/dev/build_hub.py WHEEL... [--output dist/hub/causal-conv1d]
 
 Each WHEEL, which may also be the folder of the installed package or one of wheels, becomes a
 variant for the CPU of its machine and, if the CUDA library is in it, one for CUDA there. Needs
@@ -23,8 +23,9 @@ import wheel_files
 from check_wheel import CUDART, device_code, output_of
 from wheel_files import Problem
 
-ROOT = Path(__file__).resolve().parent.parent
-HUB = ROOT / "scripts" / "hub"  # what this form has of its own, or instead of the package's
+ROOT = Path(__file__).resolve().parents[2]
+# What this form has of its own, or instead of the package's.
+HUB = Path(__file__).resolve().parent / "hub"
 NAME = "causal-conv1d"
 VERSION = 1  # to be raised with changes of the interface that break a caller
 TORCH = "29"  # the first with a stable C interface to register through

@@ -2,7 +2,7 @@
 # Puts ONNX Runtime's headers into FOLDER/usr/include/onnxruntime, for
 # -DCAUSAL_CONV1D_ONNXRUNTIME_INCLUDE=FOLDER/usr/include/onnxruntime; 85 kB.
 #
-#   bash scripts/get_onnxruntime_headers.sh FOLDER
+#   bash scripts/dev/get_onnxruntime_headers.sh FOLDER
 #
 # They are of Debian trixie's libonnxruntime-dev, unpacked and not installed (no root; needs apt and
 # Debian's archive keyring): the packages on PyPI have none.

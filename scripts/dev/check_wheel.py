@@ -38,7 +38,7 @@ SOURCE_PATH = re.compile(
     rb"(?<![\w.+-])/[\w.+@~-]{2,}(?:/[\w.+@~-]+)+\.(?:cc?|cpp|cxx|cuh?|h|hpp|inl|ptx)\b"
 )
 # Where this machine builds: check_wheel.py runs where the wheel was made.
-FOLDERS = (Path(__file__).resolve().parent.parent, os.path.expanduser("~"), tempfile.gettempdir())
+FOLDERS = (Path(__file__).resolve().parents[2], os.path.expanduser("~"), tempfile.gettempdir())
 BINUTILS = ("readelf", "nm")
 # Bytes: with sm_87 and PTX alone, and with more.
 SMALL, LARGE = 3_200_000, 15_000_000

@@ -2,7 +2,7 @@
 # On a machine with an NVIDIA GPU: installs a wheel (the one named by WHEEL, else one built here for
 # this GPU), then runs the doctor, the test suite with --device cuda and compute-sanitizer.
 #
-#   bash scripts/gpu_check.sh [doctor] [tests] [sanitizer] [ctypes] [benchmark] [host]
+#   bash scripts/dev/gpu_check.sh [doctor] [tests] [sanitizer] [ctypes] [benchmark] [host]
 #
 # The default is the first three; ctypes is the suite with the operators registered from Python,
 # host the time of a call on the host.
@@ -10,7 +10,7 @@
 # Python is python3 on PATH, with torch. Wheels for what else is needed may lie in WHEELHOUSE.
 # Logs go to OUT (default: build/gpu).
 set -euo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/../.."
 OUT=${OUT:-build/gpu}
 mkdir -p "$OUT"
 site=$(mktemp -d)
@@ -52,11 +52,11 @@ for step in "${steps[@]}"; do
   sanitizer)
     for tool in memcheck racecheck initcheck; do
       run "$tool" compute-sanitizer --tool "$tool" --error-exitcode 1 \
-        python3 scripts/sanitizer_cases.py
+        python3 scripts/dev/sanitizer_cases.py
     done
     ;;
-  host) run host python3 scripts/benchmark.py --host ;;
-  benchmark) TAIL=80 run benchmark python3 scripts/benchmark.py --json "$OUT/benchmark.json" ;;
+  host) run host python3 benchmarks/benchmark.py --host ;;
+  benchmark) TAIL=80 run benchmark python3 benchmarks/benchmark.py --json "$OUT/benchmark.json" ;;
   *) echo "no step $step" && exit 2 ;;
   esac
 done

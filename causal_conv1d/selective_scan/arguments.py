@@ -1,0 +1,103 @@
+"""The arguments of a selective scan, where its gradients go, and the checks of both."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+# Steps between two states that the forward returns in x for the backward; mamba_ssm's number.
+CHUNK = 2048
+
+
+@dataclass
+class Inputs:
+    """The inputs of a scan: see :func:`selective_scan_fwd`."""
+
+    u: torch.Tensor
+    delta: torch.Tensor
+    A: torch.Tensor
+    B: torch.Tensor
+    C: torch.Tensor
+    D: torch.Tensor | None
+    z: torch.Tensor | None
+    delta_bias: torch.Tensor | None
+    delta_softplus: bool
+
+    @property
+    def groups(self):
+        """Of B and C; 1 if both are constant."""
+        return max(tensor.shape[1] if tensor.dim() == 4 else 1 for tensor in (self.B, self.C))
+
+    @property
+    def real_dtype(self):
+        """Of the arithmetic."""
+        return torch.float64 if self.u.dtype == torch.float64 else torch.float32
+
+    @property
+    def dtype(self):
+        """Of the states."""
+        return self.real_dtype.to_complex() if self.A.is_complex() else self.real_dtype
+
+    @property
+    def x_shape(self):
+        chunks = -(-self.u.shape[2] // CHUNK)
+        return (*self.u.shape[:2], chunks, 2 * self.A.shape[1])
+
+
+@dataclass
+class Grads:
+    """Where a backward puts its results; dA to ddelta_bias are sums that begin with 0."""
+
+    du: torch.Tensor
+    ddelta: torch.Tensor
+    dA: torch.Tensor
+    dB: torch.Tensor
+    dC: torch.Tensor
+    dD: torch.Tensor | None
+    ddelta_bias: torch.Tensor | None
+    dz: torch.Tensor | None
+    out_z: torch.Tensor | None
+
+
+def check(name, inputs, dout=None, dz=None):
+    """Raises ValueError, naming the argument, for shapes, devices and types that do not fit."""
+    u, A = inputs.u, inputs.A
+    if u.dim() != 3:
+        raise ValueError(f"{name}: u must be (batch, dim, seqlen), got {tuple(u.shape)}")
+    if A.dim() != 2:
+        raise ValueError(f"{name}: A must be (dim, dstate), got {tuple(A.shape)}")
+    (batch, dim, seqlen), dstate = u.shape, A.shape[1]
+
+    def check_shape(argument, tensor, text, *shape):
+        if tensor is None:
+            return
+        if tensor.shape != shape:
+            got = tuple(tensor.shape)
+            raise ValueError(f"{name}: {argument} must be ({text}) = {shape}, got {got}")
+        if tensor.device != u.device:
+            where = f"{u.device}, got {tensor.device}"
+            raise ValueError(f"{name}: {argument} must be on u's device {where}")
+
+    check_shape("A", A, "dim, dstate", dim, dstate)
+    for argument, tensor in {"delta": inputs.delta, "z": inputs.z, "dout": dout, "dz": dz}.items():
+        check_shape(argument, tensor, "batch, dim, seqlen", batch, dim, seqlen)
+    check_shape("D", inputs.D, "dim,", dim)
+    check_shape("delta_bias", inputs.delta_bias, "dim,", dim)
+    twice = "2 * " if A.is_complex() else ""
+    length = 2 * seqlen if A.is_complex() else seqlen
+    for argument, tensor in {"B": inputs.B, "C": inputs.C}.items():
+        if tensor.dim() == 2:
+            check_shape(argument, tensor, "dim, dstate", dim, dstate)
+        elif tensor.dim() == 4:
+            text, groups = f"batch, groups, dstate, {twice}seqlen", tensor.shape[1]
+            check_shape(argument, tensor, text, batch, groups, dstate, length)
+            if groups != inputs.groups or groups == 0 or dim % groups:
+                wants = f"one number of groups for B and C that divides dim = {dim}"
+                raise ValueError(f"{name}: {argument} must have {wants}, got {groups}")
+        else:
+            wants = f"(dim, dstate) or (batch, groups, dstate, {twice}seqlen)"
+            raise ValueError(f"{name}: {argument} must be {wants}, got {tuple(tensor.shape)}")
+        if tensor.is_complex() != (A.is_complex() and tensor.dim() == 2):
+            wants = "complex if and only if A is and it is (dim, dstate)"
+            raise ValueError(f"{name}: {argument} must be {wants}, got {tensor.dtype}")
