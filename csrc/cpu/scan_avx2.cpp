@@ -1,0 +1,3 @@
+#define CAUSAL_CONV1D_ISA avx2
+#define CAUSAL_CONV1D_ISA_AVX2
+#include "scan_kernels.inl"

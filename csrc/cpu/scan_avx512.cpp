@@ -1,0 +1,3 @@
+#define CAUSAL_CONV1D_ISA avx512
+#define CAUSAL_CONV1D_ISA_AVX512
+#include "scan_kernels.inl"
