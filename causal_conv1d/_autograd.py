@@ -17,7 +17,7 @@ from torch.autograd.graph import increment_version
 from . import _fake, _plain
 from ._arguments import refuse_to_write
 from ._dispatch import functorch_is_active, is_transformed
-from ._operators import ARGUMENTS, CALLERS, WRITTEN, operation_of
+from ._operators import CALLERS, argument_names, operation_of, written_names
 from ._ops import NAMESPACE, add_op_namespace_prefix
 from ._ops import ops as _ops
 
@@ -243,7 +243,7 @@ def _forward_kernel(operator, plain):
         args = (x, weight, bias, seq_idx, initial_states, silu)
         inputs = (x, weight, bias, initial_states)
         if has_tangent(*inputs):
-            _fake.check("forward", dict(zip(ARGUMENTS["forward"], args[:5], strict=False)))
+            _fake.check("forward", dict(zip(argument_names("forward"), args[:5], strict=False)))
             return plain(*args)
         if needs_grad(*inputs):
             return _record(Forward, _Below(operator), *args)
@@ -255,7 +255,7 @@ def _forward_kernel(operator, plain):
 def _backward_kernel(*args):
     tensors = [tensor for i, tensor in enumerate(args[:7]) if i != 4]  # without seq_idx
     if has_tangent(*tensors):
-        _fake.check("backward", dict(zip(ARGUMENTS["backward"], args[:7], strict=False)))
+        _fake.check("backward", dict(zip(argument_names("backward"), args[:7], strict=False)))
         return _plain.backward(*args)
     if needs_grad(*tensors):
         return _record(Backward, _Below(_ops.backward.default), *args)
@@ -295,7 +295,7 @@ def _varlen_states_kernel(x, cu_seqlens, state_len):
 
 def _writing_kernel(operation, operator):
     """Of an operator that writes its results, which has no derivative, as torch's with out=."""
-    names = ARGUMENTS[operation]
+    names = argument_names(operation)
 
     def kernel(*args):
         for name, tensor in zip(names, args, strict=True):
@@ -304,7 +304,7 @@ def _writing_kernel(operation, operator):
                     f"{CALLERS[operation]}: {name} requires grad, and an operator that writes into "
                     f"given tensors has no derivative"
                 )
-        written = [t for n, t in zip(names, args, strict=True) if n in WRITTEN[operation]]
+        written = [t for n, t in zip(names, args, strict=True) if n in written_names(operation)]
         _tell_wrappers(*written)
         return _Below(operator)(*args)
 
@@ -318,7 +318,7 @@ def _negated_kernel(operation, operator):
 
     def kernel(*args):
         for name, tensor in zip(names, args, strict=True):
-            if name in WRITTEN[operation] and tensor is not None and tensor.is_neg():
+            if name in written_names(operation) and tensor is not None and tensor.is_neg():
                 raise RuntimeError(
                     f"{CALLERS[operation]}: {name} is written and must not be a lazily negated view"
                 )

@@ -13,7 +13,7 @@ import struct
 import torch
 from torch.autograd.graph import increment_version
 
-from ._operators import ARGUMENTS, CALLERS, WRITTEN
+from ._operators import CALLERS, argument_names, written_names
 
 # causal_conv1d_dtype; those from bool on have a number for errors to name them.
 _DTYPE_NAMES = (
@@ -58,7 +58,7 @@ class Packer:
 
     def __init__(self, operation: str):
         self.caller = CALLERS[operation]
-        names = ARGUMENTS[operation]
+        names = argument_names(operation)
         self.tensors = [(i, name) for i, name in enumerate(names) if name != "silu"]
         self.silu = names.index("silu") if "silu" in names else None
         ending = "" if self.silu is None else "i4x"
@@ -100,9 +100,6 @@ class Packer:
         return self.struct.pack(*fields)
 
 
-PACKERS = {operation: Packer(operation) for operation in ARGUMENTS}
-
-
 def _function(library: ctypes.CDLL, name: str, *argtypes):
     function = getattr(library, name)
     function.restype = Status
@@ -115,8 +112,8 @@ def telling_torch(operation: str, function):
 
     An inference tensor outside of inference mode is refused, as torch's operators do.
     """
-    names = ARGUMENTS[operation]
-    written = [i for i, name in enumerate(names) if name in WRITTEN[operation]]
+    names = argument_names(operation)
+    written = [i for i, name in enumerate(names) if name in written_names(operation)]
 
     def run(*args):
         for i in written:
@@ -139,7 +136,7 @@ def cpu_operations(library: ctypes.CDLL) -> dict:
     """The operations on CPU tensors, by name."""
 
     def make(operation):
-        pack = PACKERS[operation]
+        pack = Packer(operation)
         call = _function(library, f"causal_conv1d_cpu_{operation}", ctypes.c_int)
 
         def run(*args):
@@ -149,7 +146,7 @@ def cpu_operations(library: ctypes.CDLL) -> dict:
 
         return telling_torch(operation, run)
 
-    return {operation: make(operation) for operation in ARGUMENTS}
+    return {operation: make(operation) for operation in CALLERS}
 
 
 def cuda_operations(library: ctypes.CDLL) -> dict:
@@ -157,7 +154,7 @@ def cuda_operations(library: ctypes.CDLL) -> dict:
     current_stream = torch._C._cuda_getCurrentRawStream  # a tenth of the time of the public one
 
     def make(operation):
-        pack = PACKERS[operation]
+        pack = Packer(operation)
         name = f"causal_conv1d_cuda_{operation}"
         call = _function(library, name, ctypes.c_int, ctypes.c_void_p)
 
@@ -172,7 +169,7 @@ def cuda_operations(library: ctypes.CDLL) -> dict:
     workspace_size = library.causal_conv1d_cuda_backward_workspace_size
     workspace_size.restype = ctypes.c_int64
     workspace_size.argtypes = [ctypes.c_char_p]
-    pack_backward = PACKERS["backward"]
+    pack_backward = Packer("backward")
     call_backward = _function(
         library,
         "causal_conv1d_cuda_backward",
@@ -193,26 +190,26 @@ def cuda_operations(library: ctypes.CDLL) -> dict:
         if status.code != 0:
             raise_if_failed(status)
 
-    others = {operation: make(operation) for operation in ARGUMENTS if operation != "backward"}
+    others = {operation: make(operation) for operation in CALLERS if operation != "backward"}
     functions = others | {"backward": backward}
-    return {name: telling_torch(name, functions[name]) for name in ARGUMENTS}
+    return {name: telling_torch(name, functions[name]) for name in CALLERS}
 
 
 def checks(cpu_library: ctypes.CDLL) -> dict:
     """By operation, a function that raises RuntimeError for arguments that its kernel refuses."""
 
     def check(operation):
-        pack = PACKERS[operation]
+        pack = Packer(operation)
         call = _function(cpu_library, f"causal_conv1d_check_{operation}")
         return lambda args: raise_if_failed(call(pack(args)))
 
-    return {operation: check(operation) for operation in ARGUMENTS}
+    return {operation: check(operation) for operation in CALLERS}
 
 
 def varlen_sizes_check(cpu_library: ctypes.CDLL):
     """Raises RuntimeError for (x, cu_seqlens, state_len) that no states can be made of."""
     call = _function(cpu_library, "causal_conv1d_check_varlen_sizes", ctypes.c_int64)
-    pack = PACKERS["varlen_states"]
+    pack = Packer("varlen_states")
 
     def check(x, cu_seqlens, state_len):
         raise_if_failed(call(pack((x, cu_seqlens, None)), state_len))

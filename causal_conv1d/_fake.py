@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 
 from . import _operators
-from ._operators import ARGUMENTS, CALLERS
+from ._operators import CALLERS, argument_names
 from ._ops import NAMESPACE, add_op_namespace_prefix
 
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -189,7 +189,7 @@ def _operation(name: str):
     """An operation that checks what it is given and writes nothing."""
 
     def run(*args):
-        arguments = dict(zip(ARGUMENTS[name], args, strict=True))
+        arguments = dict(zip(argument_names(name), args, strict=True))
         arguments.pop("silu")
         check(name, arguments)
 

@@ -188,7 +188,7 @@ def _register_cuda(loaded: Loaded) -> None:
         loaded.register(_with_plain(_operators.over(operations, check)), "CUDA")
     elif loaded.self_test is not None:
         loaded.define(f"python_{schema}" for schema in loaded.schemas.values())
-        operations = {name: loaded.self_test.replacement(name) for name in _operators.ARGUMENTS}
+        operations = {name: loaded.self_test.replacement(name) for name in _operators.CALLERS}
         loaded.register(_replacements(loaded, _operators.over(operations, check)), "CUDA")
 
 

@@ -6,24 +6,13 @@ where its form that writes, ``forward_out`` for example, has it.
 
 from __future__ import annotations
 
+import functools
+
 import torch
 
-# By operation: its arguments, and how errors call it.
-ARGUMENTS = {
-    "forward": "x weight bias seq_idx initial_states out final_states_out silu".split(),
-    "backward": (
-        "x weight bias dout seq_idx initial_states dfinal_states dx dweight dbias dinitial_states "
-        "silu"
-    ).split(),
-    "update": "x conv_state weight bias out silu cache_seqlens conv_state_indices".split(),
-    "varlen_states": "x cu_seqlens states".split(),
-}
-WRITTEN = {
-    "forward": ("out", "final_states_out"),
-    "backward": ("dx", "dweight", "dbias", "dinitial_states"),
-    "update": ("conv_state", "out"),
-    "varlen_states": ("states",),
-}
+from ._ops import ops
+
+# The operations, and the functions that errors name.
 CALLERS = {
     "forward": "causal_conv1d_fn",
     "backward": "causal_conv1d_bwd",
@@ -32,9 +21,33 @@ CALLERS = {
 }
 
 
+@functools.cache
+def argument_names(operation: str) -> tuple[str, ...]:
+    """All arguments of an operation, once the operators are defined: those of the one that writes.
+
+    The schemas stand in ``csrc/torch/ops.h`` alone.
+    """
+    if operation == "varlen_states":  # which has no such operator
+        return ("x", "cu_seqlens", "states")
+    return tuple(argument.name for argument in _schema(operation).arguments)
+
+
+@functools.cache
+def written_names(operation: str) -> tuple[str, ...]:
+    """The arguments that an operation writes."""
+    if operation == "varlen_states":
+        return ("states",)
+    arguments = _schema(operation).arguments
+    return tuple(a.name for a in arguments if a.alias_info is not None and a.alias_info.is_write)
+
+
+def _schema(operation):
+    return getattr(ops, f"{operation}_out").default._schema
+
+
 def operation_of(operator: str) -> str:
     """The operation of an operator: that of forward, forward_states and forward_out is forward."""
-    return next(name for name in ARGUMENTS if operator.startswith(name))
+    return next(name for name in CALLERS if operator.startswith(name))
 
 
 def empty_states(x, weight):

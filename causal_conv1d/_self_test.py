@@ -16,10 +16,10 @@ import warnings
 import torch
 
 from ._ctypes_ops import DTYPES
-from ._operators import ARGUMENTS
+from ._operators import CALLERS
 
 UNTESTED, RIGHT, WRONG = range(3)  # causal_conv1d_verdict
-_INDEX = {operation: index for index, operation in enumerate(ARGUMENTS)}
+_INDEX = {operation: index for index, operation in enumerate(CALLERS)}
 
 
 def is_wanted() -> bool:
@@ -55,7 +55,7 @@ class SelfTest:
         self.size = cuda.causal_conv1d_cuda_self_test_size()
         self.text = cuda.causal_conv1d_cuda_problem
         self.text.argtypes, self.text.restype = [ctypes.c_int], ctypes.c_char_p
-        functions = [getattr(cpu, f"causal_conv1d_cpu_{name}") for name in ARGUMENTS]
+        functions = [getattr(cpu, f"causal_conv1d_cpu_{name}") for name in CALLERS]
         addresses = [ctypes.cast(function, ctypes.c_void_p) for function in functions]
         cuda.causal_conv1d_cuda_set_expected((ctypes.c_void_p * len(addresses))(*addresses))
         self.warned: set[torch.device] = set()

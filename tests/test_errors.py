@@ -307,7 +307,7 @@ def test_causal_conv1d_varlen_states_names_the_argument(device):
 def test_cuda_error_is_not_left_for_the_next_kernel(name, cuda):
     """The C functions return it; torch's check after its own launches must not find it too."""
     library = _library.cuda.library
-    params = _ctypes_ops.PACKERS[name](tuple(arguments_of(name, cuda).values()))
+    params = _ctypes_ops.Packer(name)(tuple(arguments_of(name, cuda).values()))
     workspace = (None, ctypes.c_int64(0)) if name == "backward" else ()
     call = getattr(library, f"causal_conv1d_cuda_{name}")
     call.restype = _ctypes_ops.Status

@@ -5,23 +5,28 @@ bits and the same errors, in a process of its own.
 """
 
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from helpers import make_case, ops
 
-from causal_conv1d import _ctypes_ops, _library, causal_conv1d_fn
+from causal_conv1d import _ctypes_ops, _library, _operators, causal_conv1d_fn
+
+HEADER = Path(__file__).resolve().parent.parent / "csrc" / "causal_conv1d.h"
 
 PROGRAM = """
 import sys, torch
 from helpers import make_case
-from test_registration import error_of, results_of
+from test_registration import error_of, operators_of_torch, results_of
 from causal_conv1d import _library
 
 device = sys.argv[1]
 assert _library.cpu.registration == _library.CTYPES
+assert operators_of_torch() == list(_library.loaded.schemas.values())
 if device == "cuda":
     assert _library.cuda.registration == _library.CTYPES
 torch.save((results_of(device), error_of(device)), sys.argv[2])
@@ -47,6 +52,33 @@ def error_of(device):
     with pytest.raises(RuntimeError) as error:
         ops.forward_out(x, x[0, 0, 0], None, None, None, torch.empty_like(x), None, True)
     return str(error.value)
+
+
+def operators_of_torch():
+    """The schemas that torch has, as the library gives them."""
+    schemas = [getattr(ops, name).default._schema for name in _library.loaded.schemas]
+    return [str(schema).partition("::")[2] for schema in schemas]
+
+
+def test_torch_has_the_schemas_that_the_library_gives():
+    assert operators_of_torch() == list(_library.loaded.schemas.values())
+    for name in _library.loaded.schemas:
+        operator = getattr(ops, name)
+        plain = str(operator.plain._schema)
+        assert plain == str(operator.default._schema).replace("(", ".plain(", 1)
+
+
+@pytest.mark.skipif(not HEADER.exists(), reason="needs the sources")
+@pytest.mark.parametrize("operation", _operators.CALLERS)
+def test_the_tensors_of_an_operation_are_those_of_its_struct(operation):
+    """The C interface has them in the order of the operator that writes."""
+    text = re.sub("//.*", "", HEADER.read_text())
+    struct = re.search(rf"struct causal_conv1d_{operation}_params {{([^}}]*)}}", text)
+    fields = re.findall(r"causal_conv1d_tensor ([^;]*);", struct[1])
+    tensors = [name for name in _operators.argument_names(operation) if name != "silu"]
+    assert ", ".join(fields).split(", ") == tensors
+    assert ("int32_t silu;" in struct[1]) == ("silu" in _operators.argument_names(operation))
+    assert set(_operators.written_names(operation)) <= set(tensors)
 
 
 def test_every_argument_of_the_cuda_functions_has_its_type(monkeypatch):

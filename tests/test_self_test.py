@@ -26,7 +26,7 @@ from causal_conv1d import (
     causal_conv1d_update,
     causal_conv1d_varlen_states,
 )
-from causal_conv1d._operators import ARGUMENTS
+from causal_conv1d._operators import CALLERS
 from causal_conv1d.reference import causal_conv1d_ref, causal_conv1d_update_ref
 
 NO_IMAGE = "causal_conv1d_fn: no kernel image is available for execution on the device"
@@ -38,10 +38,10 @@ def fallback():
 
 
 @pytest.mark.parametrize("dtype", (*DTYPES, torch.float64), ids=dtype_id)
-@pytest.mark.parametrize("operator", ARGUMENTS)
+@pytest.mark.parametrize("operator", CALLERS)
 def test_kernels_are_numbered_as_in_the_c_interface(operator, dtype):
     """8 * operator + 4 * is_channel_last + dtype, as csrc/torch/register.h counts them."""
-    x, index = torch.empty(2, 6, 9, dtype=dtype), list(ARGUMENTS).index(operator)
+    x, index = torch.empty(2, 6, 9, dtype=dtype), list(CALLERS).index(operator)
     number = 8 * index + _ctypes_ops.DTYPES[dtype]
     assert _self_test.kernel_number(operator, x) == number
     assert _self_test.kernel_number(operator, x[0]) == number
@@ -236,7 +236,7 @@ def found():
 
 
 def number(operator, dtype, is_channel_last=False):
-    return 8 * list(ARGUMENTS).index(operator) + 4 * is_channel_last + _ctypes_ops.DTYPES[dtype]
+    return 8 * list(CALLERS).index(operator) + 4 * is_channel_last + _ctypes_ops.DTYPES[dtype]
 
 
 FORWARD = 0  # in float32, channel-first
@@ -253,10 +253,10 @@ def broken(gpu):
 def wrong_expectations(gpu):
     """cuda:0, whose kernels will be compared with functions that write nothing."""
     set_expected = _library.cuda.library.causal_conv1d_cuda_set_expected
-    array = ctypes.c_void_p * len(ARGUMENTS)
+    array = ctypes.c_void_p * len(CALLERS)
 
     def addresses(prefix):
-        functions = [getattr(_library.cpu.library, prefix + name) for name in ARGUMENTS]
+        functions = [getattr(_library.cpu.library, prefix + name) for name in CALLERS]
         return array(*(ctypes.cast(function, ctypes.c_void_p) for function in functions))
 
     set_expected(addresses("causal_conv1d_check_"))
@@ -305,7 +305,7 @@ def test_all_kernels_pass(dtype, gpu):
 
 
 @pytest.mark.parametrize("dtype", (*DTYPES, torch.float64), ids=dtype_id)
-@pytest.mark.parametrize("operator", ARGUMENTS)
+@pytest.mark.parametrize("operator", CALLERS)
 def test_a_difference_is_found(operator, dtype, wrong_expectations):
     gpu = wrong_expectations
     memory = torch.empty(_library.self_test.size, dtype=torch.uint8, device=gpu)

@@ -17,24 +17,12 @@ constexpr const Signature* kSignatures[] = {
     &schema::kForward,     &schema::kForwardStates, &schema::kForwardOut, &schema::kBackward,
     &schema::kBackwardOut, &schema::kUpdate,        &schema::kUpdateOut,  &schema::kVarlenStates};
 
-// As torch reads it: "forward(Tensor x, Tensor weight, ...) -> Tensor", with ".plain" after the
-// name for the overload of that name.
+std::string name_of(const Signature& signature, const char* overload) {
+  return std::string(signature.name) + overload;
+}
+
 std::string schema_of(const Signature& signature, const char* overload = "") {
-  std::string text = std::string(signature.name) + overload + "(";
-  char alias = 'a';
-  for (int i = 0; signature.kinds[i] != '\0'; ++i) {
-    const char kind = signature.kinds[i];
-    if (i > 0) text += ", ";
-    if (kind == 'B' || kind == 'I') {
-      text += kind == 'B' ? "bool" : "int";
-    } else {
-      text += "Tensor";
-      if (kind == 'W' || kind == 'P') text += std::string("(") + alias++ + "!)";
-      if (kind == 'O' || kind == 'P') text += "?";
-    }
-    text += std::string(" ") + signature.arguments[i];
-  }
-  return text + ") -> " + signature.returns;
+  return name_of(signature, overload).append(signature.schema.substr(signature.name.size()));
 }
 
 void require(Error error, const std::string& what) {
@@ -89,28 +77,25 @@ StableIValue Output::release() {
 
 Arguments::Arguments(const Signature& signature, StableIValue* stack) {
   // Everything is taken off the stack first: what is not owned when an error is thrown would leak.
-  for (int i = 0; signature.kinds[i] != '\0'; ++i) {
-    switch (signature.kinds[i]) {
-      case 'B': {
-        bool value;
-        std::memcpy(&value, &stack[i], sizeof value);
-        values_[i] = value;
-        break;
-      }
-      case 'I': std::memcpy(&values_[i], &stack[i], sizeof values_[i]); break;
-      case 'T':
-      case 'W': handles_[i] = reinterpret_cast<TensorHandle>(stack[i]); break;
-      default:
-        if (stack[i] != 0) {
-          const auto* cell = reinterpret_cast<StableIValue*>(stack[i]);
-          handles_[i] = reinterpret_cast<TensorHandle>(*cell);
-          delete cell;
-        }
+  for (int i = 0; i < signature.count; ++i) {
+    const std::string_view type = signature.arguments[i].type;
+    if (type == "bool") {
+      bool value;
+      std::memcpy(&value, &stack[i], sizeof value);
+      values_[i] = value;
+    } else if (type == "int") {
+      std::memcpy(&values_[i], &stack[i], sizeof values_[i]);
+    } else if (type.back() != '?') {
+      handles_[i] = reinterpret_cast<TensorHandle>(stack[i]);
+    } else if (stack[i] != 0) {
+      const auto* cell = reinterpret_cast<StableIValue*>(stack[i]);
+      handles_[i] = reinterpret_cast<TensorHandle>(*cell);
+      delete cell;
     }
   }
   try {
-    for (int i = 0; signature.kinds[i] != '\0'; ++i) {
-      if (handles_[i] != nullptr) describe(signature.caller, signature.arguments[i], i);
+    for (int i = 0; i < signature.count; ++i) {
+      if (handles_[i] != nullptr) describe(signature, i);
     }
   } catch (...) {
     release();
@@ -127,7 +112,11 @@ void Arguments::release() {
   }
 }
 
-void Arguments::describe(const char* caller, const char* name, int i) {
+void Arguments::describe(const Signature& signature, int i) {
+  const auto fail = [&](const std::string& what) {
+    throw std::runtime_error(std::string(signature.caller) + ": " +
+                             std::string(signature.arguments[i].name) + " must " + what);
+  };
   const Functions& f = functions();
   Tensor& t = tensors_[i];
   int64_t ndim = 0;
@@ -139,11 +128,10 @@ void Arguments::describe(const char* caller, const char* name, int i) {
       f.aoti_torch_get_device_type(handles_[i], &device_type) ||
       f.aoti_torch_get_device_index(handles_[i], &device_index) ||
       f.aoti_torch_get_data_ptr(handles_[i], &t.data)) {
-    throw std::runtime_error(std::string(caller) + ": " + name + " must be a strided tensor");
+    fail("be a strided tensor");
   }
   if (ndim < 1 || ndim > 3) {
-    throw std::runtime_error(std::string(caller) + ": " + name +
-                             " must have one to three dimensions, got " + std::to_string(ndim));
+    fail("have one to three dimensions, got " + std::to_string(ndim));
   }
   t.ndim = static_cast<int32_t>(ndim);
   t.dtype = core_dtype(torch_dtypes_[i]);
@@ -155,9 +143,8 @@ void Arguments::describe(const char* caller, const char* name, int i) {
     device_type_ = device_type;
     device_index_ = device_index;
   } else if (device_type != device_type_ || device_index != device_index_) {
-    throw std::runtime_error(std::string(caller) + ": " + name + " must be on x's device " +
-                             device_name(f, device_type_, device_index_) + ", got " +
-                             device_name(f, device_type, device_index));
+    fail("be on x's device " + device_name(f, device_type_, device_index_) + ", got " +
+         device_name(f, device_type, device_index));
   }
 }
 
@@ -217,7 +204,7 @@ void register_kernels(const char* name_space, const char* dispatch_key, const Ke
           std::string("open the namespace ") + name_space + " for kernels");
   for (int i = 0; i < count; ++i) {
     for (const char* overload : {"", kPlain}) {
-      const std::string name = std::string(kernels[i].signature->name) + overload;
+      const std::string name = name_of(*kernels[i].signature, overload);
       require(functions().aoti_torch_library_impl(library, name.c_str(), kernels[i].function),
               "add " + name);
     }

@@ -3,72 +3,74 @@
 #pragma once
 
 #include <string>
+#include <string_view>
 
 #include "../check.h"
 #include "stable_abi.h"
 
 namespace causal_conv1d::torch_abi {
 
-// An operator. kinds: T is Tensor, O is Tensor?, W and P are the same written, B is bool, I is int.
+// An operator: its schema as torch reads it, and how errors call it. An argument is a Tensor, with
+// ? one that may be None and with (a!) one that is written, or a bool or an int.
 struct Signature {
-  const char* name;
-  const char* caller;  // how errors call it
-  const char* kinds;
-  const char* arguments[12];
-  const char* returns;
+  struct Argument {
+    std::string_view type, name;
+  };
+
+  std::string_view schema, name;
+  const char* caller;
+  Argument arguments[12] = {};
+  int count = 0;
+
+  constexpr Signature(const char* error_name, std::string_view text)
+      : schema(text), name(text.substr(0, text.find('('))), caller(error_name) {
+    std::string_view rest = text.substr(name.size());
+    do {
+      rest.remove_prefix(rest[0] == '(' ? 1 : 2);  // after "(" or ", "
+      const size_t space = rest.find(' '), end = rest.find_first_of(",)", space);
+      arguments[count++] = {rest.substr(0, space), rest.substr(space + 1, end - space - 1)};
+      rest.remove_prefix(end);
+    } while (rest[0] == ',');
+  }
 };
 
 namespace schema {
 
-inline constexpr Signature kForward = {"forward",
-                                       "causal_conv1d_fn",
-                                       "TTOOOB",
-                                       {"x", "weight", "bias", "seq_idx", "initial_states", "silu"},
-                                       "Tensor"};
-inline constexpr Signature kForwardStates = {
-    "forward_states",
+inline constexpr Signature kForward(
     "causal_conv1d_fn",
-    "TTOOOB",
-    {"x", "weight", "bias", "seq_idx", "initial_states", "silu"},
-    "(Tensor out, Tensor final_states)"};
-inline constexpr Signature kForwardOut = {
-    "forward_out",
+    "forward(Tensor x, Tensor weight, Tensor? bias, "
+    "Tensor? seq_idx, Tensor? initial_states, bool silu) -> Tensor");
+inline constexpr Signature kForwardStates(
     "causal_conv1d_fn",
-    "TTOOOWPB",
-    {"x", "weight", "bias", "seq_idx", "initial_states", "out", "final_states_out", "silu"},
-    "()"};
+    "forward_states(Tensor x, Tensor weight, Tensor? bias, Tensor? seq_idx, "
+    "Tensor? initial_states, bool silu) -> (Tensor out, Tensor final_states)");
+inline constexpr Signature kForwardOut(
+    "causal_conv1d_fn",
+    "forward_out(Tensor x, Tensor weight, Tensor? bias, Tensor? seq_idx, Tensor? initial_states, "
+    "Tensor(a!) out, Tensor(b!)? final_states_out, bool silu) -> ()");
 // A gradient that is not needed is returned as a tensor of size 0.
-inline constexpr Signature kBackward = {
-    "backward",
+inline constexpr Signature kBackward(
     "causal_conv1d_bwd",
-    "TTOTOOOBBBB",
-    {"x", "weight", "bias", "dout", "seq_idx", "initial_states", "dfinal_states", "need_dweight",
-     "need_dbias", "need_dinitial_states", "silu"},
-    "(Tensor dx, Tensor dweight, Tensor dbias, Tensor dinitial_states)"};
-inline constexpr Signature kBackwardOut = {
-    "backward_out",
+    "backward(Tensor x, Tensor weight, Tensor? bias, Tensor dout, Tensor? seq_idx, "
+    "Tensor? initial_states, Tensor? dfinal_states, bool need_dweight, bool need_dbias, "
+    "bool need_dinitial_states, bool silu) -> "
+    "(Tensor dx, Tensor dweight, Tensor dbias, Tensor dinitial_states)");
+inline constexpr Signature kBackwardOut(
     "causal_conv1d_bwd",
-    "TTOTOOOWPPPB",
-    {"x", "weight", "bias", "dout", "seq_idx", "initial_states", "dfinal_states", "dx", "dweight",
-     "dbias", "dinitial_states", "silu"},
-    "()"};
-inline constexpr Signature kUpdate = {
-    "update",
+    "backward_out(Tensor x, Tensor weight, Tensor? bias, Tensor dout, Tensor? seq_idx, "
+    "Tensor? initial_states, Tensor? dfinal_states, Tensor(a!) dx, Tensor(b!)? dweight, "
+    "Tensor(c!)? dbias, Tensor(d!)? dinitial_states, bool silu) -> ()");
+inline constexpr Signature kUpdate("causal_conv1d_update",
+                                   "update(Tensor x, Tensor(a!) conv_state, Tensor weight, "
+                                   "Tensor? bias, bool silu, Tensor? cache_seqlens, "
+                                   "Tensor? conv_state_indices) -> Tensor");
+inline constexpr Signature kUpdateOut(
     "causal_conv1d_update",
-    "TWTOBOO",
-    {"x", "conv_state", "weight", "bias", "silu", "cache_seqlens", "conv_state_indices"},
-    "Tensor"};
-inline constexpr Signature kUpdateOut = {
-    "update_out",
-    "causal_conv1d_update",
-    "TWTOWBOO",
-    {"x", "conv_state", "weight", "bias", "out", "silu", "cache_seqlens", "conv_state_indices"},
-    "()"};
-inline constexpr Signature kVarlenStates = {"varlen_states",
-                                            "causal_conv1d_varlen_states",
-                                            "TTI",
-                                            {"x", "cu_seqlens", "state_len"},
-                                            "Tensor"};
+    "update_out(Tensor x, Tensor(a!) conv_state, Tensor weight, Tensor? bias, Tensor(b!) out, "
+    "bool silu, Tensor? cache_seqlens, Tensor? conv_state_indices) -> ()");
+inline constexpr Signature kVarlenStates(
+    "causal_conv1d_varlen_states",
+    "varlen_states(Tensor x, Tensor cu_seqlens, int state_len) -> Tensor");
 
 }  // namespace schema
 
@@ -124,7 +126,7 @@ class Arguments {
 
  private:
   void release();
-  void describe(const char* caller, const char* name, int i);
+  void describe(const Signature& signature, int i);
 
   TensorHandle handles_[12] = {};
   Tensor tensors_[12] = {};

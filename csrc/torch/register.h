@@ -11,7 +11,7 @@ extern "C" {
 CAUSAL_CONV1D_API causal_conv1d_status causal_conv1d_register_cpu(const char* name_space);
 CAUSAL_CONV1D_API causal_conv1d_status causal_conv1d_register_cuda(const char* name_space);
 
-// The operators' schemas, one a line, for causal_conv1d/_ctypes_ops.py.
+// The operators' schemas, one per line; Python asks for them, so that they stand in ops.h alone.
 CAUSAL_CONV1D_API const char* causal_conv1d_schemas(void);
 
 // The argument checks that open every operation, for causal_conv1d/_plain.py.

@@ -78,7 +78,7 @@ struct Cuda {
     }
     if (is_usable(8 * index + 4 * channel_last + dtype, device)) return false;
     python_error.clear();
-    const std::string name = python_namespace + "::python_" + signature.name;
+    const std::string name = python_namespace + "::python_" + std::string(signature.name);
     const Error failed = f.aoti_torch_call_dispatcher(name.c_str(), "", stack);
     if (!python_error.empty()) throw std::runtime_error(python_error);
     if (failed != 0) throw std::runtime_error(name + " failed");
