@@ -5,13 +5,28 @@ file wins.
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
+
 import selective_scan_cuda_oflex
 from selective_scan_cuda_oflex import bwd
 
 __all__ = ["bwd", "fwd"]
 
 
-def fwd(u, delta, A, B, C, D, delta_bias, delta_softplus, nrows, *rest):
+def fwd(
+    u: torch.Tensor,
+    delta: torch.Tensor,
+    A: torch.Tensor,
+    B: torch.Tensor,
+    C: torch.Tensor,
+    D: torch.Tensor | None,
+    delta_bias: torch.Tensor | None,
+    delta_softplus: bool,
+    nrows: Any,
+    *rest: Any,
+) -> list[torch.Tensor]:
     """[out, x]: see :func:`selective_scan_cuda_oflex.fwd`."""
     if rest:  # the mamba_yolo.py that goes round for Jetson gives nrows, backnrows, delta_softplus
         (delta_softplus,) = rest

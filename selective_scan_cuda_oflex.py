@@ -8,6 +8,8 @@ nothing here. A compiled extension beside this file wins.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from causal_conv1d.selective_scan import selective_scan_bwd, selective_scan_fwd
@@ -35,7 +37,18 @@ def _collect(grad, axis, repeats):
     return grad.unflatten(axis, (-1, repeats)).sum(axis + 1)
 
 
-def fwd(u, delta, A, B, C, D, delta_bias, delta_softplus, nrows, out_float=False):
+def fwd(
+    u: torch.Tensor,
+    delta: torch.Tensor,
+    A: torch.Tensor,
+    B: torch.Tensor,
+    C: torch.Tensor,
+    D: torch.Tensor | None,
+    delta_bias: torch.Tensor | None,
+    delta_softplus: bool,
+    nrows: int,
+    out_float: bool = False,
+) -> list[torch.Tensor]:
     """[out, x]. out is float32 with out_float, else of u's dtype."""
     repeats = _repeats(u, delta)
     delta, delta_bias = _spread(delta, 1, repeats), _spread(delta_bias, 0, repeats)
@@ -44,7 +57,19 @@ def fwd(u, delta, A, B, C, D, delta_bias, delta_softplus, nrows, out_float=False
     return [out, x]
 
 
-def bwd(u, delta, A, B, C, D, delta_bias, dout, x, delta_softplus, nrows):
+def bwd(
+    u: torch.Tensor,
+    delta: torch.Tensor,
+    A: torch.Tensor,
+    B: torch.Tensor,
+    C: torch.Tensor,
+    D: torch.Tensor | None,
+    delta_bias: torch.Tensor | None,
+    dout: torch.Tensor,
+    x: torch.Tensor | None,
+    delta_softplus: bool,
+    nrows: int,
+) -> list[Any]:
     """[du, ddelta, dA, dB, dC, dD, ddelta_bias]; the last two None without D and delta_bias.
 
     dout may be float32 whatever u is.

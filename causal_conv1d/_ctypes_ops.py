@@ -66,7 +66,7 @@ class Packer:
 
     def __call__(self, args) -> bytes:
         """The struct's bytes; RuntimeError for what the C function could not even be told."""
-        fields = []
+        fields: list[int] = []
         device = args[0].device
         for i, name in self.tensors:
             tensor = args[i]

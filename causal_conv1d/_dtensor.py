@@ -10,7 +10,9 @@ from ._when_imported import when_imported
 
 # The dimension of each tensor that is sharded with the batch, and with the channels. None: it is
 # whole on every device; "partial": it is to be summed over them.
-_BATCH = dict.fromkeys("x dout out dx initial_states dfinal_states final_states".split(), 0)
+_BATCH: dict[str, int | str] = dict.fromkeys(
+    "x dout out dx initial_states dfinal_states final_states".split(), 0
+)
 _BATCH |= dict.fromkeys("dinitial_states seq_idx conv_state cache_seqlens".split(), 0)
 _BATCH |= {"dweight": "partial", "dbias": "partial"}
 _CHANNELS = dict.fromkeys("x dout out dx initial_states dfinal_states final_states".split(), 1)

@@ -26,12 +26,12 @@ def _register() -> None:
     def update(x_shape, state_shape, weight_shape, *args, out_shape=None, **kwargs) -> int:
         return _of_convolution(x_shape, weight_shape)
 
-    formulas = {
-        forward: (ops.forward, ops.forward_states, ops.forward_out),
-        backward: (ops.backward, ops.backward_out),
-        update: (ops.update, ops.update_out),
-    }
-    for formula, packets in formulas.items():
+    formulas = (
+        (forward, (ops.forward, ops.forward_states, ops.forward_out)),
+        (backward, (ops.backward, ops.backward_out)),
+        (update, (ops.update, ops.update_out)),
+    )
+    for formula, packets in formulas:
         register_flop_formula([packet for packet in packets if packet not in flop_registry])(
             formula
         )

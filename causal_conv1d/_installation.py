@@ -27,10 +27,12 @@ def require_torch() -> None:
     except Exception as error:  # whatever a damaged installation raises
         if getattr(error, "name", None) != "torch":
             raise ImportError(f"causal_conv1d: importing torch failed: {error}") from error
-        torch = None
+        found = None
+    else:
+        found = torch
     # What pip leaves of a package may be a folder without a version.
-    version = getattr(torch, "__version__", None)
-    if version is None:
+    version = getattr(found, "__version__", None)
+    if found is None or version is None:
         raise ImportError(
             f"{NEEDS_TORCH}: install it yourself for {sys.executable}, on a Jetson the one for its "
             f"JetPack",
@@ -41,7 +43,7 @@ def require_torch() -> None:
     if numbers is None or tuple(map(int, numbers.groups())) < OLDEST_TORCH:
         raise ImportError(
             f"{NEEDS_TORCH}: install a newer one yourself than {version!r}, which is in "
-            f"{Path(torch.__file__).parent}",
+            f"{Path(str(found.__file__)).parent}",
             name="torch",
         )
 

@@ -13,6 +13,7 @@ import os
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -30,7 +31,7 @@ class Backend:
 
     name: str
     path: Path
-    library: ctypes.CDLL | None
+    library: Any  # a ctypes.CDLL, or None if there is a problem
     problem: str | None
     registration: str | None = None  # STABLE_ABI or CTYPES: by what its operators are registered
 
@@ -45,8 +46,8 @@ class Backend:
 class Loaded:
     """What a process has of this library, once: torch keeps operators for as long as it lives."""
 
-    cpu: Backend = None
-    cuda: Backend = None
+    cpu: Backend
+    cuda: Backend
     self_test: _self_test.SelfTest | None = None  # of the CUDA kernels
     schemas: dict[str, str] = field(default_factory=dict)
     # torch drops what a Library object registered with the object.
@@ -70,7 +71,7 @@ def _may_use_stable_abi() -> bool:
     wanted = os.environ.get("CAUSAL_CONV1D_REGISTRATION") or "auto"
     if wanted not in ("auto", "ctypes"):
         raise ImportError(f"CAUSAL_CONV1D_REGISTRATION={wanted}: give auto or ctypes")
-    return wanted == "auto" and torch.__version__ >= (2, 9)
+    return wanted == "auto" and torch.__version__ >= "2.9"
 
 
 def _path(name: str) -> Path:
@@ -193,8 +194,7 @@ def _register_cuda(loaded: Loaded) -> None:
 
 
 def _load_all() -> Loaded:
-    loaded = Loaded()
-    loaded.cpu = _load_cpu()
+    loaded = Loaded(_load_cpu(), _load_cuda())
     library = loaded.cpu.library
     loaded.schemas = _ctypes_ops.schemas(library)
     if loaded.cpu.registration == CTYPES:
@@ -203,7 +203,6 @@ def _load_all() -> Loaded:
         operations = _ctypes_ops.cpu_operations(library)
         check = _ctypes_ops.varlen_sizes_check(library)
         loaded.register(_with_plain(_operators.over(operations, check)), "CPU")
-    loaded.cuda = _load_cuda()
     if loaded.cuda.problem is None:
         _register_cuda(loaded)
     elif torch.version.cuda is not None:

@@ -21,13 +21,14 @@ class _Finder(importlib.abc.MetaPathFinder):
         spec = importlib.util.find_spec(name)
         if spec is None or spec.loader is None:
             return spec
-        run, call = spec.loader.exec_module, self.call
+        loader, call = spec.loader, self.call
+        run = loader.exec_module
 
         def run_and_call(module):
             run(module)
             call()
 
-        spec.loader.exec_module = run_and_call
+        loader.exec_module = run_and_call
         return spec
 
 

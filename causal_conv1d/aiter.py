@@ -14,16 +14,23 @@ import argparse
 import statistics
 import sys
 import time
+from collections.abc import Callable, Sequence
 
 import torch
 
 from .cpp_functions import write_forward
-from .reference import causal_conv1d_ref
+from .reference import TOLERANCE, causal_conv1d_ref
 
 __all__ = ["causal_conv1d_fwd"]
 
 
-def causal_conv1d_fwd(out, x, weight, bias, use_silu):
+def causal_conv1d_fwd(
+    out: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    use_silu: bool,
+) -> None:
     """Writes the causal convolution of x to out.
 
     Args:
@@ -48,11 +55,7 @@ def causal_conv1d_fwd(out, x, weight, bias, use_silu):
     write_forward(x, weight, bias, None, None, out, None, bool(use_silu))
 
 
-# Relative errors in the 2-norm: a few roundings of float32, one rounding of the 16-bit types.
-TOLERANCE = {torch.float32: 1e-6, torch.float16: 3e-4, torch.bfloat16: 2.5e-3}
-
-
-def _time(function, device) -> float:
+def _time(function: Callable, device: torch.device) -> float:
     """The median time of a call in seconds, from the host's clock."""
     times = []
     for _ in range(30):
@@ -66,7 +69,7 @@ def _time(function, device) -> float:
     return statistics.median(times[10:])
 
 
-def main(arguments=None) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m causal_conv1d.aiter", description="Error and time of causal_conv1d_fwd."
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, Literal, overload
+
 import torch
 
 from . import (
@@ -38,13 +40,11 @@ class CausalConv1dFn:
     """Upstream's name for :func:`causal_conv1d_fn`, called as a ``torch.autograd.Function`` is."""
 
     @staticmethod
-    def apply(*args):
+    def apply(*args: Any) -> Any:
         return causal_conv1d_fn(*args)
 
 
-def _legacy_form(
-    bias, seq_idx, initial_states, return_final_states, final_states_out, activation
-) -> tuple:
+def _legacy_form(bias, seq_idx, initial_states, return_final_states, final_states_out, activation):
     """Arguments of a call in an older positional form, in today's places.
 
     Besides upstream's own forms before 1.2, whose activation was the 4th or 5th argument, there is
@@ -73,16 +73,50 @@ def _legacy_form(
     return seq_idx, initial_states, return_final_states, final_states_out, activation, buffer
 
 
+@overload
 def causal_conv1d_fn(
-    x,
-    weight,
-    bias=None,
-    seq_idx=None,
-    initial_states=None,
-    return_final_states=False,
-    final_states_out=None,
-    activation=None,
-):
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    seq_idx: torch.Tensor | None = None,
+    initial_states: torch.Tensor | None = None,
+    return_final_states: Literal[False] = False,
+    final_states_out: torch.Tensor | None = None,
+    activation: str | None = None,
+) -> torch.Tensor: ...
+@overload
+def causal_conv1d_fn(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    seq_idx: torch.Tensor | None = None,
+    initial_states: torch.Tensor | None = None,
+    *,
+    return_final_states: Literal[True],
+    final_states_out: torch.Tensor | None = None,
+    activation: str | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]: ...
+@overload
+def causal_conv1d_fn(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    seq_idx: torch.Tensor | None = None,
+    initial_states: torch.Tensor | None = None,
+    return_final_states: bool = False,
+    final_states_out: torch.Tensor | None = None,
+    activation: str | None = None,
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]: ...
+def causal_conv1d_fn(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    seq_idx: torch.Tensor | None = None,
+    initial_states: torch.Tensor | None = None,
+    return_final_states: bool = False,
+    final_states_out: torch.Tensor | None = None,
+    activation: str | None = None,
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """Depthwise causal 1-D convolution, optionally followed by SiLU; differentiable.
 
     .. code-block:: text
@@ -156,10 +190,15 @@ def causal_conv1d_fn(
             or (initial_states is not None and initial_states.requires_grad)
             or (states_out is not None and states_out.requires_grad)
         ):
-            if states_out is not None and _share_memory(states_out, initial_states):
+            if (
+                states_out is not None
+                and initial_states is not None
+                and _share_memory(states_out, initial_states)
+            ):
                 initial_states = initial_states.clone()  # the backward needs what was in it
             operator = _forward_states if with_states else _forward
-            found = Forward.apply(operator, x, weight, bias, seq_idx, initial_states, silu)
+            args = (operator, x, weight, bias, seq_idx, initial_states, silu)
+            found = Forward.apply(*args)  # type: ignore[attr-defined]
             if states_out is not None:
                 found = found[0], _write_states(states_out, found[1], x)
         elif states_out is not None:
@@ -180,9 +219,7 @@ def _check_fn_tensors(x, weight, bias, seq_idx, initial_states, final_states_out
     check_tensors("causal_conv1d_fn", {"x": x, "weight": weight}, optional)
 
 
-def _share_memory(a, b) -> bool:
-    if b is None:
-        return False
+def _share_memory(a: torch.Tensor, b: torch.Tensor) -> bool:
     return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
 
 
@@ -212,14 +249,14 @@ def _traced(x, weight, bias, seq_idx, initial_states, with_states, states_out, s
 
 
 def causal_conv1d_update(
-    x,
-    conv_state,
-    weight,
-    bias=None,
-    activation=None,
-    cache_seqlens=None,
-    conv_state_indices=None,
-):
+    x: torch.Tensor,
+    conv_state: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    activation: str | None = None,
+    cache_seqlens: torch.Tensor | None = None,
+    conv_state_indices: torch.Tensor | None = None,
+) -> torch.Tensor:
     """The convolution of new tokens that follow a running state, which takes them in.
 
     Bitwise equal to :func:`causal_conv1d_fn` on the whole sequence. It has no derivative: a
@@ -261,7 +298,7 @@ def causal_conv1d_update(
                     refuse_to_write("causal_conv1d_update", conv_state=conv_state)
                 return update_of_graph(_update, *args)
             if x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad):
-                return Update.apply(_update, *args)
+                return Update.apply(_update, *args)  # type: ignore[attr-defined]
         return _update(*args)
     except Exception:
         _check_update_tensors(x, conv_state, weight, bias, cache_seqlens, conv_state_indices)

@@ -15,7 +15,9 @@ __all__ = ["causal_conv1d_varlen_states", "causal_conv1d_varlen_states_ref"]
 _varlen_states = _ops.varlen_states
 
 
-def causal_conv1d_varlen_states(x, cu_seqlens, state_len):
+def causal_conv1d_varlen_states(
+    x: torch.Tensor, cu_seqlens: torch.Tensor, state_len: int
+) -> torch.Tensor:
     """The last ``state_len`` inputs of each packed sequence, zero-padded in front; differentiable.
 
     Args:

@@ -20,7 +20,16 @@ __all__ = [
 ]
 
 
-def write_forward(x, weight, bias, seq_idx, initial_states, out, final_states_out, silu):
+def write_forward(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    seq_idx: torch.Tensor | None,
+    initial_states: torch.Tensor | None,
+    out: torch.Tensor,
+    final_states_out: torch.Tensor | None,
+    silu: bool,
+) -> None:
     """Writes out, and final_states_out if given."""
     refuse_to_write("causal_conv1d_fn", out=out, final_states_out=final_states_out)
     operator = _ops.forward_out
@@ -30,8 +39,14 @@ def write_forward(x, weight, bias, seq_idx, initial_states, out, final_states_ou
 
 
 def causal_conv1d_fwd_function(
-    x, weight, bias, seq_idx, initial_states, final_states_out, silu_activation
-):
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    seq_idx: torch.Tensor | None,
+    initial_states: torch.Tensor | None,
+    final_states_out: torch.Tensor | None,
+    silu_activation: bool,
+) -> torch.Tensor:
     """out of :func:`causal_conv1d.causal_conv1d_fn`; final_states_out, if given, is written."""
     if final_states_out is None:
         operator = _ops.forward
@@ -44,17 +59,17 @@ def causal_conv1d_fwd_function(
 
 
 def causal_conv1d_bwd_function(
-    x,
-    weight,
-    bias,
-    dout,
-    seq_idx,
-    initial_states,
-    dfinal_states,
-    dx,
-    return_dinitial_states,
-    silu_activation,
-):
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    dout: torch.Tensor,
+    seq_idx: torch.Tensor | None,
+    initial_states: torch.Tensor | None,
+    dfinal_states: torch.Tensor | None,
+    dx: torch.Tensor | None,
+    return_dinitial_states: bool,
+    silu_activation: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
     """Gradients (dx, dweight, dbias, dinitial_states) in the dtypes of their tensors.
 
     dx, if given, is written in place, whatever its strides, and returned. dbias is None without
@@ -75,19 +90,19 @@ def causal_conv1d_bwd_function(
 
 
 def write_backward(
-    x,
-    weight,
-    bias,
-    dout,
-    seq_idx,
-    initial_states,
-    dfinal_states,
-    dx,
-    dweight,
-    dbias,
-    dinitial_states,
-    silu,
-):
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    dout: torch.Tensor,
+    seq_idx: torch.Tensor | None,
+    initial_states: torch.Tensor | None,
+    dfinal_states: torch.Tensor | None,
+    dx: torch.Tensor,
+    dweight: torch.Tensor | None,
+    dbias: torch.Tensor | None,
+    dinitial_states: torch.Tensor | None,
+    silu: bool,
+) -> None:
     """Writes the gradients that are given."""
     written = {"dx": dx, "dweight": dweight, "dbias": dbias, "dinitial_states": dinitial_states}
     refuse_to_write("causal_conv1d_bwd", **written)
@@ -96,15 +111,30 @@ def write_backward(
 
 
 def causal_conv1d_update_function(
-    x, conv_state, weight, bias, silu_activation, cache_seqlens, conv_state_indices
-):
+    x: torch.Tensor,
+    conv_state: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    silu_activation: bool,
+    cache_seqlens: torch.Tensor | None,
+    conv_state_indices: torch.Tensor | None,
+) -> torch.Tensor:
     """out of :func:`causal_conv1d.causal_conv1d_update`; conv_state is changed in place."""
     refuse_to_write("causal_conv1d_update", conv_state=conv_state)
     args = (x, conv_state, weight, bias, silu_activation, cache_seqlens, conv_state_indices)
     return call_without_grad(_ops.update, *args)
 
 
-def write_update(x, conv_state, weight, bias, out, silu, cache_seqlens, conv_state_indices):
+def write_update(
+    x: torch.Tensor,
+    conv_state: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    out: torch.Tensor,
+    silu: bool,
+    cache_seqlens: torch.Tensor | None,
+    conv_state_indices: torch.Tensor | None,
+) -> None:
     """Writes out; conv_state is changed in place."""
     refuse_to_write("causal_conv1d_update", conv_state=conv_state, out=out)
     args = (x, conv_state, weight, bias, out, silu, cache_seqlens, conv_state_indices)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+from collections.abc import Iterator
 
-_domain = contextvars.ContextVar("domain of CausalConvWithState", default=None)
+_domain: contextvars.ContextVar[str | None] = contextvars.ContextVar(
+    "domain of CausalConvWithState", default=None
+)
 
 
 @contextlib.contextmanager
-def causal_conv_nodes(domain="causal_conv1d"):
+def causal_conv_nodes(domain: str = "causal_conv1d") -> Iterator[None]:
     """Within it ``torch.onnx.export`` gives a convolution as one node, CausalConvWithState.
 
     Without it the convolution becomes nodes of ONNX that any runtime has. They stay where the node

@@ -9,32 +9,35 @@ act is the identity or silu(z) = z * sigmoid(z). Everything is computed in the w
 arguments, float32 at least; float64 arguments therefore give float64 results.
 """
 
+from __future__ import annotations
+
 import functools
+from typing import Any
 
 import torch
 
+from ._arguments import is_silu
 
-def _is_silu(activation):
-    if activation not in (None, "silu", "swish"):
-        raise NotImplementedError("activation must be None, silu, or swish")
-    return activation is not None
+# Relative errors of the kernels in the 2-norm: a few roundings of float32, one rounding of the
+# 16-bit types.
+TOLERANCE = {torch.float32: 1e-6, torch.float16: 3e-4, torch.bfloat16: 2.5e-3}
 
 
-def _compute_dtype(*tensors):
+def _compute_dtype(*tensors: torch.Tensor | None) -> torch.dtype:
     dtypes = [tensor.dtype for tensor in tensors if tensor is not None]
     return functools.reduce(torch.promote_types, dtypes, torch.float32)
 
 
 def causal_conv1d_ref(
-    x,
-    weight,
-    bias=None,
-    initial_states=None,
-    return_final_states=False,
-    final_states_out=None,
-    activation=None,
-    seq_idx=None,
-):
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    initial_states: torch.Tensor | None = None,
+    return_final_states: bool = False,
+    final_states_out: torch.Tensor | None = None,
+    activation: str | None = None,
+    seq_idx: torch.Tensor | None = None,
+) -> Any:
     """Causal depthwise convolution over the last dimension of x.
 
     With ``seq_idx``, several sequences share a row: a tap at s counts for t only if id(s) == id(t),
@@ -63,7 +66,7 @@ def causal_conv1d_ref(
         out (batch, dim, seqlen) in x's dtype; with return_final_states also the final states
         (batch, dim, width - 1), in x's dtype unless final_states_out says otherwise.
     """
-    silu = _is_silu(activation)
+    silu = is_silu(activation)
     batch, dim, seqlen = x.shape
     width = weight.shape[1]
     dtype = _compute_dtype(x, weight, bias, initial_states)
@@ -102,7 +105,7 @@ def causal_conv1d_ref(
     return out, final_states
 
 
-def _final_states(padded, seq_idx, width):
+def _final_states(padded: torch.Tensor, seq_idx: torch.Tensor, width: int) -> torch.Tensor:
     """The last width - 1 of the inputs x~ (from s = -(width-1) on) that padding leaves."""
     batch, dim = padded.shape[:2]
     is_real = seq_idx >= 0
@@ -116,14 +119,14 @@ def _final_states(padded, seq_idx, width):
 
 
 def causal_conv1d_update_ref(
-    x,
-    conv_state,
-    weight,
-    bias=None,
-    activation=None,
-    cache_seqlens=None,
-    conv_state_indices=None,
-):
+    x: torch.Tensor,
+    conv_state: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    activation: str | None = None,
+    cache_seqlens: torch.Tensor | None = None,
+    conv_state_indices: torch.Tensor | None = None,
+) -> torch.Tensor:
     """One or more tokens appended to a running state, which changes in place.
 
     Without ``cache_seqlens`` the state holds the last S inputs, oldest first: it shifts left by
@@ -149,7 +152,7 @@ def causal_conv1d_update_ref(
     Returns:
         out, of x's shape and dtype.
     """
-    _is_silu(activation)
+    is_silu(activation)
     tokens = x[:, :, None] if x.dim() == 2 else x
     batch, dim, seqlen = tokens.shape
     width, (rows, _, state_len) = weight.shape[1], conv_state.shape
@@ -196,12 +199,14 @@ def causal_conv1d_update_ref(
     return out.reshape(x.shape)
 
 
-def _take(values, index):
+def _take(values: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     """values (batch, dim, S) at the positions (batch, S) of their last dimension."""
     return values.gather(2, index[:, None, :].expand(values.shape))
 
 
-def causal_conv1d_varlen_states_ref(x, cu_seqlens, state_len):
+def causal_conv1d_varlen_states_ref(
+    x: torch.Tensor, cu_seqlens: torch.Tensor, state_len: int
+) -> torch.Tensor:
     """The last state_len inputs of each of several sequences packed one after the other.
 
     states[i,d,j] = x[cu_seqlens[i+1] - state_len + j, d], or 0 where that lies before cu_seqlens[i]

@@ -22,6 +22,10 @@ Works with CPU tensors as well.
 
 from __future__ import annotations
 
+from typing import Any, NoReturn
+
+import torch
+
 from causal_conv1d.cpp_functions import (
     causal_conv1d_bwd_function,
     causal_conv1d_fwd_function,
@@ -34,11 +38,11 @@ from causal_conv1d.cpp_functions import (
 __all__ = ["causal_conv1d_bwd", "causal_conv1d_fwd", "causal_conv1d_update"]
 
 
-def _refuse(name, arities, args):
+def _refuse(name: str, arities: str, args: tuple) -> NoReturn:
     raise TypeError(f"{name}() takes {arities} positional arguments but {len(args)} were given")
 
 
-def causal_conv1d_fwd(*args):
+def causal_conv1d_fwd(*args: Any) -> torch.Tensor | None:
     """Forward; see the module's table of argument lists."""
     if len(args) == 8:
         x, weight, bias, seq_idx, initial_states, out, final_states_out, silu = args
@@ -55,10 +59,11 @@ def causal_conv1d_fwd(*args):
     _refuse("causal_conv1d_fwd", "4, 5, 7 or 8", args)
 
 
-def causal_conv1d_bwd(*args):
+def causal_conv1d_bwd(*args: Any) -> list[torch.Tensor | None] | None:
     """Backward; see the module's table of argument lists."""
     if len(args) == 12:
-        return _accumulate_bwd(*args)
+        _accumulate_bwd(*args)
+        return None
     if len(args) == 10:
         return list(causal_conv1d_bwd_function(*args))
     if len(args) == 7:
@@ -73,42 +78,16 @@ def causal_conv1d_bwd(*args):
     )
 
 
-def _accumulate_bwd(
-    x,
-    weight,
-    bias,
-    dout,
-    seq_idx,
-    initial_states,
-    dfinal_states,
-    dx,
-    dweight,
-    dbias,
-    dinitial_states,
-    silu,
-):
+def _accumulate_bwd(*args: Any) -> None:
+    sums = [tensor for tensor in args[8:10] if tensor is not None]  # dweight and dbias
+    before = [tensor.detach().clone() for tensor in sums]
     # The operator writes them, and so checks them like all others, before anything is written.
-    before = [None if tensor is None else tensor.detach().clone() for tensor in (dweight, dbias)]
-    write_backward(
-        x,
-        weight,
-        bias,
-        dout,
-        seq_idx,
-        initial_states,
-        dfinal_states,
-        dx,
-        dweight,
-        dbias,
-        dinitial_states,
-        silu,
-    )
-    dweight.add_(before[0])
-    if dbias is not None:
-        dbias.add_(before[1])
+    write_backward(*args)
+    for tensor, old in zip(sums, before, strict=True):
+        tensor.add_(old)
 
 
-def causal_conv1d_update(*args):
+def causal_conv1d_update(*args: Any) -> torch.Tensor | None:
     """Update; see the module's table of argument lists."""
     if len(args) == 8:
         x, conv_state, weight, bias, out, silu, cache_seqlens, conv_state_indices = args

@@ -25,22 +25,22 @@ class Inputs:
     delta_softplus: bool
 
     @property
-    def groups(self):
+    def groups(self) -> int:
         """Of B and C; 1 if both are constant."""
         return max(tensor.shape[1] if tensor.dim() == 4 else 1 for tensor in (self.B, self.C))
 
     @property
-    def real_dtype(self):
+    def real_dtype(self) -> torch.dtype:
         """Of the arithmetic."""
         return torch.float64 if self.u.dtype == torch.float64 else torch.float32
 
     @property
-    def dtype(self):
+    def dtype(self) -> torch.dtype:
         """Of the states."""
         return self.real_dtype.to_complex() if self.A.is_complex() else self.real_dtype
 
     @property
-    def x_shape(self):
+    def x_shape(self) -> tuple[int, ...]:
         chunks = -(-self.u.shape[2] // CHUNK)
         return (*self.u.shape[:2], chunks, 2 * self.A.shape[1])
 
@@ -60,7 +60,9 @@ class Grads:
     out_z: torch.Tensor | None
 
 
-def check(name, inputs, dout=None, dz=None):
+def check(
+    name: str, inputs: Inputs, dout: torch.Tensor | None = None, dz: torch.Tensor | None = None
+) -> None:
     """Raises ValueError, naming the argument, for shapes, devices and types that do not fit."""
     u, A = inputs.u, inputs.A
     if u.dim() != 3:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import torch
 
@@ -30,7 +31,18 @@ def _backend(inputs):
 
 
 @torch.no_grad()
-def selective_scan_fwd(u, delta, A, B, C, D, z, delta_bias, delta_softplus, out_dtype=None):
+def selective_scan_fwd(
+    u: torch.Tensor,
+    delta: torch.Tensor,
+    A: torch.Tensor,
+    B: torch.Tensor,
+    C: torch.Tensor,
+    D: torch.Tensor | None,
+    z: torch.Tensor | None,
+    delta_bias: torch.Tensor | None,
+    delta_softplus: bool,
+    out_dtype: torch.dtype | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """Returns (out, x, out_z); out_z is None without z.
 
     u, delta, z: (batch, dim, seqlen), any strides. A: (dim, dstate), real or complex. B, C:
@@ -53,8 +65,20 @@ def selective_scan_fwd(u, delta, A, B, C, D, z, delta_bias, delta_softplus, out_
 
 @torch.no_grad()
 def selective_scan_bwd(
-    u, delta, A, B, C, D, z, delta_bias, dout, x, dz, delta_softplus, recompute_out_z
-):
+    u: torch.Tensor,
+    delta: torch.Tensor,
+    A: torch.Tensor,
+    B: torch.Tensor,
+    C: torch.Tensor,
+    D: torch.Tensor | None,
+    z: torch.Tensor | None,
+    delta_bias: torch.Tensor | None,
+    dout: torch.Tensor,
+    x: torch.Tensor | None,
+    dz: torch.Tensor | None,
+    delta_softplus: bool,
+    recompute_out_z: bool,
+) -> tuple[torch.Tensor | None, ...]:
     """Returns (du, ddelta, dA, dB, dC, dD, ddelta_bias, dz, out_z), None where absent.
 
     dout is the gradient of out_z, of out without z. x is the forward's, or None: then its states
@@ -68,7 +92,7 @@ def selective_scan_bwd(
     if x is not None and x.shape != inputs.x_shape:
         raise ValueError(f"selective_scan bwd: x must be {inputs.x_shape}, got {tuple(x.shape)}")
 
-    def zeros(tensor):
+    def zeros(tensor: Any) -> Any:
         if tensor is None:
             return None
         dtype = inputs.real_dtype.to_complex() if tensor.is_complex() else inputs.real_dtype
@@ -78,19 +102,29 @@ def selective_scan_bwd(
         dz = None
     elif dz is None:
         dz = torch.empty_like(z)
-    params = (A, B, C, D, delta_bias)
     grads = Grads(
         torch.empty_like(u),
         torch.empty_like(delta),
-        *map(zeros, params),
+        zeros(A),
+        zeros(B),
+        zeros(C),
+        zeros(D),
+        zeros(delta_bias),
         dz,
         torch.empty_like(z) if z is not None and recompute_out_z else None,
     )
     if u.numel() > 0:
         _backend(inputs)[1](inputs, dout, x, grads)
-    sums = (grads.dA, grads.dB, grads.dC, grads.dD, grads.ddelta_bias)
-    sums = (
-        None if tensor is None else total.to(tensor.dtype)
-        for total, tensor in zip(sums, params, strict=True)
+    return (
+        grads.du,
+        grads.ddelta,
+        grads.dA.to(A.dtype),
+        grads.dB.to(B.dtype),
+        grads.dC.to(C.dtype),
+        None if grads.dD is None or D is None else grads.dD.to(D.dtype),
+        None
+        if grads.ddelta_bias is None or delta_bias is None
+        else grads.ddelta_bias.to(delta_bias.dtype),
+        grads.dz,
+        grads.out_z,
     )
-    return (grads.du, grads.ddelta, *sums, grads.dz, grads.out_z)
