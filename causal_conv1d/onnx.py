@@ -6,6 +6,8 @@ import contextlib
 import contextvars
 from collections.abc import Iterator
 
+__all__ = ["causal_conv_nodes"]
+
 _domain: contextvars.ContextVar[str | None] = contextvars.ContextVar(
     "domain of CausalConvWithState", default=None
 )

@@ -18,6 +18,13 @@ import torch
 
 from ._arguments import is_silu
 
+__all__ = [
+    "TOLERANCE",
+    "causal_conv1d_ref",
+    "causal_conv1d_update_ref",
+    "causal_conv1d_varlen_states_ref",
+]
+
 # Relative errors of the kernels in the 2-norm: a few roundings of float32, one rounding of the
 # 16-bit types.
 TOLERANCE = {torch.float32: 1e-6, torch.float16: 3e-4, torch.bfloat16: 2.5e-3}

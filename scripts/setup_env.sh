@@ -2,7 +2,7 @@
 #
 #   find_python             sets PYTHON: the python3 on PATH if it has torch and takes packages,
 #                           else that of .venv, which it makes (with torch: TORCH, below)
-#   install_packages P...   what is missing of these, by pip
+#   install_packages P...   what is missing of these, by pip, in the version of scripts/dev/pinned.txt
 #   ensure_compiler         a C++ compiler and CMake
 #   ensure_googletest       GoogleTest
 #   ensure_onnxruntime_headers  exports CAUSAL_CONV1D_ONNXRUNTIME_INCLUDE, the folder of ONNX Runtime's
@@ -87,9 +87,12 @@ install_packages() {
   local missing
   missing=$(
     "$PYTHON" - "$@" <<'PYTHON'
-import re, sys
+import sys
 from importlib.metadata import PackageNotFoundError, version
+with open("scripts/dev/pinned.txt") as file:
+    pinned = {line.partition("==")[0]: line.strip() for line in file}
 for requirement in sys.argv[1:]:
+    requirement = pinned.get(requirement, requirement)
     name, _, wanted = requirement.partition("==")
     try:
         if wanted in ("", version(name)):

@@ -8,16 +8,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 find_python
 
-say "format and lint"
-# In a folder of their own: their versions are pinned, and the environment may have others.
-tools=$PWD/build/tools
-if ! [ -x "$tools/bin/ruff" ] || ! [ -x "$tools/bin/clang-format" ]; then
-  "$PYTHON" -m pip install -q --target "$tools" ruff==0.17.5 clang-format==18.1.8
-fi
-"$tools/bin/ruff" check .
-"$tools/bin/ruff" format --check .
-find csrc tests/cpp docs/examples -name '*.[ch]' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.inl' |
-  xargs env PYTHONPATH="$tools" "$tools/bin/clang-format" --dry-run -Werror
+say "format, lint and types"
+bash scripts/dev/lint.sh
 
 install_library
 install_packages pytest pytest-xdist hypothesis numpy onnx onnxruntime onnxscript

@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.metadata
+import importlib.resources
 import inspect
 import os
 import subprocess
@@ -14,10 +15,19 @@ from helpers import LAYOUTS, assert_close, lay_out, make_case, randn
 from tolerances import OUT
 
 import causal_conv1d
+import causal_conv1d_cuda
 from causal_conv1d import causal_conv1d_fn, causal_conv1d_update
 from causal_conv1d.causal_conv1d_interface import CausalConv1dFn
 from causal_conv1d.reference import causal_conv1d_ref
 
+INSIDE = "causal_conv1d_interface causal_conv1d_varlen cpp_functions aiter onnx reference".split()
+TYPED = [
+    "causal_conv1d",
+    "causal_conv1d.selective_scan",
+    *(f"causal_conv1d.{name}" for name in INSIDE),
+    "causal_conv1d_cuda",
+    *(f"selective_scan_cuda{end}" for end in ("", "_core", "_ndstate", "_nrow", "_oflex")),
+]
 INTERFACE = (
     "CausalConv1dFn",
     "causal_conv1d_fn",
@@ -89,6 +99,24 @@ def test_signature_of_varlen_states_is_upstreams(name):
 @pytest.mark.parametrize("name", NAMES["causal_conv1d"][:3])
 def test_public_functions_are_documented(name):
     assert len(getattr(causal_conv1d, name).__doc__.splitlines()) > 3
+
+
+@pytest.mark.parametrize("module", TYPED)
+def test_public_functions_are_annotated(module):
+    found = importlib.import_module(module)
+    for name in found.__all__:
+        function = getattr(found, name)
+        if not inspect.isfunction(function):
+            continue
+        signature = inspect.signature(function)
+        annotations = [p.annotation for p in signature.parameters.values()]
+        annotations.append(signature.return_annotation)
+        assert inspect.Signature.empty not in annotations, name
+
+
+def test_the_package_says_that_it_has_types():
+    for package in (causal_conv1d, causal_conv1d_cuda):
+        assert importlib.resources.files(package).joinpath("py.typed").is_file()
 
 
 @pytest.mark.parametrize("distribution", ("causal_conv1d", "causal-conv1d"))

@@ -44,6 +44,7 @@ def build(folder, source=SOURCE, options=HARDENED, name="cpu", tag=f"py3-none-li
     subprocess.run(command, input=source, text=True, check=True, cwd="/")
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.write(library, f"causal_conv1d/libcausal_conv1d_{name}.so")
+        archive.writestr("causal_conv1d/py.typed", "")
     return wheel
 
 
@@ -83,6 +84,16 @@ def test_a_good_wheel(make, check_wheel, capsys):
     assert check_wheel.main([str(wheel)]) == 0
     said = capsys.readouterr()
     assert said.err == "" and said.out.splitlines()[-1] == f"{wheel.name}: right"
+
+
+def test_a_wheel_without_its_types(make, errors):
+    wheel = make()
+    with zipfile.ZipFile(wheel) as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for name in files.keys() - {"causal_conv1d/py.typed"}:
+            archive.writestr(name, files[name])
+    assert errors(wheel) == ["error: there is no causal_conv1d/py.typed"]
 
 
 NAME = f"causal_conv1d-1.0-py3-none-linux_{MACHINE}.whl"

@@ -217,7 +217,8 @@ def main(arguments) -> int:
     limit = SMALL
     with tempfile.TemporaryDirectory() as folder:
         with wheel_files.opened(wheel) as archive:
-            names = [name for name in archive.namelist() if ".so" in Path(name).suffixes]
+            files = archive.namelist()
+            names = [name for name in files if ".so" in Path(name).suffixes]
             libraries = [Path(archive.extract(name, folder)) for name in names]
         for library in libraries:
             problems += problems_of(library, tag[2], options.cuobjdump)
@@ -226,8 +227,9 @@ def main(arguments) -> int:
         oldest = manylinux_tag(libraries)
         if tag[1] not in ("linux", oldest):
             problems.append(f"the tag is {platform}, but the libraries allow {oldest}_{tag[2]}")
-    for name in sorted(wanted - {library.name for library in libraries}):
-        problems.append(f"there is no {name}")
+    missing = wanted - {library.name for library in libraries}
+    missing |= {"causal_conv1d/py.typed"} - set(files)  # type checkers look for it
+    problems += [f"there is no {name}" for name in sorted(missing)]
     if size > limit:
         problems.append(f"the wheel is larger than {limit:,} bytes")
     for problem in problems:
