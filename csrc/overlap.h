@@ -5,16 +5,11 @@
 #include <cstdint>
 
 #include "causal_conv1d.h"
+#include "element_size.h"
 
 namespace causal_conv1d {
 
 enum class Overlap { kNone, kFound, kUndecided };
-
-// In bytes; 0 for a type that the kernels do not take.
-inline int64_t element_size(int32_t dtype) {
-  constexpr char kSizes[] = {4, 2, 2, 8, 4, 8};  // in the order of causal_conv1d_dtype
-  return dtype >= 0 && dtype < static_cast<int32_t>(sizeof kSizes) ? kSizes[dtype] : 0;
-}
 
 // Tensors here have elements, and a span for each dimension, (size - 1) * stride, below kMostSpan.
 // Their data is aligned to the size of an element.

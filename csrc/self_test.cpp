@@ -5,14 +5,12 @@
 #include <cstring>
 #include <limits>
 
+#include "element_size.h"
+
 namespace causal_conv1d {
 namespace {
 
 constexpr int32_t kBounds[] = {0, 2, 24};  // cu_seqlens
-
-int64_t element_size(int dtype) {
-  return dtype == CAUSAL_CONV1D_FLOAT64 ? 8 : dtype == CAUSAL_CONV1D_FLOAT32 ? 4 : 2;
-}
 
 // Of errors, relative to the largest value expected: far above what rounding gives and far below
 // what a wrong kernel does.

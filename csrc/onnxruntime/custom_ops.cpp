@@ -15,8 +15,11 @@
 #include <vector>
 
 #include "causal_conv1d.h"
+#include "element_size.h"
 
 namespace {
+
+using causal_conv1d::element_size;
 
 // Of ONNX Runtime 1.17, the first whose threads a custom operator can use; later ones have it too.
 constexpr uint32_t kApiVersion = 17;
@@ -275,14 +278,10 @@ bool is_update(const causal_conv1d_forward_params& p) {
          p.weight.sizes[1] > 1;
 }
 
-int64_t element_size(const causal_conv1d_tensor& t) {
-  return t.dtype == CAUSAL_CONV1D_FLOAT32 ? 4 : 2;
-}
-
 causal_conv1d_status run_part(const causal_conv1d_forward_params& p) {
   if (!is_update(p)) return causal_conv1d_cpu_forward(&p, 1);
   const causal_conv1d_tensor &from = p.initial_states, &to = p.final_states_out;
-  const int64_t size = element_size(to), bytes = to.strides[0] * size;
+  const int64_t size = element_size(to.dtype), bytes = to.strides[0] * size;
   for (int64_t b = 0; b < to.sizes[0]; ++b) {
     std::memcpy(static_cast<char*>(to.data) + b * bytes,
                 static_cast<const char*>(from.data) + b * bytes,
@@ -342,7 +341,7 @@ class Parts {
 
   static void narrow(causal_conv1d_tensor& t, int dimension, int64_t start, int64_t count) {
     if (t.ndim == 0) return;
-    t.data = static_cast<char*>(t.data) + start * t.strides[dimension] * element_size(t);
+    t.data = static_cast<char*>(t.data) + start * t.strides[dimension] * element_size(t.dtype);
     t.sizes[dimension] = std::min(count, t.sizes[dimension] - start);
   }
 

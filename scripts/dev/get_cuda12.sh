@@ -11,24 +11,13 @@ set -euo pipefail
 [ $# = 1 ] || { sed -n '2,9s/^# \{0,1\}//p' "$0"; exit 2; }
 mkdir -p "$1"
 folder=$(realpath "$1")
-keyring=/usr/share/keyrings/debian-archive-keyring.gpg
-[ -e $keyring ] || { echo "error: there is no $keyring; on Debian or Ubuntu: apt-get install debian-archive-keyring" >&2; exit 1; }
+# shellcheck source=scripts/dev/private_apt.sh
+. "$(dirname "${BASH_SOURCE[0]}")/private_apt.sh"
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
-# An apt of its own: lists, cache and settings in work.
-mkdir -p "$work/lists/partial" "$work/cache/archives/partial" "$work/debs" "$work/unpacked"
-touch "$work/status"
-echo "deb [arch=amd64 signed-by=$keyring] http://deb.debian.org/debian trixie main non-free" >"$work/sources.list"
-cat >"$work/apt.conf" <<CONF
-Dir::State "$work"; Dir::State::status "$work/status"; Dir::Cache "$work/cache";
-Dir::Etc::sourcelist "$work/sources.list"; Dir::Etc::sourceparts "/dev/null";
-APT::Architecture "amd64"; APT::Architectures { "amd64"; }; APT::Sandbox::User "";
-CONF
-export APT_CONFIG=$work/apt.conf
-apt-get update -qq
-(cd "$work/debs" && apt-get download -qq nvidia-cuda-toolkit libcu++-dev libcub-dev libthrust-dev)
-for package in "$work"/debs/*.deb; do dpkg-deb -x "$package" "$work/unpacked"; done
+private_apt "$work/apt" amd64 trixie "main non-free"
+unpack_packages "$work/unpacked" nvidia-cuda-toolkit libcu++-dev libcub-dev libthrust-dev
 python3 -m pip install -q --no-deps --target "$work/pypi" \
   nvidia-cuda-runtime-cu12==12.4.127 nvidia-cuda-nvcc-cu12==12.4.131
 find "$work/pypi" \( -name '__init__.py' -o -name '*.pyc' \) -delete

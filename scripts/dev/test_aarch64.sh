@@ -24,25 +24,16 @@ command -v qemu-aarch64 >/dev/null || fail "qemu-aarch64 is missing; install it:
 
 if ! [ -e "$root/complete" ]; then
   echo "== Debian $suite's arm64 packages into $root"
-  keyring=/usr/share/keyrings/debian-archive-keyring.gpg
-  [ -e $keyring ] || fail "there is no $keyring; install it: apt-get install debian-archive-keyring"
-  apt=$root.apt # an apt of its own: lists, cache, settings
+  # shellcheck source=scripts/dev/private_apt.sh
+  . scripts/dev/private_apt.sh
+  apt=$root.apt
   rm -rf "$root" "$apt"
-  mkdir -p "$root" "$apt/lists/partial" "$apt/cache/archives/partial" "$apt/debs"
-  touch "$apt/status"
-  echo "deb [signed-by=$keyring] http://deb.debian.org/debian $suite main" >"$apt/sources.list"
-  cat >"$apt/apt.conf" <<CONF
-Dir::State "$apt"; Dir::State::status "$apt/status"; Dir::Cache "$apt/cache";
-Dir::Etc::sourcelist "$apt/sources.list"; Dir::Etc::sourceparts "/dev/null"; APT::Sandbox::User "";
-APT::Architecture "arm64"; APT::Architectures { "arm64"; }; APT::Install-Recommends "0";
-CONF
-  export APT_CONFIG=$apt/apt.conf
-  apt-get update -qq
+  mkdir -p "$root"
+  private_apt "$apt" arm64 "$suite" main
   packages=$(apt-get install -s python3-torch python3-numpy python3-pip python3-pytest \
     python3-hypothesis | sed -n 's/^Inst \([^ ]*\).*/\1/p')
   # shellcheck disable=SC2086
-  (cd "$apt/debs" && apt-get download -qq $packages)
-  for package in "$apt"/debs/*.deb; do dpkg-deb -x "$package" "$root"; done
+  unpack_packages "$root" $packages
   [ -e "$root/lib" ] || ln -s usr/lib "$root/lib" # the loader is in /lib
   rm -rf "$apt"
   touch "$root/complete"
