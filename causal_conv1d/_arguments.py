@@ -1,4 +1,4 @@
-"""What the public functions check before torch does, whose errors do not tell what is wanted."""
+"""Checks of the public functions, where torch's own error would not say what is wanted."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def check_final_states_out(final_states_out, final_states, x) -> None:
 
 
 def _may_overlap_itself(tensor) -> bool:
-    """Whether a dimension steps less far than the smaller ones reach."""
+    """Whether the stride of a dimension is within the span of those with smaller strides."""
     reach = 0
     for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
         if size > 1 and stride <= reach:

@@ -42,10 +42,10 @@ def needs_grad(*tensors) -> bool:
 
 
 class _Below:
-    """An operator without its kernel of this file, in the modes that were on before.
+    """Calls an operator's kernel below autograd, with the grad modes of where this was made.
 
-    torch runs a Function's forward without any. Under torch.func what it calls is seen by the
-    levels further out, which need theirs.
+    torch switches these modes off in a Function's forward, but the outer levels of torch.func see
+    what is called there and need them.
     """
 
     def __init__(self, operator):
@@ -63,7 +63,7 @@ class _Below:
 
 
 def _record(function, *args):
-    """A call as a node of the graph; of that of torch.func's present level, if there is one."""
+    """Calls a Function; under torch.func on its present level alone."""
     if not functorch_is_active():
         return function.apply(*args)
     with enable_single_level_autograd_function():
@@ -294,7 +294,7 @@ def _varlen_states_kernel(x, cu_seqlens, state_len):
 
 
 def _writing_kernel(operation, operator):
-    """Of an operator that writes its results, which has no derivative, as torch's with out=."""
+    """For an operator that writes into given tensors: like torch's out= it has no derivative."""
     names = argument_names(operation)
 
     def kernel(*args):
@@ -312,8 +312,8 @@ def _writing_kernel(operation, operator):
 
 
 def _negated_kernel(operation, operator):
-    """Of an operator that writes; torch's own way to undo the lazy negation of ``Tensor.imag`` of a
-    conjugate or of ``torch._neg_view`` fails on what is written."""
+    """For an operator that writes. Some views negate lazily (``Tensor.imag`` of a conjugate), and
+    torch's own fallback for them fails on tensors that are written."""
     names = [argument.name for argument in operator._schema.arguments]
 
     def kernel(*args):

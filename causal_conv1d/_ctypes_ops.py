@@ -2,7 +2,7 @@
 
 A torch before 2.9 has no stable C ABI for operators to register through; there these functions are
 registered as the operators instead, with the same schemas and errors. They cost some microseconds
-more a call.
+more per call.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Packer:
         self.struct = struct.Struct("=" + _TENSOR * len(self.tensors) + ending)
 
     def __call__(self, args) -> bytes:
-        """The struct's bytes; RuntimeError for what the C function could not even be told."""
+        """The struct's bytes. RuntimeError for a tensor that the struct cannot describe."""
         fields: list[int] = []
         device = args[0].device
         for i, name in self.tensors:
@@ -108,7 +108,7 @@ def _function(library: ctypes.CDLL, name: str, *argtypes):
 
 
 def telling_torch(operation: str, function):
-    """The operation, which tells torch what it writes before it does, so that autograd notices.
+    """The operation, but it first tells autograd which tensors it writes.
 
     An inference tensor outside of inference mode is refused, as torch's operators do.
     """
@@ -207,7 +207,7 @@ def checks(cpu_library: ctypes.CDLL) -> dict:
 
 
 def varlen_sizes_check(cpu_library: ctypes.CDLL):
-    """Raises RuntimeError for (x, cu_seqlens, state_len) that no states can be made of."""
+    """A function that raises RuntimeError for (x, cu_seqlens, state_len) of wrong shapes."""
     call = _function(cpu_library, "causal_conv1d_check_varlen_sizes", ctypes.c_int64)
     pack = Packer("varlen_states")
 

@@ -1,7 +1,7 @@
 """Which overload of an operator is called.
 
 ``forward.default`` and the other operators of ``_ops.py`` have kernels for autograd, which are in
-Python, ``_autograd.py``, and cost some microseconds a call even where nothing is differentiated.
+Python, ``_autograd.py``, and cost some microseconds per call even where nothing is differentiated.
 The overload ``plain`` has none. It is called where nothing but values is wanted, of plain tensors.
 """
 

@@ -1,7 +1,7 @@
 """What is wrong with a compiled library's file, in words.
 
 Its headers are read before the loader has it: a file that ends too early can kill the process
-there, and of one for another machine the loader says that there is no such file.
+there, and for one of another machine the loader reports that there is no such file.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What torch.utils.flop_counter counts: as many as for the same F.conv1d."""
+"""The FLOPs that torch.utils.flop_counter counts: as many as for the same F.conv1d."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ._when_imported import when_imported
 
 
 def _of_convolution(x_shape, weight_shape) -> int:
-    """A multiplication and an addition for each output and tap."""
+    """A multiplication and an addition per output and tap."""
     return 2 * math.prod(x_shape) * weight_shape[-1]
 
 
@@ -20,7 +20,7 @@ def _register() -> None:
         return _of_convolution(x_shape, weight_shape)
 
     def backward(x_shape, weight_shape, *args, out_shape=None, **kwargs) -> int:
-        """Of dx, and as many of dweight; what is computed again does not count."""
+        """For dx, and as many for dweight; recomputation does not count."""
         return 2 * _of_convolution(x_shape, weight_shape)
 
     def update(x_shape, state_shape, weight_shape, *args, out_shape=None, **kwargs) -> int:

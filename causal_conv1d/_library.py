@@ -44,7 +44,7 @@ class Backend:
 
 @dataclass
 class Loaded:
-    """What a process has of this library, once: torch keeps operators for as long as it lives."""
+    """What is loaded and registered, once per process, as torch never drops an operator."""
 
     cpu: Backend
     cuda: Backend
@@ -219,7 +219,8 @@ def _load_all() -> Loaded:
     return loaded
 
 
-# A second import in a process, its modules having been taken out of sys.modules, finds the first's.
+# The operators live as long as the process. An import after the package was removed from
+# sys.modules finds what the first import loaded.
 _namespace = vars(ops)
 loaded = _namespace.get("loaded") or _namespace.setdefault("loaded", _load_all())
 cpu, cuda, self_test = loaded.cpu, loaded.cuda, loaded.self_test

@@ -17,7 +17,7 @@ def is_exporting() -> bool:
 
 
 def _convolve(inputs, weight, bias, silu):
-    """Of the width - 1 inputs before the first output and those of the outputs."""
+    """inputs begin width - 1 positions before the first output."""
     dtype = inputs.dtype
     bias = None if bias is None else bias.to(dtype)
     out = F.conv1d(inputs, weight.to(dtype)[:, None], bias, groups=weight.shape[0])

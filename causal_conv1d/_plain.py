@@ -43,7 +43,7 @@ class Linear:
         return values if self.ids is None else values.masked_fill(self.is_padding, 0)
 
     def taps(self, padded):
-        """By tap, its input for each output."""
+        """For each tap the input that it meets at each output."""
         parts = [padded[:, :, k : k + self.seqlen] for k in range(self.width)]
         if self.ids is None:
             return parts
@@ -56,7 +56,7 @@ class Linear:
         return total
 
     def correlate(self, dz, weight):
-        """What dz gives padded: the transpose of convolve over its inputs."""
+        """The gradient of padded, from dz: the transpose of convolve over its inputs."""
         total = 0
         for k in range(self.width):
             part = weight[..., k, None] * dz
@@ -66,11 +66,11 @@ class Linear:
         return total
 
     def accumulate(self, dz, taps):
-        """What dz gives each row's weight: the transpose of convolve over its weight."""
+        """The gradient of each row's weight, from dz: the transpose of convolve over its weight."""
         return torch.stack([(dz * tap).sum(2) for tap in taps], dim=2)
 
     def _kept(self):
-        """Where in padded each final state lies, and which of padded a final state may be."""
+        """The position in padded of each final state, and a mask of the positions that count."""
         position = torch.arange(self.width - 1, device=self.ids.device)
         time = torch.arange(1, self.seqlen + 1, device=self.ids.device)
         end = torch.where(self.ids >= 0, time, 0).amax(-1)  # after the last that is no padding
@@ -86,7 +86,7 @@ class Linear:
         return padded.masked_fill(~may_be, 0).gather(2, index)
 
     def spread(self, dfinal_states):
-        """What dfinal_states gives padded: the transpose of final_states."""
+        """The gradient of padded, from dfinal_states: the transpose of final_states."""
         if self.ids is None:
             return F.pad(dfinal_states, (self.seqlen, 0))
         index, may_be = self._kept()
@@ -230,7 +230,7 @@ def backward_of_backward(
 def update(x, conv_state, weight, bias, silu, cache_seqlens, conv_state_indices):
     """out, and conv_state as it is afterwards; conv_state itself stays as it is.
 
-    An index past the last row, which nobody can look at without a synchronisation, gives NaN.
+    An index past the last row gives NaN: to raise an error would need a synchronisation.
     """
     tokens = x[:, :, None] if x.dim() == 2 else x
     batch, _, seqlen = tokens.shape

@@ -34,7 +34,7 @@ class _Folding:
         return tensor.movedim(dim, 0)
 
     def batched(self, tensor, dim):
-        """Of a tensor (batch, dim, ...)."""
+        """Folds a tensor (batch, dim, ...)."""
         if tensor is None:
             return None
         tensor = self._first(tensor, dim)
@@ -43,13 +43,13 @@ class _Folding:
         return tensor.flatten(0, 1)
 
     def rows(self, tensor, dim):
-        """Of a tensor (batch, ...) without channels."""
+        """Folds a tensor (batch, ...) without channels."""
         if tensor is None or self.into_channels:
             return tensor
         return self._first(tensor, dim).flatten(0, 1)
 
     def parameters(self, tensor, dim):
-        """Of a tensor (dim, ...)."""
+        """Folds a tensor (dim, ...)."""
         if tensor is None or not (self.into_channels or self.for_each_row):
             return tensor
         tensor = self._first(tensor, dim)
@@ -160,8 +160,8 @@ def _varlen_states(info, in_dims, x, cu_seqlens, state_len):
     if bounds_dim is None:
         states = operator(x.movedim(x_dim, 1).flatten(1), cu_seqlens, state_len)
         return states.unflatten(1, (size, x.movedim(x_dim, 0).shape[2])), 1
-    # All tokens in a row. Between an entry's last bound and the next one's first lies a sequence
-    # too many, which is left out.
+    # The entries' tokens one after the other. From an entry's last bound to the first of the next
+    # is no sequence: its states are left out.
     fold = _Folding(size, False, x, x_dim)
     bounds = cu_seqlens.movedim(bounds_dim, 0).long()
     step = torch.arange(size, device=x.device)[:, None]

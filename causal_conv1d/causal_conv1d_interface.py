@@ -224,13 +224,13 @@ def _share_memory(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 
 def _write_states(final_states_out, final_states, x):
-    """final_states in the tensor given for them, by an operation that autograd knows."""
+    """Copies final_states into the tensor given for them; autograd knows copy_."""
     check_final_states_out(final_states_out, final_states, x)
     return final_states_out.copy_(final_states)
 
 
 def _traced(x, weight, bias, seq_idx, initial_states, with_states, states_out, silu):
-    """causal_conv1d_fn by operators alone, for what follows them or is a tensor of its own kind."""
+    """causal_conv1d_fn by operators alone, for tracers, transformations and tensor subclasses."""
     _check_fn_tensors(x, weight, bias, seq_idx, initial_states, states_out)
     args = (x, weight, bias, seq_idx, initial_states, silu)
     if _onnx.is_exporting():
@@ -265,7 +265,7 @@ def causal_conv1d_update(
     Args:
         x: (batch, dim) or (batch, dim, seqlen): the new tokens, usually one.
         conv_state: (batch, dim, state_len) with state_len >= width - 1; changed in place. Any
-            strides, and a dtype of its own.
+            strides; its dtype may differ from x's.
         weight: (dim, width).
         bias: (dim,) or None.
         activation: None, "silu" or "swish".
@@ -275,9 +275,8 @@ def causal_conv1d_update(
         conv_state_indices: (batch,) int32 or int64, or None: the row of conv_state of each batch
             entry; conv_state may then have any number of rows. A negative index is padding: the
             output is 0 and no state is touched. An index past the last row is an error on the CPU;
-            on CUDA, where no one can look without a synchronisation, the output is NaN. Entries
-            that use one row all read it as it was before the call, and leave the last one's
-            state.
+            on CUDA, where an error would need a synchronisation, the output is NaN. Entries with
+            the same row all read it as it was before the call, and the last one's state stays.
 
     Returns:
         out, of x's shape, dtype and layout.

@@ -102,7 +102,7 @@ for requirement in sys.argv[1:]:
     print(requirement)
 PYTHON
   )
-  # No quotes: one requirement a word.
+  # No quotes: each word is a requirement.
   # shellcheck disable=SC2086
   [ -z "$missing" ] || "$PYTHON" -m pip install -q $missing
 }

@@ -41,7 +41,7 @@ ctest_in cpp-sanitized -DCAUSAL_CONV1D_CUDA=OFF -DCAUSAL_CONV1D_SANITIZE=address
   -DCMAKE_BUILD_TYPE=RelWithDebInfo
 
 say "pytest $*"
-# pytest by way of -c, without the folder it runs in on sys.path: see run_python. One process a core,
+# pytest by way of -c, without the folder it runs in on sys.path: see run_python. One process per core,
 # so one thread each, where a test asks for no more.
 OMP_NUM_THREADS=1 "$PYTHON" -c 'import sys; del sys.path[0]; import pytest; sys.exit(pytest.main())' \
   -n auto --dist worksteal "$@"

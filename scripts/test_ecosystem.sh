@@ -59,7 +59,7 @@ environment() {
   else
     [ -x "$SITE/venv/bin/python" ] || fresh_venv "$SITE/venv" >/dev/null
     local python=$SITE/venv/bin/python
-    # No quotes: one requirement a word.
+    # No quotes: each word is a requirement.
     # shellcheck disable=SC2086
     "$python" -m pip install -q --upgrade ${packages[$1]}
     SITE=$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')

@@ -26,17 +26,17 @@ class Inputs:
 
     @property
     def groups(self) -> int:
-        """Of B and C; 1 if both are constant."""
+        """The groups of B and C; 1 if both are constant in time."""
         return max(tensor.shape[1] if tensor.dim() == 4 else 1 for tensor in (self.B, self.C))
 
     @property
     def real_dtype(self) -> torch.dtype:
-        """Of the arithmetic."""
+        """The type of the arithmetic."""
         return torch.float64 if self.u.dtype == torch.float64 else torch.float32
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the states."""
+        """The type of the states."""
         return self.real_dtype.to_complex() if self.A.is_complex() else self.real_dtype
 
     @property

@@ -103,7 +103,7 @@ def _slices(start, stop, step):
 
 
 def _tiles(inputs):
-    """Tiles of at most TILE_ELEMENTS a block, or one channel."""
+    """Tiles with at most TILE_ELEMENTS per block, or of one channel."""
     batch, dim, _ = inputs.u.shape
     groups = inputs.groups
     per_group = dim // groups

@@ -1,7 +1,7 @@
 """The backward of the selective scan in Triton.
 
 Chunks of ``CHUNK`` steps from the last one on, with two kernels each. ``_boundaries``,
-one program a channel, finds the state before every tile of the chunk, forwards, and what the last
+one program per channel, finds the state before every tile of the chunk, forwards, and what the last
 state of the tile gets from the steps after it, backwards. With both at hand all tiles are
 independent: ``_backward``, one program a tile and up to ``CHANNELS`` channels of a group, computes
 all gradients. Sums over channels, tiles and batch are first written apart, then added in a fixed

@@ -67,7 +67,7 @@ def tile_sizes(dstate):
 
 
 def strides(tensor):
-    """Of (batch, dim, seqlen)."""
+    """Those of (batch, dim, seqlen)."""
     return tensor.stride() if tensor is not None else (0, 0, 0)
 
 
