@@ -1,10 +1,13 @@
 """Chooses the device: ``pytest --device cpu`` (the default) or ``pytest --device cuda``."""
 
 import shutil
+from pathlib import Path
 
 import c_library as c
 import pytest
 import torch
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def pytest_addoption(parser):
@@ -57,3 +60,34 @@ def c_library(tmp_path_factory):
         c.configure(".", "build/c")
         c.shell(c.printed_lines("c.md", "Build and install"), folder, home)
     return (home / "causal_conv1d").rename(other_home / "causal_conv1d")
+
+
+@pytest.fixture
+def scripts_path(monkeypatch):
+    """The scripts can be imported."""
+    monkeypatch.syspath_prepend(ROOT / "scripts" / "dev")
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+
+
+@pytest.fixture
+def apply_patches(scripts_path):
+    import apply_patches
+
+    return apply_patches
+
+
+@pytest.fixture
+def sources(tmp_path, apply_patches):
+    """A mamba_ssm and a Mamba-YOLO of which only the lines exist that the patches mention."""
+    for patch in sorted((ROOT / "patches").glob("*.patch")):
+        for name, hunks in apply_patches.read_patch(patch).items():
+            lines = []
+            for start, changes in hunks:
+                lines += [b"# line %d\n" % i for i in range(len(lines), start)]
+                lines += [text + b"\n" for sign, text in changes if sign != b"+"]
+            file = tmp_path / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(b"".join(lines) + b"# the end\n")
+    (tmp_path / "mamba_ssm/__init__.py").write_text('__version__ = "2.2.4"\n')
+    (tmp_path / "ultralytics/__init__.py").touch()
+    return tmp_path

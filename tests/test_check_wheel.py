@@ -37,14 +37,18 @@ def check_wheel(monkeypatch):
     return check_wheel
 
 
+def pack(wheel, library, name="cpu"):
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.write(library, f"causal_conv1d/libcausal_conv1d_{name}.so")
+        archive.writestr("causal_conv1d/py.typed", "")
+
+
 def build(folder, source=SOURCE, options=HARDENED, name="cpu", tag=f"py3-none-linux_{MACHINE}"):
     """Makes a wheel with one library."""
     library, wheel = folder / "library.so", folder / f"causal_conv1d-1.0-{tag}.whl"
     command = [COMPILER, "-shared", "-fPIC", "-O1", "-x", "c++", "-", *options, "-o", library]
     subprocess.run(command, input=source, text=True, check=True, cwd="/")
-    with zipfile.ZipFile(wheel, "w") as archive:
-        archive.write(library, f"causal_conv1d/libcausal_conv1d_{name}.so")
-        archive.writestr("causal_conv1d/py.typed", "")
+    pack(wheel, library, name)
     return wheel
 
 
@@ -86,13 +90,10 @@ def test_a_good_wheel(make, check_wheel, capsys):
     assert said.err == "" and said.out.splitlines()[-1] == f"{wheel.name}: right"
 
 
-def test_a_wheel_without_its_types(make, errors):
+def test_a_wheel_without_its_types(make, errors, tmp_path):
     wheel = make()
-    with zipfile.ZipFile(wheel) as archive:
-        files = {name: archive.read(name) for name in archive.namelist()}
     with zipfile.ZipFile(wheel, "w") as archive:
-        for name in files.keys() - {"causal_conv1d/py.typed"}:
-            archive.writestr(name, files[name])
+        archive.write(tmp_path / "library.so", "causal_conv1d/libcausal_conv1d_cpu.so")
     assert errors(wheel) == ["error: there is no causal_conv1d/py.typed"]
 
 
@@ -161,8 +162,7 @@ def test_a_stack_of_which_nothing_is_said(make, errors, tmp_path):
         if data[at : at + 4] == 0x6474E551.to_bytes(4, "little"):
             data[at : at + 4] = bytes(4)  # PT_NULL
     library.write_bytes(data)
-    with zipfile.ZipFile(wheel, "w") as archive:
-        archive.write(library, "causal_conv1d/libcausal_conv1d_cpu.so")
+    pack(wheel, library)
     (error,) = errors(wheel)
     assert "executable stack" in error
 
