@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from .reference import _compute_dtype
+from .reference import compute_dtype
 
 
 class Linear:
@@ -101,7 +101,7 @@ def _pre_activation(linear, taps, weight, bias):
 
 def forward_states(x, weight, bias, seq_idx, initial_states, silu):
     """out, and the final states."""
-    linear = Linear(x, weight.shape[-1], seq_idx, _compute_dtype(x, weight, bias, initial_states))
+    linear = Linear(x, weight.shape[-1], seq_idx, compute_dtype(x, weight, bias, initial_states))
     padded = linear.pad(x, initial_states)
     z = _pre_activation(linear, linear.taps(padded), weight, bias)
     out = z * torch.sigmoid(z) if silu else z
@@ -131,7 +131,7 @@ def _curvature(z, silu):
 
 def gradients(x, weight, bias, dout, seq_idx, initial_states, dfinal_states, silu):
     """dx, and each row's dweight, dbias and dinitial_states, in the type that sums have."""
-    linear = Linear(x, weight.shape[-1], seq_idx, _compute_dtype(x, weight, bias, initial_states))
+    linear = Linear(x, weight.shape[-1], seq_idx, compute_dtype(x, weight, bias, initial_states))
     taps = linear.taps(linear.pad(x, initial_states))
     dz = linear.outputs(dout.to(linear.dtype))
     if silu:
@@ -194,7 +194,7 @@ def backward_of_backward(
         not given.
     """
     width = weight.shape[1]
-    linear = Linear(x, width, seq_idx, _compute_dtype(x, weight, bias, initial_states))
+    linear = Linear(x, width, seq_idx, compute_dtype(x, weight, bias, initial_states))
     weight_ = weight.to(linear.dtype)
     gx, gweight, gbias, gstates = above
     gx = torch.zeros_like(x) if gx is None else gx
@@ -255,7 +255,7 @@ def update(x, conv_state, weight, bias, silu, cache_seqlens, conv_state_indices)
 
     if cache_seqlens is not None:
         history = rotated(history, cache_seqlens)  # the oldest input first
-    dtype = _compute_dtype(x, conv_state)
+    dtype = compute_dtype(x, conv_state)
     history = history.to(dtype)
     before = history[:, :, state_len - (width - 1) :]
     out = forward(tokens, weight, bias, None, before, silu)

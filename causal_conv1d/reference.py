@@ -30,7 +30,7 @@ __all__ = [
 TOLERANCE = {torch.float32: 1e-6, torch.float16: 3e-4, torch.bfloat16: 2.5e-3}
 
 
-def _compute_dtype(*tensors: torch.Tensor | None) -> torch.dtype:
+def compute_dtype(*tensors: torch.Tensor | None) -> torch.dtype:
     dtypes = [tensor.dtype for tensor in tensors if tensor is not None]
     return functools.reduce(torch.promote_types, dtypes, torch.float32)
 
@@ -76,7 +76,7 @@ def causal_conv1d_ref(
     silu = is_silu(activation)
     batch, dim, seqlen = x.shape
     width = weight.shape[1]
-    dtype = _compute_dtype(x, weight, bias, initial_states)
+    dtype = compute_dtype(x, weight, bias, initial_states)
 
     if initial_states is None:
         initial_states = x.new_zeros(batch, dim, width - 1)
@@ -163,7 +163,7 @@ def causal_conv1d_update_ref(
     tokens = x[:, :, None] if x.dim() == 2 else x
     batch, dim, seqlen = tokens.shape
     width, (rows, _, state_len) = weight.shape[1], conv_state.shape
-    dtype = _compute_dtype(x, conv_state)
+    dtype = compute_dtype(x, conv_state)
 
     history = conv_state
     if conv_state_indices is not None:

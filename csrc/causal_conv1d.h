@@ -27,11 +27,7 @@
 #define CAUSAL_CONV1D_VERSION_PATCH 0
 #define CAUSAL_CONV1D_VERSION_PORTABLE 1
 
-#if defined(_WIN32)
-#define CAUSAL_CONV1D_API __declspec(dllexport)
-#else
 #define CAUSAL_CONV1D_API __attribute__((visibility("default")))
-#endif
 
 #ifdef __cplusplus
 extern "C" {

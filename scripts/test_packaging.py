@@ -227,6 +227,7 @@ def test_build(tree, tmp_path):
                 for end in ("", "_core", "_ndstate", "_nrow", "_oflex")
             ),
         }
+        assert {"causal_conv1d/py.typed", "causal_conv1d/selective_scan/plain.py"} < set(names)
         (metadata,) = (n for n in names if n.endswith("/METADATA"))
         text = archive.read(metadata).decode()
         assert "License-Expression: MIT" in text and "Requires-Python: >=3.10" in text
