@@ -17,6 +17,7 @@ from helpers import make_case, ops
 from causal_conv1d import _ctypes_ops, _library, _operators, causal_conv1d_fn
 
 HEADER = Path(__file__).resolve().parent.parent / "csrc" / "causal_conv1d.h"
+needs_sources = pytest.mark.skipif(not HEADER.exists(), reason="needs the sources")
 
 PROGRAM = """
 import sys, torch
@@ -68,7 +69,7 @@ def test_torch_has_the_schemas_that_the_library_gives():
         assert plain == str(operator.default._schema).replace("(", ".plain(", 1)
 
 
-@pytest.mark.skipif(not HEADER.exists(), reason="needs the sources")
+@needs_sources
 @pytest.mark.parametrize("operation", _operators.CALLERS)
 def test_the_tensors_of_an_operation_are_those_of_its_struct(operation):
     """The C interface has them in the order of the operator that writes."""
@@ -79,6 +80,14 @@ def test_the_tensors_of_an_operation_are_those_of_its_struct(operation):
     assert ", ".join(fields).split(", ") == tensors
     assert ("int32_t silu;" in struct[1]) == ("silu" in _operators.argument_names(operation))
     assert set(_operators.written_names(operation)) <= set(tensors)
+
+
+@needs_sources
+def test_the_numbers_of_dtypes_are_those_of_the_header():
+    found = re.findall(r"^  CAUSAL_CONV1D_(\w+) = (\d+),?$", HEADER.read_text(), re.MULTILINE)
+    numbers = {name.lower(): int(number) for name, number in found}
+    for number, name in enumerate(_ctypes_ops._DTYPE_NAMES):
+        assert numbers[name.removeprefix("an_")] == number, name
 
 
 def test_every_argument_of_the_cuda_functions_has_its_type(monkeypatch):
