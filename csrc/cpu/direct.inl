@@ -1,7 +1,7 @@
 // Forward and backward for widths 2 to 4 without seq_idx, straight between the caller's memory and
 // registers. Included by kernels.inl where there are vectors.
 //
-// The innermost functions (forward_*_groups, backward_*_groups) work on whole groups (vec.h) in
+// The innermost functions (forward_*_groups, backward_*_groups) work on whole groups (simd/groups.h) in
 // unit strides. Whatever is not so (other strides, the ends of rows) is copied to or from a small
 // piece of memory, `stage`, so that results do not depend on strides. All compute the same chain of
 // multiply-adds as the general kernels and therefore the same bits.
@@ -297,7 +297,7 @@ struct FirstState {
 // Of a group, what vectors i add to the sums. (A loop over i would keep acc out of registers.)
 template <int kWidth, int i>
 CAUSAL_CONV1D_INLINE void accumulate(Vec dz, const Vec* window, Native* acc) {
-  static_assert(kVectorsInPack == 2);
+  static_assert(kNativesInVec == 2);
   for (int k = 0; k < kWidth; ++k) acc[k] = fma(dz.v[i], window[k].v[i], acc[k]);
   acc[kWidth] = add(acc[kWidth], dz.v[i]);
 }

@@ -21,7 +21,7 @@
 // inline function compiled for AVX-512 here might otherwise be linked into the code for all CPUs.
 #include "exp.h"
 #include "kernels.h"
-#include "vec.h"
+#include "simd/vec.h"
 
 namespace causal_conv1d {
 namespace {
@@ -1021,6 +1021,11 @@ void update_unit(const UpdateParams& p, const Tiling& tiling, Turn turn, int64_t
 }
 
 #if !defined(CAUSAL_CONV1D_ONE_LANE)
+}  // namespace
+}  // namespace causal_conv1d
+#include "simd/groups.h"
+namespace causal_conv1d {
+namespace {
 #include "direct.inl"
 #endif
 
