@@ -1,4 +1,4 @@
 // The CPU kernels for AVX2.
 #define CAUSAL_CONV1D_ISA avx2
 #define CAUSAL_CONV1D_ISA_AVX2
-#include "kernels.inl"
+#include "kernels/table.h"

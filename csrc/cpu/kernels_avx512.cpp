@@ -1,4 +1,4 @@
 // The CPU kernels for AVX-512.
 #define CAUSAL_CONV1D_ISA avx512
 #define CAUSAL_CONV1D_ISA_AVX512
-#include "kernels.inl"
+#include "kernels/table.h"

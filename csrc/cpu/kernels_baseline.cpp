@@ -1,3 +1,3 @@
 // The CPU kernels for any CPU, one element at a time.
 #define CAUSAL_CONV1D_ISA baseline
-#include "kernels.inl"
+#include "kernels/table.h"

@@ -1,4 +1,4 @@
 // The CPU kernels for NEON.
 #define CAUSAL_CONV1D_ISA neon
 #define CAUSAL_CONV1D_ISA_NEON
-#include "kernels.inl"
+#include "kernels/table.h"

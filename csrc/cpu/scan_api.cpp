@@ -10,7 +10,7 @@
 
 #include "../scan_check.h"
 #include "../selective_scan.h"
-#include "kernels.h"
+#include "dispatch.h"
 #include "parallel.h"
 #include "scan_kernels.h"
 
@@ -413,6 +413,7 @@ template <class Params, class Run>
 Status checked(const char* op, const Params* params, int num_threads, Run run) noexcept {
   try {
     Status status = check(params);
+    if (status.code == CAUSAL_CONV1D_OK) status = check_active_kernels(op);
     if (status.code != CAUSAL_CONV1D_OK || !has_work(*params)) return status;
     status = check_values(op, *params);
     if (status.code == CAUSAL_CONV1D_OK) run(*params, num_threads);

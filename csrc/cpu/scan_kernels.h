@@ -1,5 +1,5 @@
 // What the selective scan's kernels of one instruction set offer to scan_api.cpp, and how a problem
-// is cut into units of work. Plain data only, as in kernels.h.
+// is cut into units of work. Plain data only, as in kernel_table.h.
 //
 // A unit is some channels of a group (a block) in one segment: a batch entry, or a packed sequence.
 // It walks time in tiles, whose inputs it turns into float (double) scratch of vectors over

@@ -3,7 +3,7 @@
 #pragma once
 
 #include "exp.h"
-#include "vec.h"
+#include "simd/vec.h"
 
 namespace causal_conv1d {
 namespace {

@@ -6,40 +6,33 @@
 #include <chrono>
 #include <cmath>
 #include <cstring>
+#include <random>
 #include <thread>
 #include <vector>
 
-#include "../../csrc/cpu/kernels.h"
+#include "../../csrc/cpu/dispatch.h"
 #include "reference.h"
 
 namespace test {
 namespace {
 
 using causal_conv1d::active_kernels;
-using causal_conv1d::Kernels;
+using causal_conv1d::choose_kernels;
+using causal_conv1d::KernelTable;
 
-std::vector<const Kernels*> runnable() {
-#if defined(__x86_64__)
-  std::vector<const Kernels*> all{&causal_conv1d::baseline::kernels};
-  if (std::strcmp(active_kernels->name, "baseline") != 0) {
-    all.push_back(&causal_conv1d::avx2::kernels);
-  }
-  if (std::strcmp(active_kernels->name, "avx512") == 0) {
-    all.push_back(&causal_conv1d::avx512::kernels);
-  }
+std::vector<const KernelTable*> runnable() {
+  std::vector<const KernelTable*> all;
+  for (auto k = causal_conv1d::runnable_kernels(); *k != nullptr; ++k) all.push_back(*k);
   return all;
-#else
-  return {active_kernels};
-#endif
 }
 
-class Isa : public testing::TestWithParam<const Kernels*> {
+class Isa : public testing::TestWithParam<const KernelTable*> {
  protected:
   void SetUp() override { active_kernels = GetParam(); }
   void TearDown() override { active_kernels = best_; }
 
  private:
-  const Kernels* const best_ = active_kernels;
+  const KernelTable* const best_ = active_kernels;
 };
 
 TEST_P(Isa, ForwardAndBackwardMatchTheReference) {
@@ -134,18 +127,47 @@ TEST_P(Isa, SiluAtTheEnds) {
   }
 }
 
+// Outputs of 16 MB and more are stored past the caches, by whole lines; their rows begin anywhere.
+// All at once they have the same bits as in two calls, of less than that.
+TEST_P(Isa, LargeOutputsHaveTheBitsOfSmallOnes) {
+  for (int32_t dtype : {CAUSAL_CONV1D_FLOAT32, CAUSAL_CONV1D_FLOAT16, CAUSAL_CONV1D_BFLOAT16}) {
+    const int64_t size = element_size(dtype), seqlen = 1025, half = (9 << 20) / size / seqlen;
+    std::vector<uint16_t> x(static_cast<size_t>(2 * half * seqlen * size / 2));
+    std::mt19937 random(1);
+    for (uint16_t& word : x) word = static_cast<uint16_t>(0x3c00 | (random() & 0x83ff));  // 1 to 2
+    const std::vector<uint16_t> weight(static_cast<size_t>(2 * half * 4 * size / 2), 0x3e3e);
+    std::vector<uint16_t> whole(x.size()), parts(x.size());
+    const auto forward = [&](std::vector<uint16_t>* out, int64_t first, int64_t dim) {
+      const auto tensor = [&](const std::vector<uint16_t>& values, Sizes sizes) {
+        Array shape(dtype, sizes);
+        shape.view.data = const_cast<uint16_t*>(values.data()) + first * sizes.back() * size / 2;
+        return shape.view;
+      };
+      causal_conv1d_forward_params p = {};
+      p.x = tensor(x, {1, dim, seqlen});
+      p.out = tensor(*out, {1, dim, seqlen});
+      p.weight = tensor(weight, {dim, 4});
+      ASSERT_OK(causal_conv1d_cpu_forward(&p, 1));
+    };
+    forward(&whole, 0, 2 * half);
+    forward(&parts, 0, half);
+    forward(&parts, half, half);
+    EXPECT_TRUE(whole == parts) << "dtype " << dtype;
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(, Isa, testing::ValuesIn(runnable()),
                          [](const auto& isa) { return std::string(isa.param->name); });
 
 // Without an activation nothing but fused multiply-adds in one order is left.
 TEST(AllIsas, GiveTheSameBits) {
-  const Kernels* const best = active_kernels;
+  const KernelTable* const best = active_kernels;
   for (const Options& options : cases()) {
     if (options.silu) continue;
     SCOPED_TRACE(describe(options));
     Problem p = make_problem(options);
     std::vector<char> out, final_states;
-    for (const Kernels* kernels : runnable()) {
+    for (const KernelTable* kernels : runnable()) {
       active_kernels = kernels;
       Forward f(p, options.layout);
       ASSERT_OK(causal_conv1d_cpu_forward(&f.params, 2));
@@ -160,8 +182,40 @@ TEST(AllIsas, GiveTheSameBits) {
   }
 }
 
+TEST(Choice, IsTheBestOrTheOneOfThatName) {
+  EXPECT_EQ(choose_kernels(""), runnable().front());
+  for (const KernelTable* kernels : runnable()) EXPECT_EQ(choose_kernels(kernels->name), kernels);
+  for (const char* name : {"sse2", "AVX2", "avx", "none", " "}) {
+    EXPECT_EQ(choose_kernels(name), nullptr) << name;
+  }
+#if defined(__x86_64__)
+  EXPECT_EQ(choose_kernels("neon"), nullptr);
+#endif
+}
+
+// A name that this CPU does not know: an error before anything is written.
+TEST(Choice, OfNoneIsAnErrorOfEachOperation) {
+  const KernelTable* const best = active_kernels;
+  Problem p = make_problem(Options());
+  Forward f(p);
+  Backward b(p, Layout::kChannelFirst);
+  const std::vector<char> before = f.out.memory;
+  active_kernels = nullptr;
+  const causal_conv1d_status forward = causal_conv1d_cpu_forward(&f.params, 1);
+  const causal_conv1d_status backward = causal_conv1d_cpu_backward(&b.params, 1);
+  const std::string isa = causal_conv1d_cpu_isa();
+  active_kernels = best;
+  EXPECT_EQ(isa, "none");
+  EXPECT_EQ(forward.code, CAUSAL_CONV1D_RUNTIME_ERROR);
+  EXPECT_EQ(backward.code, CAUSAL_CONV1D_RUNTIME_ERROR);
+  EXPECT_EQ(std::string(forward.message).rfind("causal_conv1d_fwd: CAUSAL_CONV1D_CPU_ISA must", 0),
+            0u)
+      << forward.message;
+  EXPECT_EQ(f.out.memory, before);
+}
+
 // final_states_out is initial_states, and the last chunk of a row is done before the first begins.
-const Kernels* real_kernels = nullptr;
+const KernelTable* real_kernels = nullptr;
 std::atomic<int> units_done{0}, done_before_the_first{0};
 
 void first_unit_last(const causal_conv1d_forward_params& p, const causal_conv1d::Tiling& tiling,
@@ -189,7 +243,7 @@ TEST(Forward, TheLastChunkMayBeDoneFirst) {
     Forward f(p);
     f.params.final_states_out = f.params.initial_states;
     real_kernels = active_kernels;
-    Kernels late = *real_kernels;
+    KernelTable late = *real_kernels;
     late.forward = first_unit_last;
     units_done = 0;
     active_kernels = &late;

@@ -1,30 +1,13 @@
-// What the kernels of one instruction set offer to the rest of the CPU backend, and how a problem
-// is cut into units of work. Plain data only: kernels.inl is compiled for CPUs that the linker must
-// not mix up, so nothing inline may stand here.
+// What the kernels of one instruction set offer to the rest of the CPU backend. Plain data only:
+// kernels are compiled for CPUs that the linker must not mix up, so nothing inline may stand here.
 #pragma once
 
 #include <stddef.h>
 #include <stdint.h>
 
-#include "../check.h"
+#include "tiling.h"
 
 namespace causal_conv1d {
-
-// A unit is some batch entries x some channels x a stretch of time. It walks its channels `cols` at
-// a time (1 for channel_first), and time `block` rows at a time, so that the scratch memory stays
-// in the caches. It depends on shapes, strides and types alone, never on the number of threads.
-struct Tiling {
-  bool channel_first;  // vectors run along time; otherwise along channels
-  bool fp64;
-  bool stream;  // outputs are too large for the caches: store past them
-  bool direct;  // the kernels of direct.inl
-  int64_t batch, dim, seqlen, width;
-  int64_t cols, block;
-  int64_t batches_per_unit, channels_per_unit, chunk;
-  int64_t batch_groups, channel_groups, chunks;
-};
-
-enum class Operation { kForward, kBackward, kUpdate, kFinalStates };
 
 // Which batch entries an update takes: all of them (null), or where some use one state row, in a
 // first turn those that another one follows, which leave the state alone, and then the last ones.
@@ -33,7 +16,7 @@ struct Turn {
   bool last;
 };
 
-struct Kernels {
+struct KernelTable {
   const char* name;
   bool has_direct;
   size_t (*scratch_bytes)(const Tiling& tiling, Operation operation);
@@ -54,19 +37,16 @@ struct Kernels {
 };
 
 namespace avx512 {
-extern const Kernels kernels;
+extern const KernelTable kernels;
 }
 namespace avx2 {
-extern const Kernels kernels;
+extern const KernelTable kernels;
 }
 namespace neon {
-extern const Kernels kernels;
+extern const KernelTable kernels;
 }
 namespace baseline {
-extern const Kernels kernels;
+extern const KernelTable kernels;
 }
-
-// The kernels in use: the best that this CPU runs. A test may set another.
-extern const Kernels* active_kernels;
 
 }  // namespace causal_conv1d

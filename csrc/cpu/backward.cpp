@@ -1,0 +1,50 @@
+// The backward on the threads: partial sums of dweight and dbias by each unit, then the sums of
+// those in one order.
+#include <algorithm>
+#include <memory>
+#include <vector>
+
+#include "dispatch.h"
+#include "index_tensor.h"
+#include "operations.h"
+#include "parallel.h"
+#include "tiling.h"
+
+namespace causal_conv1d {
+
+void run_backward(BackwardParams p, int num_threads) {
+  const KernelTable& kernels = *active_kernels;
+  std::vector<int32_t> ids;
+  p.seq_idx = with_int32_ids(p.seq_idx, &ids);
+  Tensor x = p.x;
+  // Without elements it gives sums of 0 whatever its sizes, which need no loop over them.
+  if (!has_elements(x) && !has_elements(p.dinitial_states)) x.sizes[0] = x.sizes[2] = 0;
+  const Tiling tiling =
+      make_tiling(x, p.weight, p.seq_idx, Operation::kBackward, kernels.has_direct);
+  std::unique_ptr<double[]> partials;
+  if (given(p.dweight) || given(p.dbias)) {
+    const int64_t slots = tiling.batch_groups * tiling.chunks;
+    partials.reset(new double[static_cast<size_t>(slots * (tiling.width + 1) * tiling.dim)]);
+  }
+  std::vector<int64_t> ends;
+  if (given(p.seq_idx) && given(p.dfinal_states)) {
+    for (int64_t b = 0; b < tiling.batch; ++b) ends.push_back(end_of_row(p.seq_idx, b));
+  }
+  parallel_for(units_of(tiling), num_threads, work_of(tiling, 3),
+               kernels.scratch_bytes(tiling, Operation::kBackward),
+               [&](int64_t unit, char* scratch) {
+                 kernels.backward(p, tiling, ends.empty() ? nullptr : ends.data(), unit, scratch,
+                                  partials.get());
+               });
+  if (partials == nullptr) return;
+  constexpr int64_t kChannels = 256;
+  const int64_t slots = tiling.batch_groups * tiling.chunks;
+  const int64_t work = slots * (tiling.width + 1) * tiling.dim;
+  parallel_for((tiling.dim + kChannels - 1) / kChannels, num_threads, work, 0,
+               [&](int64_t unit, char*) {
+                 kernels.reduce(p, tiling, partials.get(), unit * kChannels,
+                                std::min(tiling.dim, (unit + 1) * kChannels));
+               });
+}
+
+}  // namespace causal_conv1d

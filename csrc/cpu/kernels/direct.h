@@ -1,0 +1,161 @@
+// Forward and backward for widths 2 to 4 without seq_idx where there are vectors, straight between
+// the caller's memory and registers.
+//
+// The innermost functions (forward_groups, backward_groups) work on whole groups (simd/groups.h) in
+// unit strides. Whatever is not so (other strides, the ends of rows) is copied to or from a small
+// piece of memory, a stage, so that results do not depend on strides. All compute the same chain of
+// multiply-adds as the general kernels and therefore the same bits.
+//
+// backward computes dz, the gradient of the sum, from x and dout; adds dz * x to the sums of
+// dweight; and combines dz with those before it to dx, one group (channel_first) or width - 1 rows
+// (channel_last) earlier. Where dx needs more than that (the ends: dinitial_states, dfinal_states,
+// chunks), it goes to an edge in fp32 instead.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "../kernel_table.h"
+#include "../simd/groups.h"
+#include "direct_channel_first.h"
+#include "direct_channel_last.h"
+#include "direct_scratch.h"
+#include "group_memory.h"
+#include "tile.h"
+
+namespace causal_conv1d {
+namespace {
+namespace direct {
+
+// The tile at channel d, its channels up to `end`, and its weights and bias to s.
+template <class T, int kWidth>
+Tile start_tile(const Tiling& tiling, const Tensor& weight, const Tensor& bias, int64_t d,
+                int64_t end, const DirectScratch& s) {
+  Tile tile = tile_at(tiling, d, end);
+  if (!tile.channel_first) tile.pitch = direct_pitch(tiling);
+  load_weights(tile, weight, bias, s.w, s.bias);
+  if (tile.channel_first) {
+    plain_nans(s.w, kWidth);
+    plain_nans(s.bias, 1);
+    return tile;
+  }
+  const int64_t used = padded(tile.cols);
+  to_groups<T>(s.bias, used);
+  for (int k = 0; k < kWidth; ++k) to_groups<T>(s.w + k * tile.pitch, used);
+  return tile;
+}
+
+// The width - 1 rows before t0 to s.x, for channel_last in the order of groups.
+template <class T, int kWidth>
+void start_row(const Tile& tile, const Tensor& x, const Tensor& initial_states, int64_t b,
+               int64_t t0, const DirectScratch& s) {
+  load_halo(tile, x, initial_states, b, t0, s.x);
+  if (tile.channel_first) return;
+  for (int k = 0; k < kWidth - 1; ++k) to_groups<T>(s.x + k * tile.pitch, padded(tile.cols));
+}
+
+template <class T, int kWidth>
+void forward_unit_as(const ForwardParams& p, const Tiling& tiling, int64_t unit, char* scratch) {
+  const Range range = range_of(tiling, unit);
+  const int64_t t0 = range.t0, t1 = range.t1;
+  Arena arena(scratch);
+  const DirectScratch s(&arena, kWidth, direct_pitch(tiling), false);
+  for (int64_t d = range.d0; d < range.d1; d += tiling.cols) {
+    const Tile tile = start_tile<T, kWidth>(tiling, p.weight, p.bias, d, range.d1, s);
+    for (int64_t b = range.b0; b < range.b1; ++b) {
+      start_row<T, kWidth>(tile, p.x, p.initial_states, b, t0, s);
+      if (tile.channel_first) {
+        channel_first::forward_row<T, kWidth>(address(p.x, b, d, t0), p.x.strides[2],
+                                              address(p.out, b, d, t0), p.out.strides[2], t1 - t0,
+                                              s.w, s.bias[0], s.x, p.silu != 0, tiling.stream);
+      } else {
+        channel_last::forward_tile<T, kWidth>(p, tile, b, t0, t1, s, tiling.stream);
+      }
+      if (is_given(p.final_states_out) && t1 == tiling.seqlen) {
+        load_halo(tile, p.x, p.initial_states, b, tiling.seqlen, s.x);
+        store_block(tile, s.x, false, p.final_states_out, b, 0, kWidth - 1);
+      }
+    }
+  }
+  finish_streams();
+}
+
+template <class T, int kWidth>
+void backward_unit_as(const BackwardParams& p, const Tiling& tiling, int64_t unit, char* scratch,
+                      double* partials) {
+  const Range range = range_of(tiling, unit);
+  const int64_t t0 = range.t0, t1 = range.t1, pitch = direct_pitch(tiling);
+  Arena arena(scratch);
+  const DirectScratch s(&arena, kWidth, pitch, true);
+  const size_t count = static_cast<size_t>((kWidth + 1) * pitch);
+  for (int64_t d = range.d0; d < range.d1; d += tiling.cols) {
+    const Tile tile = start_tile<T, kWidth>(tiling, p.weight, p.bias, d, range.d1, s);
+    __builtin_memset(s.totals, 0, count * sizeof(double));
+    if (!tile.channel_first) {
+      __builtin_memset(s.sums, 0, count * sizeof(float));
+      __builtin_memset(s.unused, 0, count * sizeof(float));
+    }
+    for (int64_t b = range.b0; b < range.b1; ++b) {
+      start_row<T, kWidth>(tile, p.x, p.initial_states, b, t0, s);
+      if (tile.channel_first) {
+        channel_first::BackwardRow<T, kWidth>(p, b, d, t0, t1, s.w, s.bias[0], s.x, tiling.stream,
+                                              s.totals)
+            .run();
+      } else {
+        __builtin_memset(s.dz, 0, static_cast<size_t>((kWidth - 1) * pitch) * sizeof(float));
+        channel_last::backward_tile<T, kWidth>(p, tile, b, t0, t1, s, tiling.stream);
+      }
+    }
+    if (partials == nullptr) continue;
+    for (int64_t k = 0; k <= kWidth; ++k) {
+      double* const out = partials + (range.slot * (kWidth + 1) + k) * tiling.dim + d;
+      for (int64_t c = 0; c < tile.cols; ++c) {
+        const int64_t lane = c / kGroup * kGroup + lane_of<T>(static_cast<int>(c % kGroup));
+        out[c] = tile.channel_first ? s.totals[k] : s.totals[k * pitch + lane];
+      }
+    }
+  }
+  finish_streams();
+}
+
+inline size_t scratch_bytes(const Tiling& tiling, Operation operation) {
+  Arena arena(nullptr);
+  DirectScratch(&arena, tiling.width, direct_pitch(tiling), operation == Operation::kBackward);
+  return arena.used();
+}
+
+// Calls f with a zero of the type.
+template <class F>
+CAUSAL_CONV1D_INLINE void with_type(int32_t dtype, F f) {
+  if (dtype == CAUSAL_CONV1D_FLOAT32) {
+    f(float());
+  } else if (dtype == CAUSAL_CONV1D_FLOAT16) {
+    f(Half());
+  } else {
+    f(Bfloat16());
+  }
+}
+
+inline void forward_unit(const ForwardParams& p, const Tiling& tiling, int64_t unit,
+                         char* scratch) {
+  with_type(p.x.dtype, [&](auto zero) {
+    using T = decltype(zero);
+    (tiling.width == 2   ? forward_unit_as<T, 2>
+     : tiling.width == 3 ? forward_unit_as<T, 3>
+                         : forward_unit_as<T, 4>)(p, tiling, unit, scratch);
+  });
+}
+
+inline void backward_unit(const BackwardParams& p, const Tiling& tiling, int64_t unit,
+                          char* scratch, double* partials) {
+  with_type(p.x.dtype, [&](auto zero) {
+    using T = decltype(zero);
+    (tiling.width == 2   ? backward_unit_as<T, 2>
+     : tiling.width == 3 ? backward_unit_as<T, 3>
+                         : backward_unit_as<T, 4>)(p, tiling, unit, scratch, partials);
+  });
+}
+
+}  // namespace direct
+}  // namespace
+}  // namespace causal_conv1d

@@ -1,0 +1,385 @@
+// The direct kernels for channel_first: a group is kGroup times of one channel, and taps are slid
+// out of two groups.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "../integers.h"
+#include "../simd/groups.h"
+#include "direct_run.h"
+#include "group_memory.h"
+#include "rows.h"
+#include "steps.h"
+#include "sums.h"
+#include "tensor.h"
+
+namespace causal_conv1d {
+namespace {
+namespace channel_first {
+
+// Groups of a run: few, for stores past the caches are many in one of its loops and none in others.
+constexpr int64_t kRun = 16;
+// How far ahead of what is read.
+template <class T>
+constexpr int64_t kAhead = 2048 / sizeof(T);
+// Elements of a stage: a run.
+constexpr int64_t kStage = kRun * kGroup;
+
+// window[k] = x of width - 1 - k earlier.
+template <class T, int kWidth, int k = 0>
+CAUSAL_CONV1D_INLINE void slide_back(Vec before, Vec x, Vec* window) {
+  if constexpr (k + 1 == kWidth) {
+    window[k] = x;
+  } else {
+    window[k] = slide<T, kGroup - (kWidth - 1 - k)>(before, x);
+    slide_back<T, kWidth, k + 1>(before, x, window);
+  }
+}
+
+// window[k] = dz of k later.
+template <class T, int kWidth, int k = 0>
+CAUSAL_CONV1D_INLINE void slide_forth(Vec dz, Vec after, Vec* window) {
+  if constexpr (k < kWidth) {
+    window[k] = slide<T, k>(dz, after);
+    slide_forth<T, kWidth, k + 1>(dz, after, window);
+  }
+}
+
+// The group before x, of which only the last width - 1 elements matter.
+template <class T, int kWidth>
+void group_before(float* halo, float* before) {
+  plain_nans(halo, kWidth - 1);
+  __builtin_memset(before, 0, kGroup * sizeof(float));
+  for (int i = 0; i < kWidth - 1; ++i) before[lane_of<T>(kGroup - (kWidth - 1) + i)] = halo[i];
+}
+
+// before: the group before x, in the order of groups. Returns the last one of x.
+template <class T, int kWidth>
+CAUSAL_CONV1D_INLINE Vec sum_groups(const T* x, int64_t groups, const float* w, float bias,
+                                    Vec before, float* sums) {
+  Vec taps[kWidth];
+  for (int k = 0; k < kWidth; ++k) taps[k] = Vec::set(w[k]);
+  const Vec start = Vec::set(bias);
+#pragma GCC unroll 2
+  for (int64_t g = 0; g < groups; ++g) {
+    const Vec current = load_group(x + g * kGroup);
+    Vec window[kWidth];
+    slide_back<T, kWidth>(before, current, window);
+    before = current;
+    weighted<kWidth>(start, taps, window).store(sums + g * kGroup);
+  }
+  return before;
+}
+
+// ---- forward --------------------------------------------------------------------------------
+
+// last_group: the group before x, in the order of groups; then the last one of x.
+template <class T, int kWidth>
+void forward_groups(const T* x, T* out, int64_t groups, const float* w, float bias,
+                    float* last_group, bool with_silu, bool stream) {
+  Run run;
+  Vec before = Vec::load(last_group);
+  for (int64_t g = 0, count; g < groups; g += count) {
+    count = smaller(kRun, groups - g);
+    before = sum_groups<T, kWidth>(x + g * kGroup, count, w, bias, before, run.sums);
+    store_sums(&run, 1, count, out + g * kGroup, 0, Ahead<T>(x + g * kGroup, kAhead<T>, 0),
+               with_silu, stream);
+  }
+  before.store(last_group);
+}
+
+// Of the width - 1 inputs in `halo` and the n of x that follow them, the last width - 1 to `halo`.
+template <class T, int kWidth>
+void advance(const T* x, int64_t n, float* halo) {
+  constexpr int64_t kHalo = kWidth - 1;
+  for (int64_t i = 0; i < kHalo; ++i) {
+    const int64_t from = n - kHalo + i;
+    halo[i] = from < 0 ? halo[kHalo + from] : scalar_of(x[from]);
+  }
+}
+
+// One channel, n times; halo: the width - 1 inputs before.
+template <class T, int kWidth>
+void forward_row(const char* x, int64_t x_stride, char* out, int64_t out_stride, int64_t n,
+                 const float* w, float bias, float* halo, bool with_silu, bool stream) {
+  constexpr int64_t kSize = sizeof(T);
+  static_assert(64 / kSize <= kStage);
+  alignas(64) T stage_x[kStage];
+  alignas(64) T stage_out[kStage];
+  alignas(64) float last_group[kGroup];
+  const bool unit_strides = x_stride == 1 && out_stride == 1;
+  stream = stream && unit_strides && past_line(out) % kSize == 0;
+  const int64_t to_line = stream && past_line(out) != 0 ? (64 - past_line(out)) / kSize : 0;
+  group_before<T, kWidth>(halo, last_group);
+  TimeSteps steps(n, kGroup, kStage, unit_strides, to_line);
+  for (TimeStep step; steps.next(&step);) {
+    const char* const from = x + step.begin * x_stride * kSize;
+    char* const to = out + step.begin * out_stride * kSize;
+    if (!step.staged) {
+      forward_groups<T, kWidth>(reinterpret_cast<const T*>(from), reinterpret_cast<T*>(to),
+                                step.count / kGroup, w, bias, last_group, with_silu, stream);
+      continue;
+    }
+    const int64_t groups = (step.count + kGroup - 1) / kGroup;
+    __builtin_memset(stage_x + (groups - 1) * kGroup, 0, kGroup * sizeof(T));
+    gather(from, x_stride, step.count, stage_x);
+    forward_groups<T, kWidth>(stage_x, stage_out, groups, w, bias, last_group, with_silu, false);
+    scatter(stage_out, step.count, to, out_stride);
+    if (step.begin < to_line) {
+      advance<T, kWidth>(stage_x, step.count, halo);
+      group_before<T, kWidth>(halo, last_group);
+    }
+  }
+}
+
+// ---- backward -------------------------------------------------------------------------------
+
+// Groups that are summed in fp32.
+constexpr int64_t kSummed = 256;
+
+// What goes from run to run of groups of one channel.
+struct Carried {
+  alignas(64) float x[kGroup], dz[kGroup];  // the group before, in the order of groups
+  alignas(64) float sums[(4 + 1) * Native::kLanes];
+};
+
+template <bool kValue>
+struct Flag {
+  constexpr operator bool() const { return kValue; }
+};
+
+// Of a group, what vectors i add to the sums. (A loop over i would keep acc out of registers.)
+template <int kWidth, int i>
+CAUSAL_CONV1D_INLINE void accumulate(Vec dz, const Vec* window, Native* acc) {
+  static_assert(kNativesInVec == 2);
+  for (int k = 0; k < kWidth; ++k) acc[k] = fma(dz.v[i], window[k].v[i], acc[k]);
+  acc[kWidth] = add(acc[kWidth], dz.v[i]);
+}
+
+// Adds to carried->sums; carried->x is the group before x, and then the last one of x. mask (may be
+// null) has all bits of a lane set where x exists. (Apart from dx: together they overflow the
+// registers.)
+template <class T, int kWidth>
+__attribute__((noinline)) void sum_dweight(const T* x, const float* dz, const float* mask,
+                                           int64_t groups, Carried* carried) {
+  Vec before = Vec::load(carried->x);
+  // Both vectors of a group would wait for each other's sums, but 16 registers hold no more.
+  Native acc[kWidth + 1], more[kWidth + 1];
+  for (int k = 0; k <= kWidth; ++k) acc[k] = Native::load(carried->sums + k * Native::kLanes);
+  for (int k = 0; k <= kWidth; ++k) more[k] = Native::set(0.0f);
+  const auto add_group = [&](int64_t g, auto masked) {
+    const Vec current = load_group(x + g * kGroup);
+    Vec window[kWidth];
+    slide_back<T, kWidth>(before, current, window);
+    before = current;
+    if (masked) {
+      for (int k = 0; k < kWidth; ++k) window[k] = both_bits(window[k], Vec::load(mask));
+    }
+    const Vec here = Vec::load(dz + g * kGroup);
+    accumulate<kWidth, 0>(here, window, acc);
+    accumulate<kWidth, 1>(here, window, kHas32Registers ? more : acc);
+  };
+  if (mask == nullptr) {
+    for (int64_t g = 0; g < groups; ++g) add_group(g, Flag<false>());
+  } else {
+    for (int64_t g = 0; g < groups; ++g) add_group(g, Flag<true>());
+  }
+  before.store(carried->x);
+  for (int k = 0; k <= kWidth; ++k) {
+    if (kHas32Registers) acc[k] = add(acc[k], more[k]);
+    acc[k].store(carried->sums + k * Native::kLanes);
+  }
+}
+
+// dx of the groups one before those of dz; carried->dz is the group before dz, and then its last
+// one.
+template <class T, int kWidth>
+__attribute__((noinline)) void store_dx(const float* dz, T* dx, float* edge, int64_t groups,
+                                        const float* w, Carried* carried, bool stream) {
+  Vec reversed[kWidth];
+  for (int k = 0; k < kWidth; ++k) reversed[kWidth - 1 - k] = Vec::set(w[k]);
+  Vec before = Vec::load(carried->dz);
+  const auto next = [&](int64_t g) {
+    const Vec current = Vec::load(dz + g * kGroup);
+    Vec window[kWidth];
+    slide_forth<T, kWidth>(before, current, window);
+    before = current;
+    return weighted<kWidth>(Vec::set(0.0f), reversed, window);
+  };
+  int64_t g = 0;
+  if (edge != nullptr) next(g++).store(edge);
+  if (stream) {
+    for (; g < groups; ++g) store_group(next(g), true, dx + g * kGroup);
+  } else {
+    for (; g < groups; ++g) store_group(next(g), false, dx + g * kGroup);
+  }
+  before.store(carried->dz);
+}
+
+// dz of at most kRun groups, then what follows from it. dx is of the groups one earlier; edge, if
+// not null, takes that of the first one as floats in the order of groups. mask: see sum_dweight.
+template <class T, int kWidth>
+void backward_groups(const T* x, const T* dout, T* dx, float* edge, const float* mask,
+                     int64_t groups, const float* w, float bias, Carried* carried, bool with_silu,
+                     bool stream) {
+  Run run;
+  const Ahead<T> x_ahead(x, kAhead<T>, 0), dout_ahead(dout, kAhead<T>, 0);
+  if (with_silu) {
+    sum_groups<T, kWidth>(x, groups, w, bias, Vec::load(carried->x), run.sums);
+    to_gradients(&run, 1, groups, dout, 0, x_ahead, dout_ahead);
+  } else {
+    for (int64_t g = 0; g < groups; ++g) {
+      x_ahead.fetch(0, g);
+      dout_ahead.fetch(0, g);
+      load_group(dout + g * kGroup).store(run.sums + g * kGroup);
+    }
+  }
+  if (mask != nullptr) {
+    for (int64_t g = 0; g < groups; ++g) {
+      both_bits(Vec::load(run.sums + g * kGroup), Vec::load(mask)).store(run.sums + g * kGroup);
+    }
+  }
+  sum_dweight<T, kWidth>(x, run.sums, mask, groups, carried);
+  store_dx<T, kWidth>(run.sums, dx, edge, groups, w, carried, stream);
+}
+
+// dx of the last group, behind which there is nothing.
+template <class T, int kWidth>
+void store_last_dx(const float* w, const Carried& carried, bool stream, T* dx) {
+  Vec reversed[kWidth], window[kWidth];
+  for (int k = 0; k < kWidth; ++k) reversed[kWidth - 1 - k] = Vec::set(w[k]);
+  slide_forth<T, kWidth>(Vec::load(carried.dz), Vec::set(0.0f), window);
+  store_group(weighted<kWidth>(Vec::set(0.0f), reversed, window), stream, dx);
+}
+
+// One channel of one batch entry, from its time t0 to t1.
+template <class T, int kWidth>
+class BackwardRow {
+ public:
+  // halo: the width - 1 inputs before t0. totals[k], which is added to: dweight, and last dbias.
+  BackwardRow(const BackwardParams& p, int64_t b, int64_t d, int64_t t0, int64_t t1, const float* w,
+              float bias, float* halo, bool stream, double* totals)
+      : p_(p),
+        b_(b),
+        d_(d),
+        t0_(t0),
+        t1_(t1),
+        seqlen_(p.x.sizes[2]),
+        w_(w),
+        bias_(bias),
+        unit_strides_(p.x.strides[2] == 1 && p.dout.strides[2] == 1 && p.dx.strides[2] == 1),
+        x_(address(p.x, b, d, t0)),
+        dout_(address(p.dout, b, d, t0)),
+        dx_(address(p.dx, b, d, t0)),
+        stream_(stream && past_line(dx_) == 0),
+        totals_(totals) {
+    group_before<T, kWidth>(halo, carried_.x);
+    __builtin_memset(carried_.dz, 0, sizeof(carried_.dz));
+    __builtin_memset(carried_.sums, 0, sizeof(carried_.sums));
+  }
+
+  void run() {
+    static_assert(kHalo < kGroup, "as GroupSteps asks for");
+    static_assert(kSummed % kRun == 0, "no step goes beyond a multiple of kSummed");
+    const int64_t n = t1_ - t0_, present = smaller(seqlen_, t1_ + kHalo) - t0_;
+    const int64_t plain = is_given(p_.dfinal_states) ? smaller(n, seqlen_ - kHalo - t0_) : n;
+    GroupSteps steps(n, present, plain, kGroup, kRun);
+    for (GroupStep step; steps.next(&step);) {
+      if (!step.owned) flush();  // what is summed after that is not ours
+      float* const edge = step.to_edge ? edge_ : nullptr;
+      const bool whole = step.present == step.groups * kGroup;
+      if (!unit_strides_ || (!whole && (step.to_edge || step.present > 0))) {
+        take_staged(step, whole, edge);
+      } else if (whole) {
+        backward_groups<T, kWidth>(at<const T>(x_, step.begin), at<const T>(dout_, step.begin),
+                                   at<T>(dx_, step.begin - kGroup), edge, nullptr, step.groups, w_,
+                                   bias_, &carried_, p_.silu != 0, stream_);
+      } else {
+        store_last_dx<T, kWidth>(w_, carried_, stream_, at<T>(dx_, step.begin - kGroup));
+      }
+      if (step.to_edge) take_edge(t0_ + step.begin - kGroup);
+      if (step.owned && (step.begin / kGroup + step.groups) % kSummed == 0) flush();
+    }
+  }
+
+ private:
+  static constexpr int64_t kSize = sizeof(T), kHalo = kWidth - 1;
+
+  // An element of a row of stride 1; it need not exist.
+  template <class Element, class Char>
+  static CAUSAL_CONV1D_INLINE Element* at(Char* row, int64_t i) {
+    return reinterpret_cast<Element*>(row) + i;
+  }
+
+  void flush() {
+    for (int k = 0; k <= kWidth; ++k) {
+      totals_[k] += sum_of_lanes(Native::load(carried_.sums + k * Native::kLanes));
+    }
+    __builtin_memset(carried_.sums, 0, sizeof(carried_.sums));
+  }
+
+  void take_staged(const GroupStep& step, bool whole, float* edge) {
+    const int64_t x_stride = p_.x.strides[2], dout_stride = p_.dout.strides[2];
+    const int64_t dx_stride = p_.dx.strides[2];
+    if (!whole) {
+      __builtin_memset(stage_x_, 0, kGroup * sizeof(T));
+      __builtin_memset(stage_dout_, 0, kGroup * sizeof(T));
+      for (int i = 0; i < kGroup; ++i) {
+        const uint32_t bits = i < step.present ? 0xffffffffu : 0u;
+        __builtin_memcpy(&mask_[lane_of<T>(i)], &bits, sizeof(bits));
+      }
+    }
+    gather(x_ + step.begin * x_stride * kSize, x_stride, step.present, stage_x_);
+    gather(dout_ + step.begin * dout_stride * kSize, dout_stride, step.present, stage_dout_);
+    // Of nothing dz is 0 without the derivative.
+    backward_groups<T, kWidth>(stage_x_, stage_dout_, stage_dx_, edge, whole ? nullptr : mask_,
+                               step.groups, w_, bias_, &carried_, p_.silu != 0 && step.present > 0,
+                               false);
+    const int64_t skipped = edge == nullptr ? 0 : 1;
+    scatter(stage_dx_ + skipped * kGroup, (step.groups - skipped) * kGroup,
+            dx_ + (step.begin + (skipped - 1) * kGroup) * dx_stride * kSize, dx_stride);
+  }
+
+  // Times first to first + kGroup - 1, of which those before t0 belong to another chunk or, for
+  // t0 = 0, to the initial state.
+  void take_edge(int64_t first) {
+    const bool before = first < t0_;
+    if (!before || is_given(p_.dinitial_states)) from_groups<T>(edge_, kGroup);
+    for (int64_t j = 0; is_given(p_.dfinal_states) && j < kHalo; ++j) {
+      const int64_t i = seqlen_ - kHalo + j - first;
+      if (i < 0 || i >= kGroup) continue;
+      float value[Vec::kLanes];
+      load_row(p_.dfinal_states.dtype, address(p_.dfinal_states, b_, d_, j), 1, 1, value);
+      edge_[i] += value[0];
+    }
+    if (!before) {
+      store_row(p_.dx.dtype, edge_, false, address(p_.dx, b_, d_, first), p_.dx.strides[2],
+                smaller(kGroup, t1_ - first));
+    } else if (t0_ == 0 && is_given(p_.dinitial_states)) {
+      store_row(p_.dinitial_states.dtype, edge_ + kGroup - kHalo, false,
+                address(p_.dinitial_states, b_, d_), p_.dinitial_states.strides[2], kHalo);
+    }
+  }
+
+  const BackwardParams& p_;
+  const int64_t b_, d_, t0_, t1_, seqlen_;
+  const float* const w_;
+  const float bias_;
+  const bool unit_strides_;
+  const char* const x_;  // at t0, as those below
+  const char* const dout_;
+  char* const dx_;
+  const bool stream_;
+  double* const totals_;
+  Carried carried_;
+  alignas(64) T stage_x_[kStage];
+  alignas(64) T stage_dout_[kStage];
+  alignas(64) T stage_dx_[kStage];
+  alignas(64) float edge_[2 * kGroup] = {};  // whole vectors are read of it
+  alignas(64) float mask_[kGroup];
+};
+
+}  // namespace channel_first
+}  // namespace
+}  // namespace causal_conv1d

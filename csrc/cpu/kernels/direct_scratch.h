@@ -1,0 +1,36 @@
+// Scratch of the direct kernels for a tile of channels, in the order of groups, rows of `pitch`
+// floats.
+#pragma once
+
+#include <stdint.h>
+
+#include "../simd/groups.h"
+#include "../tiling.h"
+#include "scratch.h"
+
+namespace causal_conv1d {
+namespace {
+
+struct DirectScratch {
+  float *w, *bias, *x, *dz = nullptr, *sums = nullptr, *unused = nullptr, *edge = nullptr;
+  double* totals = nullptr;
+
+  DirectScratch(Arena* arena, int64_t width, int64_t pitch, bool backward) {
+    w = arena->take<float>(width * pitch);
+    bias = arena->take<float>(pitch);
+    x = arena->take<float>((width - 1) * pitch);
+    if (!backward) return;
+    dz = arena->take<float>((width - 1) * pitch);
+    sums = arena->take<float>((width + 1) * pitch);
+    unused = arena->take<float>((width + 1) * pitch);  // sums of rows that do not count
+    edge = arena->take<float>(pitch);
+    totals = arena->take<double>((width + 1) * pitch);
+  }
+};
+
+inline int64_t direct_pitch(const Tiling& tiling) {
+  return tiling.channel_first ? kGroup : padded(tiling.cols);
+}
+
+}  // namespace
+}  // namespace causal_conv1d

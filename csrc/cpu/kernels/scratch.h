@@ -1,0 +1,37 @@
+// Scratch memory of a thread.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "../simd/types.h"
+
+namespace causal_conv1d {
+namespace {
+
+// Scratch rows start at multiples of this, the widest vector.
+constexpr int64_t kPad = 32;
+CAUSAL_CONV1D_INLINE int64_t padded(int64_t n) { return (n + kPad - 1) / kPad * kPad; }
+
+// Hands out pieces of a thread's scratch memory; with a null base it only counts bytes.
+class Arena {
+ public:
+  explicit Arena(char* base) : base_(base) {}
+
+  template <class T>
+  T* take(int64_t count) {
+    char* const piece = base_ == nullptr ? nullptr : base_ + used_;
+    // The slack lets a vector start at the last element.
+    used_ += (static_cast<size_t>(count + kPad) * sizeof(T) + 63) / 64 * 64;
+    return reinterpret_cast<T*>(piece);
+  }
+
+  size_t used() const { return used_; }
+
+ private:
+  char* const base_;
+  size_t used_ = 0;
+};
+
+}  // namespace
+}  // namespace causal_conv1d

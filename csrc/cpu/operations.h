@@ -1,0 +1,14 @@
+// The operations of the C API on arguments that are checked, have work, and fit the kernels in use.
+#pragma once
+
+#include "../check.h"
+
+namespace causal_conv1d {
+
+// num_threads <= 0: one per core.
+void run_forward(ForwardParams p, int num_threads);
+void run_backward(BackwardParams p, int num_threads);
+void run_update(UpdateParams p, int num_threads);
+void run_varlen_states(const VarlenStatesParams& p, int num_threads);
+
+}  // namespace causal_conv1d

@@ -1,0 +1,39 @@
+// How a problem is cut into units of work for the threads. It depends on shapes, strides and types
+// alone, never on the number of threads.
+#pragma once
+
+#include <stdint.h>
+
+#include "../check.h"
+
+namespace causal_conv1d {
+
+enum class Operation { kForward, kBackward, kUpdate, kFinalStates };
+
+// A unit is some batch entries x some channels x a chunk of time. It walks its channels `cols` at a
+// time (1 for channel_first), and time `block` rows at a time, so that the scratch memory stays in
+// the caches.
+struct Tiling {
+  bool channel_first;  // vectors run along time; otherwise along channels
+  bool fp64;
+  bool stream;  // outputs are too large for the caches: store past them
+  bool direct;  // the kernels of kernels/direct.h
+  int64_t batch, dim, seqlen, width;
+  int64_t cols, block;
+  int64_t batches_per_unit, channels_per_unit, chunk;
+  int64_t batch_groups, channel_groups, chunks;
+};
+
+// has_direct: of the kernels that will be used.
+Tiling make_tiling(const Tensor& x, const Tensor& weight, const Tensor& seq_idx,
+                   Operation operation, bool has_direct);
+
+// For the final states alone: a unit has all of time.
+Tiling make_final_states_tiling(Tiling forward);
+
+int64_t units_of(const Tiling& tiling);
+
+// In elements of a forward, each of which takes `cost` of them.
+int64_t work_of(const Tiling& tiling, int64_t cost);
+
+}  // namespace causal_conv1d
