@@ -66,16 +66,16 @@ def cross(word) -> str:
 def by_shape(rows, cell, mean_cell):
     """A table with a row for each shape and a column for each type and layout."""
     columns = distinct(rows, "dtype", "layout")
-    shapes = distinct(rows, "batch", "dim", "seqlen")
+    sizes = distinct(rows, "batch", "dim", "seqlen")
     found = {
         (row["batch"], row["dim"], row["seqlen"], row["dtype"], row["layout"]): row for row in rows
     }
     head = ["batch x dim x seqlen", *(f"{d}, {LAYOUTS.get(n, n)}" for d, n in columns)]
     lines = []
-    for shape in shapes:
-        cells = [found.get((*shape, *column)) for column in columns]
-        lines.append([cross(shape), *("-" if row is None else cell(row) for row in cells)])
-    if mean_cell and len(shapes) > 1:
+    for size in sizes:
+        cells = [found.get((*size, *column)) for column in columns]
+        lines.append([cross(size), *("-" if row is None else cell(row) for row in cells)])
+    if mean_cell and len(sizes) > 1:
         groups = [[r for r in rows if (r["dtype"], r["layout"]) == column] for column in columns]
         lines.append(["**geometric mean**", *(mean_cell(group) for group in groups)])
     return table(head, lines)
@@ -119,14 +119,27 @@ def gpu_rows(report):
         names = dict.fromkeys(name for row in with_others for name in row["others_us"])
         text += "\nOther implementations' time over this library's, forward (and backward):\n\n"
         lines = [
-            [
-                f"{cross((r['batch'], r['dim'], r['seqlen']))}, {r['dtype']}, {LAYOUTS[r['layout']]}",
-                *(other(r, name) for name in names),
-            ]
-            for r in with_others
+            [f"{shape(row)}, {label(row)}", *(other(row, name) for name in names)]
+            for row in with_others
         ]
-        text += table(["", *names], lines)
+        text += table(["", *names], lines) + absences(with_others)
     return {"Forward and backward": text}
+
+
+def absences(rows):
+    """Why some cells have no number."""
+    reasons = {}
+    for row in rows:
+        missing = dict(row.get("others_missing", {}))
+        missing |= {"upstream": row["upstream_missing"]} if "upstream_missing" in row else {}
+        if "torch_compile_missing" in row:
+            missing["`torch.compile`"] = row["torch_compile_missing"]
+        reasons |= {(name, reason): None for name, reason in missing.items()}
+    return "".join(f"\n{name} has no number: {reason}.\n" for name, reason in reasons)
+
+
+def shape(row):
+    return cross((row["batch"], row["dim"], row["seqlen"]))
 
 
 def other(row, name):
@@ -139,16 +152,16 @@ def other(row, name):
 
 def cpu_rows(report):
     text = "Milliseconds; in brackets the forward in copies of x, the backward in 1.5 copies.\n"
-    for threads, *shape in distinct(report["rows"], "threads", "batch", "dim", "seqlen"):
+    for threads, *sizes in distinct(report["rows"], "threads", "batch", "dim", "seqlen"):
         rows = [
             row
             for row in report["rows"]
-            if [row["threads"], row["batch"], row["dim"], row["seqlen"]] == [threads, *shape]
+            if [row["threads"], row["batch"], row["dim"], row["seqlen"]] == [threads, *sizes]
         ]
-        text += f"\n{cross(shape)}, {threads} thread{'s' if threads > 1 else ''}:\n\n"
+        text += f"\n{cross(sizes)}, {threads} thread{'s' if threads > 1 else ''}:\n\n"
         head = ["", "copy", "forward", "backward", "`F.conv1d` + `F.silu`", "`torch.compile`"]
         text += table(head, [[label(row), *cpu_cells(row)] for row in rows])
-    return {"Forward and backward": text}
+    return {"Forward and backward": text + absences(report["rows"])}
 
 
 def cpu_cells(row):
@@ -170,7 +183,7 @@ def form(row):
     words = [f"W {row['width']}", row["dtype"], row["layout"], *row["options"]]
     if row.get("apart"):
         words.append(f"apart: {row['apart']}")
-    return f"{cross((row['batch'], row['dim'], row['seqlen']))}; {', '.join(words)}"
+    return f"{shape(row)}; {', '.join(words)}"
 
 
 def gpu_models(report):
@@ -199,7 +212,7 @@ def gpu_models(report):
                 *(other(row, name) for name in names),
             ]
         )
-    text += table([*head, *names], lines)
+    text += table([*head, *names], lines) + absences(rows)
     return {"By model": text + not_timed(report)}
 
 
@@ -216,7 +229,7 @@ def cpu_models(report):
             token = number(decode["update_us"]) if decode else "-"
             lines.append([row["model"], form(row), *cpu_cells(row), token])
         text += f"\n{threads} thread{'s' if threads > 1 else ''}:\n\n" + table(head, lines)
-    return {"By model": text + not_timed(report)}
+    return {"By model": text + absences(report["models"]) + not_timed(report)}
 
 
 def not_timed(report):
@@ -235,7 +248,6 @@ def options(report):
     ):
         if not chosen:
             continue
-        shape = cross(chosen[0][key] for key in ("batch", "dim", "seqlen"))
         cells = {}
         for row in chosen:
             ratios = [over_plain(row, way) for way in ("forward", "backward")]
@@ -246,7 +258,7 @@ def options(report):
         columns = [key for key in LAYOUTS if any(key in by for by in cells.values())]
         head = [what, *(LAYOUTS[key] for key in columns)]
         lines = [[name, *(by.get(key, "-") for key in columns)] for name, by in cells.items()]
-        found[title] = f"{text}, {shape}, {chosen[0]['dtype']}:\n\n" + table(head, lines)
+        found[title] = f"{text}, {shape(chosen[0])}, {chosen[0]['dtype']}:\n\n" + table(head, lines)
     return found
 
 

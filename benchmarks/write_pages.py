@@ -1,8 +1,8 @@
 """Writes what the documentation says of speed, from the benchmarks' JSON in docs/.
 
-    python benchmarks/write_pages.py            # writes docs/performance.md, docs/speed.svg and the
-                                                # table of speeds in README.md
-    python benchmarks/write_pages.py --check    # writes nothing; exit status 1 if one of them differs
+    python benchmarks/write_pages.py            # writes docs/performance.md, docs/speed.svg and
+                                                # the table of speeds in README.md
+    python benchmarks/write_pages.py --check    # writes nothing; exit status 1 if one differs
 
 To renew the figures, replace docs/benchmark_*.json by the output of the benchmarks' --json. Any of
 their sections may be missing.
@@ -41,7 +41,7 @@ ABOUT = {
 }
 HEAD = f"""# Speed
 
-<!-- Written by benchmarks/write_pages.py from docs/benchmark_*.json: change those, not this page. -->
+<!-- Written by benchmarks/write_pages.py from docs/benchmark_*.json: change those instead. -->
 
 The operation is bound by memory: the forward reads x and writes out, the backward reads x and dout
 and writes dx. So the measure is a copy of the same bytes in the same run. "Of a copy" is a copy's
@@ -242,7 +242,9 @@ def main(arguments=None) -> int:
             differ.append(name)
             if not check:
                 path.write_text(text, encoding="utf-8")
-    print("\n".join(f"{'differs' if check else 'written'}: {name}" for name in differ) or "as it is")
+    print(
+        "\n".join(f"{'differs' if check else 'written'}: {name}" for name in differ) or "as it is"
+    )
     return int(check and bool(differ))
 
 
