@@ -26,6 +26,7 @@ CHART = "docs/speed.svg"
 # The shape and type of README's table and chart.
 SHAPE, DTYPE = (2, 4096, 8192), "bf16"
 CPU_SHAPE = (2, 4096, 4096)
+ISAS = {"avx512": "AVX-512", "avx2": "AVX2", "neon": "NEON", "baseline": "no vectors"}
 ABOUT = {
     "torch": "torch",
     "python": "Python",
@@ -167,7 +168,7 @@ def speeds(reports):
             threads=max(r["threads"] for r in cpu["rows"]),
         )
         if row:
-            there = f"CPU, {row['threads']} threads, {cpu['isa'].upper()}"
+            there = f"CPU, {row['threads']} threads, {ISAS[cpu['isa']]}"
             plain = row.get("conv1d_silu_ms") if way == "forward" else None
             values = (row[f"{way}_ms"], copies * row["copy_ms"], None, plain)
             name = f"{there}: {way}, {tables.cross(CPU_SHAPE)}, channel-last"

@@ -27,5 +27,6 @@ def on_page_markdown(markdown, page, **_):
 
 
 def on_page_content(html, **_):
-    """Docstrings name functions as Sphinx does: :func:`name`."""
-    return re.sub(r":(?:func|class|mod|meth):(?=<code)", "", html)
+    """Docstrings have a few words of Sphinx: roles, and marks of a block of text."""
+    html = re.sub(r":(?:func|class|mod|meth):(?=<code)", "", html)
+    return re.sub(r"<p>\.\. code-block:: \w+</p>", "", html).replace("Example::", "Example:")

@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT / "benchmarks"))
 
 import benchmark  # noqa: E402
+import benchmark_blocks  # noqa: E402
 import benchmark_cpu  # noqa: E402
 import models  # noqa: E402
 import peers  # noqa: E402
@@ -140,6 +141,46 @@ def test_a_peer_that_refuses_a_form_ends_no_run(args, small, monkeypatch):
     row = measured(args)["rows"][0]
     reason = {"F.conv1d + silu": "RuntimeError: no width of this kind"}
     assert row["others_us"] == {} and row["others_missing"] == reason
+
+
+@pytest.fixture
+def fake_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "a GPU")
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(benchmark, "time_gpu", run_each)
+
+
+def test_the_benchmark_writes_every_section(small, fake_gpu, tmp_path, capsys):
+    path = tmp_path / "benchmark_x.json"
+    benchmark.main(["--device", "cpu:0", "--dtypes", "bf16", "--json", str(path)])
+    report = json.loads(path.read_text())
+    assert report["device"] == "a GPU" and report["date"] and report["sms"] is None
+    for section in (*benchmark.MEASURE, "host_us", "peers", "models_not_timed"):
+        assert report[section], section
+    assert "FLA" in report["peers"] and "missing" in report["peers"]["upstream"]
+    assert "upstream: missing: no --upstream FILE was given\n" in capsys.readouterr().out
+    assert "### Time on the host\n" in write_pages.performance(write_pages.load(tmp_path))
+
+
+def test_blocks_name_a_package_that_is_missing(fake_gpu, tmp_path, monkeypatch):
+    def rows(dtype, shapes, repeats):
+        yield benchmark_blocks.as_row("Mamba, fused", (1, 2, 3), 0.5, 2.0, 2.0)
+
+    def missing(dtype, shapes, repeats):
+        raise ImportError("No module named 'transformers'")
+        yield
+
+    parts = {"blocks": rows, "transformers_blocks": missing, "scans": rows}
+    for name, function in parts.items():
+        monkeypatch.setattr(benchmark_blocks, name, function)
+    path = tmp_path / "benchmark_blocks.json"
+    monkeypatch.setattr(sys, "argv", ["benchmark_blocks.py", "--json", str(path)])
+    assert benchmark_blocks.main() == 0
+    page = write_pages.performance(write_pages.load(tmp_path))
+    assert "## a GPU, blocks of models\n" in page
+    assert "**transformers is missing**: ImportError: No module named 'transformers'.\n" in page
+    assert "| Mamba, fused | 0.50 / 2.00 |" in page and "### Scan\n" in page
 
 
 def test_list_needs_no_gpu(capsys):
