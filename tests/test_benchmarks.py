@@ -205,7 +205,8 @@ def test_the_cpus_rows(small, tmp_path, monkeypatch):
         updates = list(benchmark_cpu.update_rows(((2, 8),), ("bf16",), (1,)))
     finally:
         torch.set_num_threads(threads)
-    assert [row["model"] for row in found] == [model.name for model in models.MODELS]
+    forms = [(row["model"], row["width"], row["dtype"], row["options"]) for row in found]
+    assert forms == [(m.name, m.width, m.dtype, list(models.options(m))) for m in models.MODELS]
     report = {"cpu": "a CPU", "isa": "any", "rows": rows, "models": found, "update": updates}
     page = write_pages.performance({"cpu.json": json.loads(json.dumps(report))})
     for text in ("## CPU: a CPU", "1 x 8 x 20, 1 thread:", "### By model", "| 2 x 8, bf16 |"):
