@@ -189,7 +189,7 @@ def measure(shape, layout, name, time, device, width=4, options=(), upstream=Non
     return row
 
 
-def measure_others(row, time, device, names=None):
+def measure_others(row, time, device, names):
     """Adds the times of other implementations, by name, to a row of measure()."""
     shape = row["batch"], row["dim"], row["seqlen"]
     layout, dtype = row["layout"], DTYPES[row["dtype"]]
@@ -199,9 +199,9 @@ def measure_others(row, time, device, names=None):
     bias = None if "no bias" in row["options"] else torch.randn(row["dim"], device=device).to(dtype)
     silu = "no activation" not in row["options"]
     found, missing = peers.find()
-    chosen = [name for name in names or found if name in found]
-    row |= {"others_us": {}, "others_backward_us": {}, "others_missing": dict(missing)}
-    for name in chosen:
+    missing = {name: reason for name, reason in missing.items() if name in names}
+    row |= {"others_us": {}, "others_backward_us": {}, "others_missing": missing}
+    for name in (name for name in names if name in found):
         peer = found[name]
         if peer.layout not in (None, layout.partition(":")[0]):
             row["others_missing"][name] = f"it takes channel-{peer.layout} alone"
@@ -345,7 +345,7 @@ def measure_rows(args, time, names):
     for shape, layout, name in row_cases(names):
         row = measure(shape, layout, name, time, args.device, upstream=args.upstream)
         if args.others and name == names[0]:
-            measure_others(row, time, args.device)
+            measure_others(row, time, args.device, args.others)
         print_row(row)
         yield row
 
@@ -357,7 +357,8 @@ def measure_models(args, time, names, seqlen=models.SEQLEN, batch=models.DECODE_
         arguments = (time, args.device, model.width, options, args.upstream)
         row = models.labels(model) | measure(shape, model.layout, model.dtype, *arguments)
         if args.others:
-            measure_others(row, time, args.device, ("F.conv1d + silu", "FLA"))
+            names = [name for name in args.others if name != "torch.compile"]  # minutes
+            measure_others(row, time, args.device, names)
         row["decode"] = measure_update(
             (batch, model.dim),
             model.dtype,
@@ -470,10 +471,10 @@ def main(arguments=None):
         help=f"of {','.join(SECTIONS)}; default: all, with --sms rows,options,update",
     )
     parser.add_argument(
-        "--no-others",
-        dest="others",
-        action="store_false",
-        help="leave out other implementations",
+        "--others",
+        default=",".join(peers.NAMES),
+        type=lambda text: [name for name in text.split(",") if name],
+        help="other implementations to time; FLA takes 20 s for each dim and width at first",
     )
     parser.add_argument(
         "--upstream",
@@ -487,9 +488,13 @@ def main(arguments=None):
     args = parser.parse_args(arguments)
     default = ["rows", "options", "update"] if args.sms else list(SECTIONS)
     args.sections = ["host"] if args.host else args.sections or default
-    unknown = [name for name in args.sections if name not in SECTIONS]
-    if unknown:
-        parser.error(f"--sections: {unknown[0]!r} is none of {', '.join(SECTIONS)}")
+    for option, given, known in (
+        ("--sections", args.sections, SECTIONS),
+        ("--others", args.others, peers.NAMES),
+    ):
+        unknown = [name for name in given if name not in known]
+        if unknown:
+            parser.error(f"{option}: {unknown[0]!r} is none of {', '.join(known)}")
     if args.list:
         return list_cases(args)
     if args.device == "cpu":
@@ -501,7 +506,7 @@ def main(arguments=None):
     if args.sms:
         green = torch.cuda.green_contexts.GreenContext.create(args.sms, 0)
         green.set_context()
-        args.others = False  # they are for the whole GPU
+        args.others = []  # they are for the whole GPU
         report |= measure_gpu(args, lambda calls: time_gpu(calls, 0.05, graph=False))
         green.pop_context()
     else:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
+NAMES = ("F.conv1d + silu", "torch.compile", "FLA")
 # Where FLA's functions are, the newest release first.
 FLA_MODULES = ("fla.modules.causal_conv1d", "fla.modules.conv.triton.ops")
 
@@ -103,14 +104,16 @@ def load_upstream(path):
 def described(wanted, upstream) -> dict[str, dict[str, str]]:
     """For the JSON: the version of each peer, or why it is missing."""
     found, missing = find() if wanted else ({}, {})
-    report = {name: {"version": peer.version} for name, peer in found.items()}
-    report |= {name: {"missing": reason} for name, reason in missing.items()}
+    report = {}
+    for name in NAMES:
+        if name not in wanted:
+            report[name] = {"missing": "left out (--others, or --sms, which times none of them)"}
+        elif name in found:
+            report[name] = {"version": found[name].version}
+        else:
+            report[name] = {"missing": missing.get(name, "not found")}
     if upstream is None:
         report["upstream"] = {"missing": "no --upstream FILE was given"}
     else:
         report["upstream"] = {"version": f"the extension {upstream.__file__.rsplit('/', 1)[-1]}"}
-    if not wanted:
-        report["others"] = {
-            "missing": "they are for the whole GPU (--sms), or --no-others was given"
-        }
     return report

@@ -57,7 +57,15 @@ layer gives it. **Nothing here was measured on a Jetson.**
 
 ![Forward and backward beside a copy]({Path(CHART).name})
 
-What limits the rows that stay behind a copy, and what was tried: [tried.md](tried.md).
+What limits the rows that stay behind a copy, and what was tried: [tried.md](tried.md). To measure on
+your machine and write this page anew:
+
+```bash
+python benchmarks/benchmark.py --json docs/benchmark_h200.json
+python benchmarks/benchmark_blocks.py --json docs/benchmark_blocks_h200.json
+python benchmarks/benchmark_cpu.py --json docs/benchmark_cpu.json
+python benchmarks/write_pages.py
+```
 """
 
 
@@ -79,7 +87,11 @@ def title(report):
     name = f"CPU: {report['cpu']}" if "cpu" in report else report["device"]
     if report.get("sms"):
         name += f", {report['sms']} of its SMs"
-    return f"{name}, blocks of models" if set(report) & {"blocks"} == {"blocks"} else name
+    if "rows" in report:
+        return name
+    words = {"models": "by model", "blocks": "blocks of models"}
+    parts = [words.get(key, key) for key in report if key in tables.GPU or key not in tables.ABOUT]
+    return ", ".join([name, *parts[:1]])
 
 
 def about(name, report):

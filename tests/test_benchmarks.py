@@ -32,7 +32,7 @@ def run_each(calls):
 def args(device):
     """As benchmark.main() has them; this library's raw module stands in for upstream's."""
     return argparse.Namespace(
-        device=device, others=True, upstream=causal_conv1d_cuda, dtypes=["bf16"]
+        device=device, others=list(peers.NAMES), upstream=causal_conv1d_cuda, dtypes=["bf16"]
     )
 
 
@@ -190,11 +190,31 @@ def test_list_needs_no_gpu(capsys):
     assert "update: (256, 8192), bf16, contiguous, ('ring',)" in lines
 
 
+def test_others_may_be_left_out(small, args):
+    args.others = ["F.conv1d + silu"]
+    report = measured(args)
+    assert [row["others_missing"] for row in report["rows"]] == [{}] * len(report["rows"])
+    page = write_pages.performance({"x.json": report})
+    assert "**FLA is missing**: left out (--others," in page
+
+
+@pytest.mark.parametrize(
+    "section, title", (("models", "by model"), ("scan", "scan"), ("update", "update"))
+)
+def test_a_file_without_rows_is_titled_by_what_it_has(section, title):
+    assert write_pages.title({"device": "a GPU", "torch": "2", section: [{}]}) == f"a GPU, {title}"
+
+
 def test_an_unknown_section_is_named(capsys):
     for main in (benchmark.main, lambda words: benchmark_cpu.main([*words, "--threads", "1"])):
         with pytest.raises(SystemExit):
             main(["--sections", "speed"])
         assert "--sections: 'speed' is none of rows, models" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        benchmark.main(["--others", "fla"])
+    assert "--others: 'fla' is none of F.conv1d + silu, torch.compile, FLA" in (
+        capsys.readouterr().err
+    )
 
 
 def test_the_cpus_rows(small, tmp_path, monkeypatch):
@@ -207,9 +227,12 @@ def test_the_cpus_rows(small, tmp_path, monkeypatch):
         torch.set_num_threads(threads)
     forms = [(row["model"], row["width"], row["dtype"], row["options"]) for row in found]
     assert forms == [(m.name, m.width, m.dtype, list(models.options(m))) for m in models.MODELS]
-    report = {"cpu": "a CPU", "isa": "any", "rows": rows, "models": found, "update": updates}
-    page = write_pages.performance({"cpu.json": json.loads(json.dumps(report))})
-    for text in ("## CPU: a CPU", "1 x 8 x 20, 1 thread:", "### By model", "| 2 x 8, bf16 |"):
+    for name, section in (("rows", rows), ("model_rows", found), ("update_rows", updates)):
+        monkeypatch.setattr(benchmark_cpu, name, lambda *_, section=section, **__: section)
+    path = tmp_path / "benchmark_cpu.json"
+    benchmark_cpu.main(["--json", str(path)])
+    page = write_pages.performance(write_pages.load(tmp_path))
+    for text in ("## CPU: ", "1 x 8 x 20, 1 thread:", "### By model", "| 2 x 8, bf16 |"):
         assert text in page
     assert "`torch.compile` has no number: left out.\n" in page
 

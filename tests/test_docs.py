@@ -133,6 +133,18 @@ RUN_BY = {
     "scripts/setup_env.sh: scripts/dev/get_onnxruntime_headers.sh build/onnxruntime": [
         "bash scripts/dev/get_onnxruntime_headers.sh build/onnxruntime"
     ],
+    "tests/test_benchmarks.py::test_the_benchmark_writes_every_section": [
+        "python benchmarks/benchmark.py --json docs/benchmark_h200.json"
+    ],
+    "tests/test_benchmarks.py::test_blocks_name_a_package_that_is_missing": [
+        "python benchmarks/benchmark_blocks.py --json docs/benchmark_blocks_h200.json"
+    ],
+    "tests/test_benchmarks.py::test_the_cpus_rows": [
+        "python benchmarks/benchmark_cpu.py --json docs/benchmark_cpu.json"
+    ],
+    "tests/test_benchmarks.py::test_the_command_writes_and_checks": [
+        "python benchmarks/write_pages.py"
+    ],
     # conftest.py's c_library runs these lines of docs/c.md, with the option where headers are.
     "tests/test_onnxruntime.py::test_random": [
         'cmake -S . -B build/c -DCAUSAL_CONV1D_ONNXRUNTIME_INCLUDE="$PWD/build/onnxruntime/usr/'
