@@ -57,8 +57,8 @@ layer gives it. **Nothing here was measured on a Jetson.**
 
 ![Forward and backward beside a copy]({Path(CHART).name})
 
-What limits the rows that stay behind a copy, and what was tried: [tried.md](tried.md). To measure on
-your machine and write this page anew:
+What limits the rows that stay behind a copy, and what was tried: [tried.md](tried.md). To measure
+on your machine and write this page anew:
 
 ```bash
 python benchmarks/benchmark.py --json docs/benchmark_h200.json
