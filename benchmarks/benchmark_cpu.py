@@ -21,6 +21,7 @@ import sys
 import time
 
 import models
+import peers
 import torch
 import torch.nn.functional as F
 
@@ -59,12 +60,6 @@ def make(batch, dim, seqlen, layout, dtype):
     if layout.startswith("first"):
         return torch.randn(batch, wider, seqlen).to(dtype)[:, :dim]
     return torch.randn(batch, seqlen, wider).to(dtype).transpose(1, 2)[:, :dim]
-
-
-def conv1d_silu(x, weight, bias, silu):
-    dim, width = weight.shape
-    out = F.conv1d(x, weight[:, None], bias, padding=width - 1, groups=dim)[..., : x.shape[-1]]
-    return F.silu(out) if silu else out
 
 
 def unrolled(x, weight, bias, silu):
@@ -117,7 +112,7 @@ def row(
         "backward": lambda: write_backward(
             x, weight, bias, dout, None, None, None, dx, dweight, dbias, None, silu
         ),
-        "conv1d_silu": lambda: conv1d_silu(*arguments),
+        "conv1d_silu": lambda: peers.conv1d_and_silu(*arguments),
     }
     reason = "left out"
     if with_compile:
