@@ -4,7 +4,7 @@ Environment:
   CAUSAL_CONV1D_CUDA   1: fail without nvcc. 0: CPU only. Default: CUDA where nvcc is found; without
                        nvcc a machine with a GPU is an error, any other gets the CPU library alone.
   CAUSAL_CONV1D_LABEL  appended to the version, as in cu13.
-  TORCH_CUDA_ARCH_LIST, CUDACXX or CUDA_HOME, MAX_JOBS, CMAKE_ARGS: see README.md.
+  TORCH_CUDA_ARCH_LIST, CUDACXX or CUDA_HOME, MAX_JOBS, CMAKE_ARGS: see docs/BUILD_GUIDE.md.
   CAUSAL_CONV1D_SKIP_CUDA_BUILD, CAUSAL_CONV1D_FORCE_BUILD: upstream's. TRUE means CUDA=0, and what
                        is done anyway.
 """

@@ -1,32 +1,38 @@
 """Times forward, backward and update beside a copy of the same bytes, all in one run.
 
-    python benchmarks/benchmark.py                     # an NVIDIA GPU: all operators, host time
-    python benchmarks/benchmark.py --sms 16            # the same on 16 of its multiprocessors
-    python benchmarks/benchmark.py --device cpu        # the CPU
+    python benchmarks/benchmark.py                     # an NVIDIA GPU: everything below
+    python benchmarks/benchmark.py --sections models   # one part, of those below
+    python benchmarks/benchmark.py --sms 16            # the same on 16 of its SMs
+    python benchmarks/benchmark.py --device cpu        # the CPU: benchmark_cpu.py
     python benchmarks/benchmark.py --upstream FILE     # and upstream's causal_conv1d_cuda*.so
+    python benchmarks/benchmark.py --list              # what would be timed; needs no GPU
+
+rows: the plain case by shape, type and layout. models: the convolutions of released models
+(models.py). options: what states, seq_idx, widths and views cost. update: one token. host: the time
+of a call. write_pages.py makes tables of the --json.
 
 GPU times are medians of CUDA graph replays over buffers that are rotated so that none is served
 from L2, with a pause before each. "of copy" is the time of a copy of x divided by the forward's
 time, and 1.5 times that copy divided by the backward's, since it reads x and dout and writes dx.
-Other implementations are timed in the same way: F.conv1d + F.silu; torch.compile of shifted
-products; FLA where it is installed; upstream's raw functions, whose dweight and dbias are fp32 and
-not zeroed here. The CPU's rows are those of benchmarks/benchmark_cpu.py.
+Other implementations (peers.py) are timed in the same way; upstream's dweight and dbias are fp32
+and not zeroed here. One that is missing is named, with the reason.
 """
 
 from __future__ import annotations
 
 import argparse
-import functools
-import importlib.machinery
-import importlib.util
+import datetime
 import json
 import platform
+import shutil
 import statistics
+import subprocess
 import sys
 from time import perf_counter, sleep
 
+import models
+import peers
 import torch
-import torch.nn.functional as F
 
 import causal_conv1d
 from causal_conv1d.cpp_functions import write_backward, write_forward, write_update
@@ -42,6 +48,8 @@ SHAPES = (
     (8, 5120, 1003),
 )
 OPTIONS_SHAPE = (2, 4096, 8192)
+UPSTREAM_WIDTH = 4
+SECTIONS = ("rows", "models", "options", "update", "host")
 UPDATE_SHAPES = ((1, 2048), (64, 4096), (256, 8192))
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 LAYOUTS = ("first", "last")
@@ -113,47 +121,6 @@ VIEWS = {
 }
 
 
-def shifted_products(x, weight, bias):
-    """The operation as torch.compile likes it: a pad and W multiply-adds, in one kernel."""
-    width, seqlen = weight.shape[1], x.shape[2]
-    padded = F.pad(x, (width - 1, 0))
-    out = bias[:, None].float()
-    for k in range(width):
-        out = out + weight[:, k, None].float() * padded[:, :, k : k + seqlen].float()
-    return F.silu(out).to(x.dtype)
-
-
-def conv1d_and_silu(x, weight, bias):
-    dim, width = weight.shape
-    z = F.conv1d(x, weight[:, None], bias, padding=width - 1, groups=dim)
-    return F.silu(z[..., : x.shape[2]])
-
-
-@functools.cache
-def others():
-    """Other implementations of the forward by name: f(x, weight, bias)."""
-    found = {"F.conv1d + silu": conv1d_and_silu}
-    compiled = torch.compile(shifted_products, dynamic=True)
-    found["torch.compile"] = compiled
-    try:
-        from fla.modules.conv.triton.ops import causal_conv1d_fwd
-
-        found["FLA"] = lambda x, weight, bias: causal_conv1d_fwd(
-            x.transpose(1, 2), weight, bias, None, activation="silu"
-        )
-    except ImportError:
-        pass
-    return found
-
-
-def load_upstream(path):
-    """Upstream's extension, which has a name that this library takes too."""
-    loader = importlib.machinery.ExtensionFileLoader("causal_conv1d_cuda", path)
-    module = importlib.util.module_from_spec(importlib.util.spec_from_loader(loader.name, loader))
-    loader.exec_module(module)
-    return module
-
-
 def measure(shape, layout, name, time, device, width=4, options=(), upstream=None):
     """One row: times of a copy, the forward and the backward."""
     dtype = DTYPES[name]
@@ -197,7 +164,9 @@ def measure(shape, layout, name, time, device, width=4, options=(), upstream=Non
             for x, o, d in zip(xs, outs, dxs, strict=True)
         ]
     )
-    if upstream is not None:
+    if upstream is not None and width > UPSTREAM_WIDTH:
+        row["upstream_missing"] = f"it has no width above {UPSTREAM_WIDTH}"
+    elif upstream is not None:
         row["upstream_forward_us"] = time(
             [
                 lambda o=o, x=x: upstream.causal_conv1d_fwd(
@@ -220,34 +189,50 @@ def measure(shape, layout, name, time, device, width=4, options=(), upstream=Non
     return row
 
 
-def measure_others(shape, layout, name, time, device):
-    """Times of other implementations, in microseconds by name."""
-    dtype = DTYPES[name]
-    batch, dim, seqlen = shape
+def measure_others(row, time, device, names):
+    """Adds the times of other implementations, by name, to a row of measure()."""
+    shape = row["batch"], row["dim"], row["seqlen"]
+    layout, dtype = row["layout"], DTYPES[row["dtype"]]
     xs = [tensor(shape, layout, dtype, device) for _ in range(2)]
-    weight = torch.randn(dim, 4, device=device).to(dtype)
-    bias = torch.randn(dim, device=device).to(dtype)
-    times = {}
-    with torch.no_grad():
-        for label, forward in others().items():
-            if label == "FLA" and layout != "last":
-                continue
-            times[label] = time([lambda x=x, f=forward: f(x, weight, bias) for x in xs])
-    return times
+    dout = tensor(shape, layout.partition(":")[0], dtype, device)
+    weight = torch.randn(row["dim"], row["width"], device=device).to(dtype)
+    bias = None if "no bias" in row["options"] else torch.randn(row["dim"], device=device).to(dtype)
+    silu = "no activation" not in row["options"]
+    found, missing = peers.find()
+    missing = {name: reason for name, reason in missing.items() if name in names}
+    row |= {"others_us": {}, "others_backward_us": {}, "others_missing": missing}
+    for name in (name for name in names if name in found):
+        peer = found[name]
+        if peer.layout not in (None, layout.partition(":")[0]):
+            row["others_missing"][name] = f"it takes channel-{peer.layout} alone"
+            continue
+        forwards = [lambda x=x, f=peer.forward: f(x, weight, bias, silu) for x in xs]
+        backwards = [lambda x=x, f=peer.backward: f(x, dout, weight, bias, silu) for x in xs]
+        try:
+            with torch.no_grad():
+                row["others_us"][name] = time(forwards)
+                if peer.backward is not None:
+                    row["others_backward_us"][name] = time(backwards)
+        except Exception as error:  # a form that it refuses ends no run
+            row["others_missing"][name] = peers.one_line(error)
+    return row
 
 
-def measure_update(shape, name, time, device, state_layout="contiguous", options=(), upstream=None):
-    """One row: times of an update, and of a copy of the bytes that it reads."""
+def measure_update(
+    shape, name, time, device, state_layout="contiguous", options=(), upstream=None, width=4
+):
+    """One row: times of an update with state_len = width, and of a copy of the bytes it reads."""
     dtype = DTYPES[name]
     batch, dim = shape
-    n = copies(batch * dim * dtype.itemsize * 10)
+    n = copies(batch * dim * dtype.itemsize * 2 * (width + 1))
     xs = [torch.randn(batch, dim, device=device).to(dtype) for _ in range(n)]
     if state_layout == "contiguous":
-        states = [torch.randn(batch, dim, 4, device=device).to(dtype) for _ in range(n)]
+        states = [torch.randn(batch, dim, width, device=device).to(dtype) for _ in range(n)]
     else:
-        states = [torch.randn(batch, 4, dim, device=device).to(dtype).mT for _ in range(n)]
-    weight = torch.randn(dim, 4, device=device).to(dtype)
-    bias = torch.randn(dim, device=device).to(dtype)
+        states = [torch.randn(batch, width, dim, device=device).to(dtype).mT for _ in range(n)]
+    weight = torch.randn(dim, width, device=device).to(dtype)
+    bias = None if "no bias" in options else torch.randn(dim, device=device).to(dtype)
+    silu = "no activation" not in options
     outs = [torch.empty_like(x) for x in xs]
     seqlens = indices = None
     if "ring" in options:
@@ -256,20 +241,22 @@ def measure_update(shape, name, time, device, state_layout="contiguous", options
         indices = torch.randperm(batch, device=device).int()
     row = {"batch": batch, "dim": dim, "dtype": name, "state": state_layout}
     row["options"] = list(options)
-    ys = [torch.randn(batch, dim, 5, device=device).to(dtype) for _ in range(n)]
+    ys = [torch.randn(batch, dim, width + 1, device=device).to(dtype) for _ in range(n)]
     zs = [torch.empty_like(y) for y in ys]
     row["copy_us"] = time([lambda y=y, z=z: z.copy_(y) for y, z in zip(ys, zs, strict=True)])
 
     def time_update(update):
         return time(
             [
-                lambda x=x, s=s, o=o: update(x, s, weight, bias, o, True, seqlens, indices)
+                lambda x=x, s=s, o=o: update(x, s, weight, bias, o, silu, seqlens, indices)
                 for x, s, o in zip(xs, states, outs, strict=True)
             ]
         )
 
     row["update_us"] = time_update(write_update)
-    if upstream is not None:  # it takes three dimensions alone
+    if upstream is not None and width > UPSTREAM_WIDTH:
+        row["upstream_missing"] = f"it has no width above {UPSTREAM_WIDTH}"
+    elif upstream is not None:  # it takes three dimensions alone
         row["upstream_us"] = time_update(
             lambda x, s, w, b, o, *rest: upstream.causal_conv1d_update(
                 x.unsqueeze(-1), s, w, b, o.unsqueeze(-1), *rest
@@ -330,49 +317,121 @@ def print_row(row, plain=None):
     )
 
 
-def measure_gpu(args, time):
-    report = {"rows": [], "options": [], "update": []}
-    names = args.dtypes.split(",")
-    print("batch    dim seqlen type layout  copy us   fwd us  of copy   bwd us  of copy")
-    for name in names:
-        for shape in SHAPES:
-            for layout in LAYOUTS:
-                row = measure(shape, layout, name, time, args.device, upstream=args.upstream)
-                if args.others and name == names[0]:
-                    row["others_us"] = measure_others(shape, layout, name, time, args.device)
-                report["rows"].append(row)
-                print_row(row)
-                for label, microseconds in row.get("others_us", {}).items():
-                    ratio = microseconds / row["forward_us"]
-                    print(f"      {label}: {microseconds:.1f} us, {ratio:.1f} x the forward")
-    name = names[0]
+def row_cases(names):
+    return [(shape, layout, name) for name in names for shape in SHAPES for layout in LAYOUTS]
+
+
+def option_cases():
+    """Layout, width and options, by what they are compared with."""
+    cases = []
     for layout in LAYOUTS:
-        plain = measure(OPTIONS_SHAPE, layout, name, time, args.device)
-        cases = [(layout, 4, (option,)) for option in ("seq_idx", "states")]
+        cases += [(layout, 4, (option,)) for option in ("seq_idx", "states")]
         cases += [(layout, 4, (option,)) for option in ("no bias", "no activation")]
         cases += [(layout, width, ()) for width in (2, 3, 5, 6, 7, 8)]
         cases += [(view, 4, ()) for view in VIEWS if view.startswith(layout)]
-        for view, width, options in cases:
-            row = measure(OPTIONS_SHAPE, view, name, time, args.device, width, options)
-            report["options"].append(row | {"plain": plain})
-            print_row(row, plain)
+    return cases
+
+
+def update_cases(names):
     cases = [(shape, name, "contiguous", ()) for shape in UPDATE_SHAPES for name in names]
     for state in ("contiguous", "dim fastest"):
         for options in ((), ("indices",), ("ring",)):
             if state != "contiguous" or options:
                 cases.append((UPDATE_SHAPES[-1], names[0], state, options))
-    for shape, name, state, options in cases:
+    return cases
+
+
+def measure_rows(args, time, names):
+    for shape, layout, name in row_cases(names):
+        row = measure(shape, layout, name, time, args.device, upstream=args.upstream)
+        if args.others and name == names[0]:
+            measure_others(row, time, args.device, args.others)
+        print_row(row)
+        yield row
+
+
+def measure_models(args, time, names, seqlen=models.SEQLEN, batch=models.DECODE_BATCH):
+    for model in models.MODELS:
+        options = models.options(model)
+        shape = (1, model.dim, seqlen)
+        arguments = (time, args.device, model.width, options, args.upstream)
+        row = models.labels(model) | measure(shape, model.layout, model.dtype, *arguments)
+        if args.others:
+            names = [name for name in args.others if name != "torch.compile"]  # minutes
+            measure_others(row, time, args.device, names)
+        row["decode"] = measure_update(
+            (batch, model.dim),
+            model.dtype,
+            time,
+            args.device,
+            "contiguous",
+            options,
+            args.upstream,
+            model.width,
+        )
+        print_row(row)
+        yield row
+
+
+def measure_options(args, time, names):
+    plain = {
+        layout: measure(OPTIONS_SHAPE, layout, names[0], time, args.device) for layout in LAYOUTS
+    }
+    for layout, width, options in option_cases():
+        row = measure(OPTIONS_SHAPE, layout, names[0], time, args.device, width, options)
+        row["plain"] = plain[layout.partition(":")[0]]
+        print_row(row, row["plain"])
+        yield row
+
+
+def measure_updates(args, time, names):
+    for shape, name, state, options in update_cases(names):
         row = measure_update(shape, name, time, args.device, state, options, args.upstream)
-        report["update"].append(row)
         print(
             f"update {shape[0]:4d} x {shape[1]:5d} {name} state {state}"
             f" {' '.join(options)}: {row['update_us']:.2f} us, copy {row['copy_us']:.2f}"
             + (f", upstream {row['upstream_us']:.2f}" if "upstream_us" in row else ""),
             flush=True,
         )
-    if not args.sms:
+        yield row
+
+
+MEASURE = {
+    "rows": measure_rows,
+    "models": measure_models,
+    "options": measure_options,
+    "update": measure_updates,
+}
+
+
+def measure_gpu(args, time):
+    report = {"peers": peers.described(args.others, args.upstream)}
+    for name, found in report["peers"].items():
+        print(f"{name}: {found.get('version') or 'missing: ' + found['missing']}")
+    if "models" in args.sections:
+        report["models_not_timed"] = models.NOT_TIMED
+    print("batch    dim seqlen type layout  copy us   fwd us  of copy   bwd us  of copy")
+    for section in args.sections:
+        if section in MEASURE:
+            report[section] = list(MEASURE[section](args, time, args.dtypes))
+    if "host" in args.sections:
         report["host_us"] = measure_host(args)
     return report
+
+
+def list_cases(args):
+    """What would be timed, a line each."""
+    found = {
+        "rows": row_cases(args.dtypes),
+        "models": models.MODELS,
+        "options": option_cases(),
+        "update": update_cases(args.dtypes),
+        "host": ["calls of tiny tensors"],
+    }
+    for section in args.sections:
+        for case in found[section]:
+            words = case if isinstance(case, str) else ", ".join(str(w) for w in case if w != "")
+            print(f"{section}: {words}")
 
 
 def measure_host(args):
@@ -383,68 +442,71 @@ def measure_host(args):
     return times
 
 
-def draw(report, path):
-    """A bar chart of the fractions of copy."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(2, 1, figsize=(12, 8), sharex=True)
-    dtypes = list(dict.fromkeys(row["dtype"] for row in report["rows"]))
-    labels = [f"{b}x{d}x{n}\n{layout}" for b, d, n in SHAPES for layout in LAYOUTS]
-    for axis, key in zip(axes, ("forward_of_copy", "backward_of_copy"), strict=True):
-        for i, dtype in enumerate(dtypes):
-            values = [row[key] for row in report["rows"] if row["dtype"] == dtype]
-            positions = [j + i * 0.8 / len(dtypes) for j in range(len(values))]
-            axis.bar(positions, values, width=0.8 / len(dtypes), label=dtype)
-        axis.axhline(1.0, color="black", linewidth=0.8)
-        axis.set_ylabel(key.replace("_", " "))
-        axis.legend()
-    axes[1].set_xticks([j + 0.3 for j in range(len(labels))], labels, fontsize=7)
-    figure.suptitle(f"causal_conv1d, {report['device']}: time of a copy / time")
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
-
-
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default="cuda", help="a CUDA device, or cpu")
-    parser.add_argument("--dtypes", default="bf16,fp16,fp32")
-    parser.add_argument("--sms", type=int, help="use this many of the GPU's multiprocessors")
-    parser.add_argument(
-        "--no-others",
-        dest="others",
-        action="store_false",
-        help="leave out other implementations",
-    )
-    parser.add_argument(
-        "--upstream", type=load_upstream, metavar="FILE", help="upstream's causal_conv1d_cuda*.so"
-    )
-    parser.add_argument("--host", action="store_true", help="only the time of a call on the host")
-    parser.add_argument("--json", help="file to write the rows to")
-    parser.add_argument("--png", help="file to draw a chart into (needs matplotlib)")
-    args = parser.parse_args()
-    if args.device == "cpu":
-        import benchmark_cpu
-
-        return benchmark_cpu.main(["--json", args.json] if args.json else [])
-    gpu = torch.cuda.get_device_name(args.device)
-    print(f"{gpu}, torch {torch.__version__}, causal_conv1d {causal_conv1d.__version__}")
+def about(args):
+    """On what, with what and when."""
     report = {
-        "device": gpu,
+        "device": torch.cuda.get_device_name(args.device),
         "sms": args.sms,
         "torch": torch.__version__,
         "python": platform.python_version(),
         "version": causal_conv1d.__version__,
+        "date": datetime.date.today().isoformat(),
         "command": " ".join(sys.argv),
     }
-    if args.host:
-        report["host_us"] = measure_host(args)
-    elif args.sms:
+    if shutil.which("nvidia-smi"):
+        query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        driver = subprocess.run(query, capture_output=True, text=True).stdout.split()
+        report["driver"] = driver[0] if driver else None
+    return report
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cuda", help="a CUDA device, or cpu")
+    parser.add_argument("--dtypes", default="bf16,fp16,fp32", type=lambda text: text.split(","))
+    parser.add_argument("--sms", type=int, help="use this many of the GPU's SMs")
+    parser.add_argument(
+        "--sections",
+        type=lambda text: text.split(","),
+        help=f"of {','.join(SECTIONS)}; default: all, with --sms rows,options,update",
+    )
+    parser.add_argument(
+        "--others",
+        default=",".join(peers.NAMES),
+        type=lambda text: [name for name in text.split(",") if name],
+        help="other implementations to time; FLA takes 20 s for each dim and width at first",
+    )
+    parser.add_argument(
+        "--upstream",
+        type=peers.load_upstream,
+        metavar="FILE",
+        help="upstream's causal_conv1d_cuda*.so",
+    )
+    parser.add_argument("--host", action="store_true", help="as --sections host")
+    parser.add_argument("--list", action="store_true", help="print what would be timed")
+    parser.add_argument("--json", help="file to write the rows to")
+    args = parser.parse_args(arguments)
+    default = ["rows", "options", "update"] if args.sms else list(SECTIONS)
+    args.sections = ["host"] if args.host else args.sections or default
+    for option, given, known in (
+        ("--sections", args.sections, SECTIONS),
+        ("--others", args.others, peers.NAMES),
+    ):
+        unknown = [name for name in given if name not in known]
+        if unknown:
+            parser.error(f"{option}: {unknown[0]!r} is none of {', '.join(known)}")
+    if args.list:
+        return list_cases(args)
+    if args.device == "cpu":
+        import benchmark_cpu
+
+        return benchmark_cpu.main(["--json", args.json] if args.json else [])
+    report = about(args)
+    print(f"{report['device']}, torch {torch.__version__}, causal_conv1d {report['version']}")
+    if args.sms:
         green = torch.cuda.green_contexts.GreenContext.create(args.sms, 0)
         green.set_context()
-        args.others = False  # they are for the whole GPU
+        args.others = []  # they are for the whole GPU
         report |= measure_gpu(args, lambda calls: time_gpu(calls, 0.05, graph=False))
         green.pop_context()
     else:
@@ -452,8 +514,6 @@ def main():
     if args.json:
         with open(args.json, "w") as file:
             json.dump(report, file, indent=1)
-    if args.png:
-        draw(report, args.png)
 
 
 if __name__ == "__main__":

@@ -19,15 +19,19 @@ Then the selective scan alone. Medians of CUDA events around one call each.
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import statistics
 import sys
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from functools import partial
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from unittest import mock
 
 import torch
+
+import causal_conv1d
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "ecosystem"))
 
@@ -212,21 +216,37 @@ def main() -> int:
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         parser.error("no CUDA device")
-    dtype, rows = DTYPES[arguments.dtype], []
-    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {arguments.dtype}")
+    dtype = DTYPES[arguments.dtype]
+    report = about(arguments)
+    print(f"{report['device']}, torch {torch.__version__}, {arguments.dtype}")
     print(f"{'':42}{'shape':>18}{'forward, ms':>14}{'with backward':>15}{'times':>8}")
     parts = {"mamba_ssm": blocks, "transformers": transformers_blocks, "scan": scans}
     for part in arguments.parts or parts:
-        for row in parts[part](dtype, SHAPES, arguments.repeats):
-            rows.append(row)
-            print(
-                f"{row['what']:42}{row['shape']:>18}{row['forward_ms']:14.2f}"
-                f"{row['forward_backward_ms']:15.2f}{row['relative']:8.2f}",
-                flush=True,
-            )
+        rows = report.setdefault("scan" if part == "scan" else "blocks", [])
+        try:
+            for row in parts[part](dtype, SHAPES, arguments.repeats):
+                rows.append(row)
+                print(
+                    f"{row['what']:42}{row['shape']:>18}{row['forward_ms']:14.2f}"
+                    f"{row['forward_backward_ms']:15.2f}{row['relative']:8.2f}",
+                    flush=True,
+                )
+        except ImportError as error:  # named, so that its rows do not vanish silently
+            report["peers"][part] = {"missing": f"{type(error).__name__}: {error}"}
+            print(f"{part} is missing: {error}")
     if arguments.json:
-        arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
+        arguments.json.write_text(json.dumps(report, indent=1) + "\n")
     return 0
+
+
+def about(arguments):
+    """On what, with what and when; write_pages.py shows it."""
+    report = {"device": torch.cuda.get_device_name(), "torch": torch.__version__}
+    for package in ("mamba_ssm", "transformers", "triton"):
+        with suppress(PackageNotFoundError):
+            report[package] = version(package)
+    report |= {"version": causal_conv1d.__version__, "dtype": arguments.dtype, "peers": {}}
+    return report | {"date": datetime.date.today().isoformat(), "command": " ".join(sys.argv)}
 
 
 if __name__ == "__main__":

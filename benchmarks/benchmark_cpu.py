@@ -2,6 +2,8 @@
 
     python benchmarks/benchmark_cpu.py --json cpu.json
 
+Shapes first, then the convolutions of released models (models.py); --sections chooses.
+
 Each row interleaves its contestants, round by round, and takes the least time of each, so that
 other load on the machine falls on all alike. "copies" is the forward's time divided by that of a
 copy of x (torch's copy_), and the backward's divided by 1.5 such copies, since it reads x and dout
@@ -12,11 +14,14 @@ took.
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import platform
 import sys
 import time
 
+import models
+import peers
 import torch
 import torch.nn.functional as F
 
@@ -29,7 +34,7 @@ SHAPES = ((2, 4096, 4096), (1, 2048, 2048))
 UPDATE_SHAPES = ((1, 2048), (64, 4096), (256, 8192))
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 LAYOUTS = ("first", "last")
-WIDTH = 4
+SECTIONS = ("rows", "models", "update")
 
 
 def least_times(contestants, rounds, slow=(), clock=time.perf_counter):
@@ -50,64 +55,73 @@ def least_times(contestants, rounds, slow=(), clock=time.perf_counter):
 
 
 def make(batch, dim, seqlen, layout, dtype):
-    if layout == "first":
-        return torch.randn(batch, dim, seqlen).to(dtype)
-    return torch.randn(batch, seqlen, dim).to(dtype).transpose(1, 2)
+    """Random numbers; after "first:" or "last:" comes a view of a wider tensor."""
+    wider = dim * 2 if ":" in layout else dim
+    if layout.startswith("first"):
+        return torch.randn(batch, wider, seqlen).to(dtype)[:, :dim]
+    return torch.randn(batch, seqlen, wider).to(dtype).transpose(1, 2)[:, :dim]
 
 
-def conv1d_silu(x, weight, bias):
-    dim, width = weight.shape
-    out = F.conv1d(x, weight[:, None], bias, padding=width - 1, groups=dim)
-    return F.silu(out[..., : x.shape[-1]])
-
-
-def unrolled(x, weight, bias):
+def unrolled(x, weight, bias, silu):
     """Pad, multiply, add: what torch.compile makes one loop of."""
     width, seqlen = weight.shape[1], x.shape[-1]
     padded = F.pad(x, (width - 1, 0))
-    total = bias[:, None]
+    total = 0.0 if bias is None else bias[:, None]
     for k in range(width):
         total = total + weight[:, k, None] * padded[..., k : k + seqlen]
-    return F.silu(total)
+    return F.silu(total) if silu else total
 
 
-def compiled(x, weight, bias):
+def compiled(*arguments):
     """torch.compile of unrolled, or the reason why there is none."""
     torch.compiler.reset()
     try:
         function = torch.compile(unrolled, dynamic=False)
-        function(x, weight, bias)
+        function(*arguments)
     except Exception as error:
         return None, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
     return function, None
 
 
 @torch.no_grad()
-def row(shape, name, layout, threads, rounds=15, with_compile=True, clock=time.perf_counter):
+def row(
+    shape,
+    name,
+    layout,
+    threads,
+    rounds=15,
+    with_compile=True,
+    clock=time.perf_counter,
+    width=4,
+    options=(),
+):
     """One row of the table as a dict, times in milliseconds; None where something did not run."""
     torch.set_num_threads(threads)
     batch, dim, seqlen = shape
     dtype = DTYPES[name]
     x, dout = (make(*shape, layout, dtype) for _ in range(2))
-    weight, bias = torch.randn(dim, WIDTH).to(dtype), torch.randn(dim).to(dtype)
+    weight = torch.randn(dim, width).to(dtype)
+    bias = None if "no bias" in options else torch.randn(dim).to(dtype)
+    silu = "no activation" not in options
     out, dx = torch.empty_like(x), torch.empty_like(x)
-    dweight, dbias = torch.empty(dim, WIDTH), torch.empty(dim)
+    dweight, dbias = torch.empty(dim, width), None if bias is None else torch.empty(dim)
+    arguments = (x, weight, bias, silu)
     contestants = {
         "copy": lambda: out.copy_(x),
-        "forward": lambda: write_forward(x, weight, bias, None, None, out, None, True),
+        "forward": lambda: write_forward(x, weight, bias, None, None, out, None, silu),
         "backward": lambda: write_backward(
-            x, weight, bias, dout, None, None, None, dx, dweight, dbias, None, True
+            x, weight, bias, dout, None, None, None, dx, dweight, dbias, None, silu
         ),
-        "conv1d_silu": lambda: conv1d_silu(x, weight, bias),
+        "conv1d_silu": lambda: peers.conv1d_and_silu(*arguments),
     }
     reason = "left out"
     if with_compile:
-        function, reason = compiled(x, weight, bias)
+        function, reason = compiled(*arguments)
         if function is not None:
-            contestants["torch_compile"] = lambda: function(x, weight, bias)
+            contestants["torch_compile"] = lambda: function(*arguments)
     best = least_times(contestants, rounds, ("conv1d_silu", "torch_compile"), clock)
     result = {"batch": batch, "dim": dim, "seqlen": seqlen, "dtype": name, "layout": layout}
-    result["threads"] = threads
+    result |= {"threads": threads, "width": width, "options": list(options)}
     for key in ("copy", "forward", "backward", "conv1d_silu", "torch_compile"):
         result[f"{key}_ms"] = best[key] * 1e3 if key in best else None
     if reason is not None:
@@ -119,23 +133,27 @@ def row(shape, name, layout, threads, rounds=15, with_compile=True, clock=time.p
 
 
 @torch.no_grad()
-def update_row(shape, name, threads, rounds=200, clock=time.perf_counter):
-    """One token, width and state_len 4."""
+def update_row(shape, name, threads, rounds=200, clock=time.perf_counter, width=4, options=()):
+    """One token, state_len = width."""
     torch.set_num_threads(threads)
     batch, dim = shape
     dtype = DTYPES[name]
-    x, state = torch.randn(batch, dim).to(dtype), torch.randn(batch, dim, WIDTH).to(dtype)
-    weight, bias = torch.randn(dim, WIDTH).to(dtype), torch.randn(dim).to(dtype)
+    x, state = torch.randn(batch, dim).to(dtype), torch.randn(batch, dim, width).to(dtype)
+    weight = torch.randn(dim, width).to(dtype)
+    bias = None if "no bias" in options else torch.randn(dim).to(dtype)
+    silu = "no activation" not in options
     out = torch.empty_like(x)
 
     def in_torch():
         state.copy_(torch.roll(state, -1, -1))
         state[..., -1] = x
-        return F.silu((state * weight).sum(-1) + bias)
+        z = (state * weight).sum(-1)
+        z = z if bias is None else z + bias
+        return F.silu(z) if silu else z
 
     best = least_times(
         {
-            "update": lambda: write_update(x, state, weight, bias, out, True, None, None),
+            "update": lambda: write_update(x, state, weight, bias, out, silu, None, None),
             "torch": in_torch,
         },
         rounds,
@@ -172,6 +190,24 @@ def update_rows(
                 yield update_row(shape, name, count, clock=clock)
 
 
+def model_rows(
+    threads=(1, 2),
+    rounds=15,
+    with_compile=False,
+    clock=time.perf_counter,
+    seqlen=models.CPU_SEQLEN,
+    batch=models.CPU_DECODE_BATCH,
+):
+    """Yields the rows of models.py."""
+    for count in threads:
+        for model in models.MODELS:
+            form = {"clock": clock, "width": model.width, "options": models.options(model)}
+            shape = (1, model.dim, seqlen)
+            found = row(shape, model.dtype, model.layout, count, rounds, with_compile, **form)
+            decode = update_row((batch, model.dim), model.dtype, count, 10 * rounds, **form)
+            yield models.labels(model) | found | {"decode": decode}
+
+
 HEADER = (
     "threads batch    dim seqlen type layout  copy ms   fwd ms  copies   bwd ms  copies"
     "  conv1d+silu ms  / fwd  torch.compile ms"
@@ -185,7 +221,14 @@ def line(r):
         f" {r['layout']:6s} {r['copy_ms']:8.2f} {r['forward_ms']:8.2f} {r['forward_copies']:7.2f}"
         f" {r['backward_ms']:8.2f} {r['backward_copies']:7.2f} {r['conv1d_silu_ms']:15.1f}"
         f" {r['conv1d_silu_over_forward']:6.1f}"
-        f" {'-' if compile_ms is None else format(compile_ms, '.1f'):>17s}"
+        f" {'-' if compile_ms is None else format(compile_ms, '.1f'):>17s}  {r.get('model', '')}"
+    )
+
+
+def update_line(r):
+    return (
+        f"update {r['batch']:4d} x {r['dim']:5d} {r['dtype']}, {r['threads']} threads:"
+        f" {r['update_us']:9.1f} us, in torch {r['torch_us']:9.1f}"
     )
 
 
@@ -200,17 +243,18 @@ def cpu_name():
     return platform.machine()
 
 
-def main():
+def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--dtypes", default=",".join(DTYPES))
     parser.add_argument("--layouts", default=",".join(LAYOUTS))
     parser.add_argument("--threads", default="1,2")
     parser.add_argument("--shapes", default=",".join("x".join(map(str, s)) for s in SHAPES))
+    parser.add_argument("--sections", default=",".join(SECTIONS))
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--no-compile", action="store_true", help="without torch.compile")
     parser.add_argument("--clock", choices=("wall", "thread"), default="wall")
     parser.add_argument("--json", help="file to write the rows to")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     threads = [int(count) for count in args.threads.split(",")]
     if args.clock == "thread" and threads != [1]:
         parser.error("--clock thread needs --threads 1: it sees one thread")
@@ -226,30 +270,28 @@ def main():
         "torch": torch.__version__,
         "python": platform.python_version(),
         "version": causal_conv1d.__version__,
+        "date": datetime.date.today().isoformat(),
         "clock": args.clock,
         "command": " ".join(sys.argv),
-        "rows": [],
-        "update": [],
     }
     shapes = [tuple(map(int, shape.split("x"))) for shape in args.shapes.split(",")]
-    for r in rows(
-        shapes,
-        dtypes,
-        args.layouts.split(","),
-        threads,
-        args.rounds,
-        not args.no_compile,
-        clock,
-    ):
-        report["rows"].append(r)
-        print(line(r), flush=True)
-    for r in update_rows(dtypes=dtypes, threads=threads, clock=clock):
-        report["update"].append(r)
-        print(
-            f"update {r['batch']:4d} x {r['dim']:5d} {r['dtype']}, {r['threads']} threads:"
-            f" {r['update_us']:9.1f} us, in torch {r['torch_us']:9.1f}",
-            flush=True,
-        )
+    with_compile = not args.no_compile
+    measured = {
+        "rows": rows(
+            shapes, dtypes, args.layouts.split(","), threads, args.rounds, with_compile, clock
+        ),
+        "models": model_rows(threads, args.rounds, with_compile, clock),
+        "update": update_rows(dtypes=dtypes, threads=threads, clock=clock),
+    }
+    for section in args.sections.split(","):
+        if section not in measured:
+            parser.error(f"--sections: {section!r} is none of {', '.join(SECTIONS)}")
+        report[section] = []
+        for r in measured[section]:
+            report[section].append(r)
+            print(update_line(r) if section == "update" else line(r), flush=True)
+    if "models" in report:
+        report["models_not_timed"] = models.NOT_TIMED
     if args.json:
         with open(args.json, "w") as file:
             json.dump(report, file, indent=1)

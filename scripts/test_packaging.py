@@ -383,7 +383,7 @@ KEPT, REPLACED = VERSION, "1.7.0"
 def test_what_replaces_it(
     tool, arguments, index, result, constrained_result, tmp_path, environment
 ):
-    """As README.md tells it, of an index that holds these releases."""
+    """As docs/BUILD_GUIDE.md tells it, of an index that holds these releases."""
     python = environment(torch=False)
     own = empty_wheel(tmp_path, VERSION)
     (tmp_path / "index").mkdir()

@@ -34,7 +34,7 @@ def printed_lines(page, heading):
     """The commands in a chapter of a page of docs/."""
     text = (ROOT / "docs" / page).read_text(encoding="utf-8")
     chapter = text.split(f"\n## {heading}\n")[1].split("\n## ")[0]
-    return "".join(f"{line}\n" for line in re.findall(r"^    (.*)", chapter, re.MULTILINE))
+    return "".join(re.findall(r"^```bash\n(.*?)^```", chapter, re.MULTILINE | re.DOTALL))
 
 
 def shell(script, folder, home):

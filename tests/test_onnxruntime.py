@@ -365,10 +365,38 @@ def test_export_for_onnxruntime_itself(tmp_path):
             np.testing.assert_allclose(a, b.numpy(), rtol=1e-5, atol=1e-5)
 
 
+def documented(beginning):
+    """The block of docs/onnxruntime.md that begins so."""
+    text = (ROOT / "docs" / "onnxruntime.md").read_text(encoding="utf-8")
+    (code,) = re.findall(rf"```python\n({re.escape(beginning)}.*?)```", text, re.DOTALL)
+    return code
+
+
+def test_exported_and_loaded_as_documented(library, tmp_path, monkeypatch):
+    pytest.importorskip("onnxscript")
+    if torch.__version__ < (2, 9):
+        pytest.skip("this torch's exporter does not say that it is at work")
+    monkeypatch.chdir(tmp_path)
+    model, inputs = Block(True).eval(), (randn(2, 6, 9), randn(2, 6, 3, seed=1))
+    names = {"torch": torch, "causal_conv1d": causal_conv1d, "model": model, "inputs": inputs}
+    exec(documented("with causal_conv1d.onnx"), names)
+    assert domains("model.onnx") == [OWN]
+    code = documented("options = onnxruntime.SessionOptions()")
+    path = "/home/me/causal_conv1d/lib/libcausal_conv1d_onnxruntime.so"
+    assert path in code
+    names = {"onnxruntime": onnxruntime}
+    exec(code.replace(path, library), names)
+    given = [value.name for value in names["session"].get_inputs()]
+    feed = {name: value.numpy() for name, value in zip(given, inputs, strict=True)}
+    found = names["session"].run(None, feed)
+    with torch.no_grad():
+        for a, b in zip(found, model(*inputs), strict=True):
+            assert torch.equal(torch.from_numpy(a), b)
+
+
 def test_microsofts_node_moved(library, tmp_path, monkeypatch):
     """The documentation's lines."""
-    text = (ROOT / "docs" / "onnxruntime.md").read_text(encoding="utf-8")
-    (code,) = re.findall(r"```python\n(model = onnx.load.*?)```", text, re.DOTALL)
+    code = documented("model = onnx.load")
     arguments = make_arguments((2, 3, 5), 4, torch.float16, True, True)
     model = make_model(arguments, torch.float16, MICROSOFT, activation="silu", ndim=1)
     monkeypatch.chdir(tmp_path)

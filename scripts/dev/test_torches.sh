@@ -30,7 +30,8 @@ done
 [ $# -eq 0 ] || shift
 [ ${#torches[@]} -gt 0 ] ||
   torches=(debian:trixie pypi:2.5.1 pypi:2.9.1 pypi:2.13.0 debian:sid pypi:2.15.0)
-options=(-q -n "${WORKERS:-2}" --dist worksteal -p no:cacheprovider --ignore tests/ecosystem "$@")
+options=(-q -n "${WORKERS:-2}" --dist worksteal -p no:cacheprovider --ignore tests/ecosystem
+  --ignore tests/test_docs.py --ignore tests/test_benchmarks.py "$@") # about the repository, not torch
 
 host_python=${PYTHON:-python3}
 if [ -z "${WHEEL:-}" ]; then

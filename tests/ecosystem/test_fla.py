@@ -5,6 +5,10 @@ what needs them (its final states, its Triton backend, its mixed function) is te
 """
 
 import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -152,3 +156,44 @@ def test_triton_forward_with_our_backward(packed, cuda):
     assert (calls.forward, calls.backward) == (0, 1)
     for got, want in zip((out, *found), (ours, *wanted), strict=True):
         assert_close(got, want, 2 * PARAM[torch.float32])
+
+
+BENCHMARK = """
+import sys
+import torch
+from triton.runtime.autotuner import Autotuner
+
+import peers
+
+init = Autotuner.__init__
+Autotuner.__init__ = lambda self, fn, names, configs, *rest, **options: init(
+    self, fn, names, configs[:1], *rest, **options
+)
+found, missing = peers.find()
+assert missing == {}, missing
+device = sys.argv[1]
+torch.manual_seed(0)
+for width, with_bias, silu in ((4, True, True), (3, False, False), (9, True, False)):
+    x, dout = (torch.randn(2, 20, 16, device=device).mT for _ in range(2))
+    leaves = [x, torch.randn(16, width, device=device)]
+    leaves += [torch.randn(16, device=device)] if with_bias else []
+    leaves = [leaf.requires_grad_() for leaf in leaves]
+    arguments = (*leaves[1:], *([] if with_bias else [None]), silu)
+    expected = peers.conv1d_and_silu(x, *arguments)
+    grads = torch.autograd.grad(expected, leaves, dout)
+    with torch.no_grad():
+        out, *_ = found["FLA"].forward(x, *arguments)
+        dx, dweight, *_ = found["FLA"].backward(x, dout, *arguments)
+    for a, b in ((out.mT, expected), (dx.mT, grads[0]), (dweight, grads[1])):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+"""
+
+
+def test_what_the_benchmark_times_is_the_convolution(device):
+    """On the CPU in Triton's interpreter, with one configuration of each kernel."""
+    root = Path(__file__).resolve().parent.parent.parent
+    path = os.pathsep.join([str(root / "benchmarks"), *(p for p in sys.path if p)])
+    env = os.environ | {"PYTHONPATH": path} | ({"TRITON_INTERPRET": "1"} if device == "cpu" else {})
+    command = [sys.executable, "-c", BENCHMARK, device]
+    done = subprocess.run(command, cwd="/", env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -191,3 +191,43 @@ assert f"torch.ops.{kernel.__name__}.forward.default" in exported.graph_module.c
 
 def test_inductor_and_a_name_of_the_hub(device, hub):
     run("-c", COMPILED, hub, device, LOCAL_KERNELS=f"somebody/causal-conv1d={hub}")
+
+
+DOCUMENTED = """
+import sys
+import torch
+from pathlib import Path
+
+page, folder, device = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
+blocks = [part.split("```")[0] for part in page.read_text(encoding="utf-8").split("```python")[1:]]
+assert len(blocks) == 2
+x, weight = torch.randn(2, 6, 9, device=device), torch.randn(6, 4, device=device)
+names = {"x": x, "weight": weight, "bias": None, "torch": torch}
+exec(blocks[0].replace("dist/hub/causal-conv1d", folder), names)
+torch.testing.assert_close(
+    names["out"],
+    torch.nn.functional.silu(
+        torch.nn.functional.conv1d(x, weight[:, None], padding=3, groups=6)[..., :9]
+    ),
+)
+
+from kernels import use_kernel_forward_from_hub, use_kernelized_func
+
+@use_kernel_forward_from_hub("causal_conv1d_fn")
+def causal_conv1d_fn(hidden_states, weight, bias=None, activation=None, **kwargs):
+    raise AssertionError("the model's own function was called")
+
+@use_kernelized_func(causal_conv1d_fn)
+class Block(torch.nn.Module):
+    def forward(self, x, weight):
+        return causal_conv1d_fn(x, weight, None, activation="silu")
+
+names |= {"model": Block().to(device), "folder": Path(folder)}
+exec(blocks[1].replace('"cuda"', repr(device)), names)
+torch.testing.assert_close(names["model"](x, weight), names["out"])
+"""
+
+
+def test_as_documented(device, hub):
+    """The lines of docs/hub.md."""
+    run("-c", DOCUMENTED, TESTS.parent / "docs" / "hub.md", hub, device)
