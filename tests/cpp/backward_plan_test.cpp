@@ -140,7 +140,8 @@ TEST(BackwardPlan, ChannelLastChunksAreLongWhereThereAreBlocksEnough) {
   EXPECT_EQ(plan(channel_last(8, 512, 8192)).chunk, 129);
   EXPECT_EQ(plan(channel_last(8, 2048, 2048)).chunk, 65);
   EXPECT_EQ(plan(channel_last(1, 2048, 2048)).chunk, 17);
-  EXPECT_EQ(plan(channel_last(2, 5120, 4096)).chunk, 53);
+  EXPECT_EQ(plan(channel_last(2, 5120, 8192)).chunk, 53);
+  EXPECT_EQ(plan(channel_last(2, 4096, 8192)).chunk, 129);
   Problem wide = channel_last(3, 1000, 3000);
   wide.width = 8;
   EXPECT_EQ(plan(wide).chunk % 8, 1);
