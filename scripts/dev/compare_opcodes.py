@@ -1,12 +1,13 @@
 """Compares the machine code of two builds, kernel by kernel, by how often each opcode occurs.
 
-Kernels are matched by name. Those whose template arguments were renamed are matched among the kernels
-of one function and element type: by the numbers and truth values among the arguments, where one
-kernel's are part of the other's, else by the nearest counts. Needs cuobjdump and nvdisasm of the CUDA toolkit on PATH.
+Kernels are matched by name. Those whose template arguments were renamed are matched among the
+kernels of one function and element type: where the numbers and truth values among the arguments of
+one are part of the other's, else by the nearest counts.
 
 usage: compare_opcodes.py BEFORE AFTER [--arch sm_87] [--all]
 
 BEFORE and AFTER are each a shared library, an object, a cubin, a wheel, or a folder of these.
+It needs cuobjdump and nvdisasm of the CUDA toolkit on PATH.
 """
 
 import argparse
@@ -38,7 +39,7 @@ class Kernel:
 
     @property
     def key(self) -> tuple[str, str | None]:
-        """What a kernel keeps when its template arguments are renamed: its name and element type."""
+        """What stays when template arguments are renamed: the name and the element type."""
         element = ELEMENT.search(self.name)
         return base_name(self.name), element and element[0]
 
