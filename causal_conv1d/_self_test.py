@@ -27,12 +27,15 @@ def is_wanted() -> bool:
     return os.environ.get("CAUSAL_CONV1D_SELF_TEST", "1").lower() not in ("0", "false", "no", "off")
 
 
-def kernel_number(operation: str, x: torch.Tensor) -> int | None:
+def kernel_number(cpu: ctypes.CDLL, operation: str, x: torch.Tensor) -> int | None:
     """The kernel that a call with x needs, as ``csrc/torch/register.h`` counts, or None."""
     index, dtype = _INDEX[operation], DTYPES.get(x.dtype)
     if dtype is None or not x.dtype.is_floating_point:
         return None
-    is_last = index < 2 and x.dim() == 3 and x.stride(1) < x.stride(2)
+    is_last = False
+    if index < 2 and x.dim() == 3:
+        axes = (*x.shape[1:], *x.stride()[1:])
+        is_last = cpu.causal_conv1d_is_channel_last(*map(ctypes.c_int64, axes))
     return 8 * index + 4 * is_last + dtype
 
 
@@ -46,7 +49,7 @@ class SelfTest:
     """
 
     def __init__(self, cuda: ctypes.CDLL, cpu: ctypes.CDLL, fallback: dict):
-        self.fallback = fallback
+        self.cpu, self.fallback = cpu, fallback
         self.verdict = cuda.causal_conv1d_cuda_verdict
         self.verdict.argtypes = [ctypes.c_int, ctypes.c_int]
         self.run = cuda.causal_conv1d_cuda_self_test
@@ -87,7 +90,7 @@ class SelfTest:
         return run
 
     def find_verdict(self, operation: str, x: torch.Tensor) -> int:
-        number, index = kernel_number(operation, x), x.device.index
+        number, index = kernel_number(self.cpu, operation, x), x.device.index
         if number is None or x.device.type != "cuda":
             return UNTESTED  # whatever runs will refuse x
         verdict = self.verdict(number, index)

@@ -173,7 +173,8 @@ CAUSAL_CONV1D_API const char* causal_conv1d_cpu_isa(void);
 CAUSAL_CONV1D_API causal_conv1d_status
 causal_conv1d_cuda_forward(const causal_conv1d_forward_params* params, int device, void* stream);
 // Bytes of device memory, 16-byte aligned, that the backward needs while it runs, at most 4 (8 for
-// fp64) * (width + 1) * dim * batch * ceil(seqlen / 64); -1 if the parameters are invalid.
+// fp64) * (width + 1) * dim * batch * ceil(seqlen / 64), and with seq_idx 1.01 * batch * (seqlen +
+// 800) more; -1 if the parameters are invalid.
 CAUSAL_CONV1D_API int64_t
 causal_conv1d_cuda_backward_workspace_size(const causal_conv1d_backward_params* params);
 CAUSAL_CONV1D_API causal_conv1d_status

@@ -4,6 +4,7 @@ What the test compares is in tests/cpp/self_test_test.cpp.
 """
 
 import ctypes
+import functools
 import os
 import re
 import subprocess
@@ -43,11 +44,16 @@ def test_kernels_are_numbered_as_in_the_c_interface(operator, dtype):
     """8 * operator + 4 * is_channel_last + dtype, as csrc/torch/register.h counts them."""
     x, index = torch.empty(2, 6, 9, dtype=dtype), list(CALLERS).index(operator)
     number = 8 * index + _ctypes_ops.DTYPES[dtype]
-    assert _self_test.kernel_number(operator, x) == number
-    assert _self_test.kernel_number(operator, x[0]) == number
+    kernel_number = functools.partial(_self_test.kernel_number, _library.cpu.library, operator)
+    assert kernel_number(x) == number
+    assert kernel_number(x[0]) == number
     last = number + 4 * (operator in ("forward", "backward"))
-    assert _self_test.kernel_number(operator, x.mT.contiguous().mT) == last
-    assert _self_test.kernel_number(operator, x.int()) is None
+    assert kernel_number(x.mT.contiguous().mT) == last
+    assert kernel_number(x.int()) is None
+    # One step: the kernels run along channels, whatever the strides.
+    assert kernel_number(x.new_empty(2, 64, 1)) == last
+    assert kernel_number(x[:, :, :1]) == last
+    assert kernel_number(x.mT[:, :1]) == number  # one channel: along time
 
 
 @pytest.mark.parametrize("value", ("0", "false", "No", "off"))

@@ -1,15 +1,17 @@
-// Host side of all operators: checks, device, choice of layout, kernel launch.
+// The host's side of all operators: checks, device, kernel launch.
 #pragma once
 
-#include <atomic>
-#include <initializer_list>
+#include <cuda_runtime.h>
 
-#include "common.cuh"
-#include "tiles.cuh"
+#include <atomic>
+
+#include "../check.h"
+#include "schedule.h"
+#include "types.cuh"
 
 namespace causal_conv1d::gpu {
 
-// Starts kernel with one thread for each of threads items, in blocks of kThreads.
+// Starts kernel in blocks of kThreads, at least `threads` in all.
 template <typename... Parameters, typename... Arguments>
 cudaError_t launch(void (*kernel)(Parameters...), int64_t threads, cudaStream_t stream,
                    const Arguments&... arguments) {
@@ -20,10 +22,11 @@ cudaError_t launch(void (*kernel)(Parameters...), int64_t threads, cudaStream_t 
   return cudaGetLastError();
 }
 
-// Whether the current device has programmatic dependent launch, the machine code is for that (a
-// kernel made of older PTX would not wait), and graphs can capture it. Asked once a device.
+// Whether programmatic dependent launch works on the current device: the device has it, the machine
+// code is for that (a kernel of older PTX would not wait), and graphs can capture it. Asked once
+// per device.
 template <typename Kernel>
-bool may_start_early(Kernel* kernel) {
+bool has_pdl(Kernel* kernel) {
   constexpr int kDevices = 64;
   enum : char { kUnknown, kNo, kYes };
   static std::atomic<char> known[kDevices];
@@ -42,13 +45,13 @@ bool may_start_early(Kernel* kernel) {
   return answer == kYes;
 }
 
-// launch() for a kernel that calls wait_for_kernel_before() before it touches memory: it may be
-// brought to the GPU while the one before it on the stream still runs.
+// launch() for a kernel that calls pdl_wait() before it touches memory: its blocks may start while
+// the kernel before it on the stream still runs.
 template <typename... Parameters, typename... Arguments>
-cudaError_t launch_early(void (*kernel)(Parameters...), int64_t threads, cudaStream_t stream,
-                         const Arguments&... arguments) {
+cudaError_t launch_pdl(void (*kernel)(Parameters...), int64_t threads, cudaStream_t stream,
+                       const Arguments&... arguments) {
   const int64_t blocks = ceil_div(threads, kThreads);
-  if (blocks == 0 || blocks > 0x7fffffff || !may_start_early(kernel)) {
+  if (blocks == 0 || blocks > 0x7fffffff || !has_pdl(kernel)) {
     return launch(kernel, threads, stream, arguments...);
   }
   cudaLaunchAttribute attribute{};
@@ -63,6 +66,32 @@ cudaError_t launch_early(void (*kernel)(Parameters...), int64_t threads, cudaStr
   return cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...);
 }
 
+// Makes device current for its lifetime.
+class DeviceGuard {
+ public:
+  explicit DeviceGuard(int device) : device_(device) {
+    status_ = cudaGetDevice(&previous_);
+    if (status_ == cudaSuccess && previous_ != device) status_ = cudaSetDevice(device);
+  }
+  ~DeviceGuard() {
+    if (status_ == cudaSuccess && previous_ != device_) cudaSetDevice(previous_);
+  }
+  DeviceGuard(const DeviceGuard&) = delete;
+  DeviceGuard& operator=(const DeviceGuard&) = delete;
+  cudaError_t status() const { return status_; }
+
+ private:
+  int device_, previous_ = 0;
+  cudaError_t status_;
+};
+
+inline Status to_status(const char* caller, cudaError_t e) {
+  if (e == cudaSuccess) return ok();
+  cudaGetLastError();  // or whoever launches the next kernel would find this error again
+  return error(CAUSAL_CONV1D_RUNTIME_ERROR, "%s: CUDA: %s (%s)", caller, cudaGetErrorString(e),
+               cudaGetErrorName(e));
+}
+
 // Checks params, makes device current and calls f(a zero of x's element type).
 template <typename Params, typename F>
 Status run_operator(const char* caller, const Params* params, int device, F&& f) {
@@ -72,28 +101,6 @@ Status run_operator(const char* caller, const Params* params, int device, F&& f)
   cudaError_t e = guard.status();
   if (e == cudaSuccess) dispatch_dtype(params->x.dtype, [&](auto zero) { e = f(zero); });
   return to_status(caller, e);
-}
-
-// Time is the contiguous axis of channel-first tensors; a single time step or channel decides
-// nothing, so the other axis' stride does.
-inline bool is_channel_last(const Tensor& x) {
-  const bool unit_dim = x.strides[1] == 1 || x.sizes[1] == 1;
-  const bool unit_time = x.strides[2] == 1 || x.sizes[2] == 1;
-  if (unit_dim && unit_time) return x.sizes[1] >= x.sizes[2];
-  return unit_dim || (!unit_time && x.strides[1] < x.strides[2]);
-}
-
-// How many adjacent channels, at most max, all tensors can give in one access; 0 or 1: no more than
-// one by one.
-inline int common_channels(int max, int size, int64_t dim,
-                           std::initializer_list<const Tensor*> tensors) {
-  int n = max;
-  for (const Tensor* t : tensors) {
-    const int width = vector_width(*t, 1, max, size);
-    n = width < n ? width : n;
-  }
-  while (n > 1 && dim % n != 0) n /= 2;
-  return n;
 }
 
 }  // namespace causal_conv1d::gpu

@@ -8,7 +8,7 @@
 #include <mutex>
 
 #include "../torch/register.h"
-#include "common.cuh"
+#include "launch.cuh"
 
 namespace causal_conv1d::gpu {
 namespace {

@@ -3,15 +3,19 @@
 // update_token: one token, W <= 4, a state of x's type of 3 or 4 inputs, which has unit stride over
 //   them or over channels. A thread owns C channels and goes through kEntries batch entries; it has
 //   the states in registers, where it shifts them.
-// update_any: everything else, a thread a channel. All outputs come before the first write of the
+// update_any: everything else, a thread per channel. It computes all outputs before it writes the
 //   state, from which they read.
 //
-// INDEXED: with conv_state_indices, so that batch entries may have one row, which all are to read
-// as it was. So that no block waits for another, the one with the first of these entries does them
-// all, and writes the last one's state; the others leave theirs alone. For that a block has batch
-// entries of its own, and each of its warps looks at all indices.
-#include "common.cuh"
+// INDEXED: with conv_state_indices, several batch entries may share a row of the state. All of them
+// read it as it was, and the last one's state stays. So that no block waits for another, the thread
+// of the first of them computes them all and the others nothing; to know, each warp looks at all
+// indices.
+#include "access.h"
+#include "args.cuh"
 #include "launch.cuh"
+#include "parameters.cuh"
+#include "taps.cuh"
+#include "variants.cuh"
 
 namespace causal_conv1d::gpu {
 namespace {
@@ -35,29 +39,38 @@ Index index_view(const Tensor& t) {
 }
 
 template <typename T>
-struct UpdateArgs {
-  using Element = T;
-  View<T> x, out;
-  AnyView<Compute<T>> state, weight, bias;
+struct UpdateArgs : CommonArgs<T> {
+  View<T> out;
+  AnyView<Compute<T>> state;
   Index cache_seqlens, conv_state_indices;
-  int64_t batch, dim, seqlen, states, state_len;
-  int entries;        // update_token: batch entries a thread,
-  Divisor by_column;  // and threads for them
-  int64_t columns;    // update_any: threads a batch entry
-  int width;
-  bool silu;
-  bool index_packs;  // conv_state_indices can be read four at a time
-  Compute<T> scale;  // pre_activation_scale
+  int64_t states, state_len;
+  int entries = 1;      // update_token: batch entries per thread,
+  Divisor by_column;    // and threads per so many
+  int64_t columns = 0;  // update_any: threads per batch entry
+  bool index_packs;     // conv_state_indices can be read four at a time
 
-  // The state row of batch entry b by its index, or -1 if it has none: then the outputs of channels
-  // d .. d + channels - 1 are written here. A row out of range gives NaN, since reading it would be
-  // worse and nobody can be told.
+  explicit UpdateArgs(const UpdateParams& params)
+      : CommonArgs<T>(params),
+        out(view<T>(params.out)),
+        state(any_view<Compute<T>>(params.conv_state)),
+        cache_seqlens(index_view(params.cache_seqlens)),
+        conv_state_indices(index_view(params.conv_state_indices)),
+        states(params.conv_state.sizes[0]),
+        state_len(params.conv_state.sizes[2]) {
+    const Index& rows = conv_state_indices;
+    index_packs = rows.data != nullptr && rows.stride == 1 && !rows.wide && this->batch % 4 == 0 &&
+                  reinterpret_cast<uintptr_t>(rows.data) % 16 == 0;
+  }
+
+  // The state row of batch entry b by its index, or -1 if it has none: then its outputs, of
+  // channels d .. d + channels - 1, are written here. An index out of range gives NaN: reading that
+  // row would be worse, and the host cannot be told.
   __device__ __forceinline__ int64_t state_row(int64_t b, int64_t d, int channels) const {
     const int64_t row = conv_state_indices.at(b);
     if (row >= 0 && row < states) return row;
     const Compute<T> v = row < 0 ? Compute<T>(0) : Compute<T>(NAN);
     for (int c = 0; c < channels; ++c) {
-      for (int64_t t = 0; t < seqlen; ++t) *out.at(b, d + c, t) = from_compute<T>(v);
+      for (int64_t t = 0; t < this->seqlen; ++t) *out.at(b, d + c, t) = from_compute<T>(v);
     }
     return -1;
   }
@@ -77,7 +90,18 @@ struct UpdateArgs {
   }
 };
 
-constexpr int kEntries = 2;
+constexpr int kEntries = 2;  // per thread of update_token, which shares its weights between them
+
+// A variant of update_token: C channels per thread, a state of S inputs, [channel][input] in memory
+// or [input][channel] if DIM_FASTEST.
+template <typename T, int C_, int S_, bool DIM_FASTEST_, bool INDEXED_>
+struct Token {
+  using Element = T;
+  static constexpr int C = C_, S = S_, WMAX = 4;
+  static constexpr bool DIM_FASTEST = DIM_FASTEST_, INDEXED = INDEXED_;
+  // As many blocks per SM as registers allow without spills: it waits for memory alone.
+  static constexpr int kBlocks = C == 4 ? 7 : (S * C * sizeof(T) > 24 ? 8 : 10 - INDEXED);
+};
 
 struct NoSharedRows {
   template <typename Args>
@@ -85,11 +109,11 @@ struct NoSharedRows {
 };
 
 // A warp's look at all indices, for other batch entries with the rows of its own, which are N or,
-// if that is 2, p.entries from b on. It compares 31 bits, so it may be taken in by what is no row,
-// at a cost in time alone.
+// if that is 2, p.entries from b on. It compares 31 bits: what is no row may be taken for one,
+// which costs time and nothing else.
 template <int N>
 class SharedRows {
-  static constexpr int kPacks = 2, kStep = 4 * 32;  // of four indices a lane
+  static constexpr int kPacks = 2, kStep = 4 * 32;  // of four indices per lane
 
  public:
   // Starts to load the first of them.
@@ -100,8 +124,8 @@ class SharedRows {
     for (int i = 0; i < kPacks; ++i) packs_[i] = load(p, lane() * 4 + i * kStep);
   }
 
-  // Whether there is one; rows: < 0 if b has none. Best before other loads begin, for which it
-  // would wait too.
+  // Whether there is one; rows: < 0 if b has none. It waits for all loads in flight, so that others
+  // should start later.
   template <typename Args>
   __device__ __forceinline__ bool seen(const Args& p, int64_t b, const int (&rows)[N]) const {
     bool found = N > 1 && rows[0] == rows[N - 1];
@@ -133,7 +157,7 @@ class SharedRows {
  private:
   static __device__ __forceinline__ int lane() { return threadIdx.x % 32; }
 
-  // No row where there are none; p.batch is a multiple of four.
+  // -1 past the last; p.batch is a multiple of four.
   template <typename Args>
   static __device__ __forceinline__ int4 load(const Args& p, int64_t at) {
     if (at >= p.batch) return make_int4(-1, -1, -1, -1);
@@ -157,16 +181,13 @@ __device__ __forceinline__ void update_shared(const UpdateArgs<T>& p, int row, i
   T x;
 #pragma unroll 1
   while (b < batch) {
-    asm volatile("" : "+l"(d), "+r"(row));  // or addresses would take registers from the others
+    asm volatile("" : "+l"(d), "+r"(row));  // or addresses would be kept in registers
     if (ring) at = p.ring_start(b);
     x = *p.x.at(b, d, 0);
-    float z = p.bias.given() ? p.bias.load(d) * p.scale : 0.0f;
-#pragma unroll 1
-    for (int k = 0; k < p.width; ++k) {
-      const int from = at - (p.width - 1 - k);  // only x is not of before
-      const T v = from == at ? x : *state(from < 0 ? from + S : from);
-      z = fmaf(p.weight.load(d, k) * p.scale, to_compute(v), z);
-    }
+    float z = convolve_any<1>(p, d, load_bias(p, d), [&](int k) {
+      const int from = at - (p.width - 1 - k);  // x, and what was there before
+      return to_compute(from == at ? x : *state(from < 0 ? from + S : from));
+    });
     if (p.silu) z = silu<T>(z);
     *p.out.at(b, d, 0) = from_compute<T>(z);
     b = p.find(row, b + 1, batch);
@@ -178,25 +199,110 @@ __device__ __forceinline__ void update_shared(const UpdateArgs<T>& p, int row, i
   *state(at) = x;
 }
 
-// As many blocks at a time as registers allow without spills: it waits for memory alone.
-template <typename T, int C, int S, bool INDEXED>
-constexpr int kTokenBlocks = C == 4 ? 7 : (S * C * sizeof(T) > 24 ? 8 : 10 - INDEXED);
+// A thread's part of a batch entry's state: C channels.
+template <typename K>
+struct TokenState {
+  using T = typename K::Element;
+  static constexpr int C = K::C, S = K::S;
+  using Inputs = Pack<T, S * C>;
 
-template <typename T, int C, int S, bool DIM_FASTEST, bool INDEXED>
-__global__ void __launch_bounds__(kThreads, kTokenBlocks<T, C, S, INDEXED>)
-    update_token(const UpdateArgs<T> p) {
+  static __device__ __forceinline__ Inputs load(const T* state, int64_t stride) {
+    if constexpr (!K::DIM_FASTEST) return Inputs::load(state);
+    Inputs inputs;
+#pragma unroll
+    for (int j = 0; j < S; ++j) {
+      inputs.template set_part<C>(j, Pack<T, C>::load(state + j * stride));
+    }
+    return inputs;
+  }
+
+  // In a ring only the input at `at` is stored.
+  static __device__ __forceinline__ void store(const Inputs& inputs, bool ring, int at, T* state,
+                                               int64_t stride) {
+    if constexpr (K::DIM_FASTEST) {
+#pragma unroll
+      for (int j = 0; j < S; ++j) {
+        if (!ring || j == at) inputs.template part<C>(j).store(state + j * stride);
+      }
+    } else {
+      inputs.store(state);
+    }
+  }
+
+  // Where input j of channel c is in the state.
+  static __device__ __forceinline__ int entry(int c, int j) {
+    return K::DIM_FASTEST ? j * C + c : c * S + j;
+  }
+
+  // Channel c of a state and of x, which goes to `at`, in order of time.
+  static __device__ __forceinline__ void in_order(const Inputs& old, const Pack<T, C>& x, int c,
+                                                  bool ring, int at, T (&inputs)[S + 1]) {
+#pragma unroll
+    for (int j = 0; j < S; ++j) {
+      inputs[j] = old.element(entry(c, j));
+      if (ring) {
+#pragma unroll
+        for (int k = 0; k < S; ++k) {
+          if (k == at + j || k == at + j - S) inputs[j] = old.element(entry(c, k));
+        }
+      }
+    }
+    inputs[S] = x.element(c);
+  }
+};
+
+// Writes out and the state of batch entry b.
+template <typename K, typename T>
+__device__ __forceinline__ void update_entry(const UpdateArgs<T>& p, int64_t b, int64_t d0,
+                                             T* state, const Pack<T, K::S * K::C>& old,
+                                             const Pack<T, K::C>& x, int first,
+                                             const float (&w)[K::WMAX][K::C],
+                                             const float (&bias)[K::C]) {
+  constexpr int C = K::C, S = K::S;
+  const bool ring = p.cache_seqlens.data != nullptr;
+  int at = S - 1;  // where x goes
+  if (ring) at = p.ring_start(b);
+  Pack<T, S * C> taken;
+  float z[C];
+#pragma unroll
+  for (int c = 0; c < C; ++c) {
+    T inputs[S + 1];
+    TokenState<K>::in_order(old, x, c, ring, at, inputs);
+    z[c] = convolve<K::WMAX>(
+        bias[c], first, [&](int k) { return w[k][c]; },
+        [&](int k) { return to_compute(inputs[S + 1 - K::WMAX + k]); });
+#pragma unroll
+    for (int j = 0; j < S; ++j) {
+      const int i = TokenState<K>::entry(c, j);
+      const T kept = ring ? old.element(i) : inputs[j + 1];
+      taken.set_element(i, ring && j == at ? inputs[S] : kept);
+    }
+  }
+  if (p.silu) {
+#pragma unroll
+    for (int c = 0; c < C; ++c) z[c] = silu<T>(z[c]);
+  }
+  TokenState<K>::store(taken, ring, at, state, p.state.strides[2]);
+  pack<T>(z).store(p.out.at(b, d0, 0));
+}
+
+template <typename K>
+__global__ void __launch_bounds__(kThreads, K::kBlocks)
+    update_token(const UpdateArgs<typename K::Element> p) {
   if (kSmallPtx) return;
-  constexpr int WMAX = 4;
+  using T = typename K::Element;
+  constexpr int C = K::C;
+  constexpr bool INDEXED = K::INDEXED;
   uint32_t column;
   const int64_t b0 =
-      int64_t(p.by_column.split(blockIdx.x * kThreads + threadIdx.x, &column)) * p.entries;
+      int64_t(split(blockIdx.x * kThreads + threadIdx.x, p.by_column, &column)) * p.entries;
   if (b0 >= p.batch) return;
   // Threads after the last column only look at indices.
   const bool inside = !INDEXED || int64_t(column) * C < p.dim;
   const int64_t d0 = inside ? int64_t(column) * C : 0;
-  wait_for_kernel_before();
-  let_next_kernel_start();
-  const Parameters<WMAX, C> parameters(p, d0);
+  pdl_wait();
+  pdl_launch();
+  const Parameters<K::WMAX, C> parameters(p, d0);
   [[maybe_unused]] const std::conditional_t<INDEXED, SharedRows<kEntries>, NoSharedRows>
       shared_rows(p);
   int row[kEntries];
@@ -210,8 +316,9 @@ __global__ void __launch_bounds__(kThreads, kTokenBlocks<T, C, S, INDEXED>)
   }
   bool shared = false;
   if constexpr (INDEXED) shared = shared_rows.seen(p, b0, row);
+  // In flight, per batch entry.
   T* state[kEntries];
-  Pack<T, S * C> old[kEntries];  // [channel][input], or [input][channel] if DIM_FASTEST
+  Pack<T, K::S * C> old[kEntries];
   Pack<T, C> x[kEntries];
 #pragma unroll
   for (int i = 0; i < kEntries; ++i) {
@@ -220,14 +327,7 @@ __global__ void __launch_bounds__(kThreads, kTokenBlocks<T, C, S, INDEXED>)
     if (INDEXED ? row[i] < 0 : i >= p.entries || b >= p.batch) continue;
     state[i] = static_cast<T*>(p.state.data) + (INDEXED ? row[i] : b) * p.state.strides[0] +
                d0 * p.state.strides[1];
-    if constexpr (DIM_FASTEST) {
-#pragma unroll
-      for (int j = 0; j < S; ++j) {
-        old[i].template set_part<C>(j, Pack<T, C>::load(state[i] + j * p.state.strides[2]));
-      }
-    } else {
-      old[i] = Pack<T, S * C>::load(state[i]);
-    }
+    old[i] = TokenState<K>::load(state[i], p.state.strides[2]);
     x[i] = Pack<T, C>::load(p.x.at(b, d0, 0));
   }
   if constexpr (INDEXED) {
@@ -239,87 +339,37 @@ __global__ void __launch_bounds__(kThreads, kTokenBlocks<T, C, S, INDEXED>)
         const int64_t b = b0 + n / C;
         const int64_t r = b < p.batch ? p.conv_state_indices.at(b) : -1;
         if (r < 0 || r >= p.states) continue;
-        update_shared<T, S>(p, static_cast<int>(r), static_cast<int>(b),
-                            int64_t(column) * C + n % C);
+        update_shared<T, K::S>(p, static_cast<int>(r), static_cast<int>(b),
+                               int64_t(column) * C + n % C);
       }
       return;
     }
   }
-  float w[WMAX][C], bias[C];
+  float w[K::WMAX][C], bias[C];
   parameters.get(p.scale, w, bias);
-  const int first = WMAX - p.width;
+  const int first = K::WMAX - p.width;
 #pragma unroll
   for (int i = 0; i < kEntries; ++i) {
     if (state[i] == nullptr) continue;
-    const bool ring = p.cache_seqlens.data != nullptr;
-    int at = S - 1;  // where x goes
-    if (ring) at = p.ring_start(b0 + i);
-    Pack<T, S * C> taken;
-    float z[C];
-#pragma unroll
-    for (int c = 0; c < C; ++c) {
-      T inputs[S + 1];  // in order of time
-      auto entry = [&](int j) { return DIM_FASTEST ? j * C + c : c * S + j; };
-#pragma unroll
-      for (int j = 0; j < S; ++j) {
-        inputs[j] = old[i].element(entry(j));
-        if (ring) {
-#pragma unroll
-          for (int k = 0; k < S; ++k) {
-            if (k == at + j || k == at + j - S) inputs[j] = old[i].element(entry(k));
-          }
-        }
-      }
-      inputs[S] = x[i].element(c);
-      z[c] = bias[c];
-#pragma unroll
-      for (int k = 0; k < WMAX; ++k) {
-        if (k < WMAX - 1 - S) continue;
-        const float v = to_compute(inputs[S - (WMAX - 1) + k]);
-        if (k >= first) z[c] = fmaf(w[k][c], v, z[c]);
-      }
-#pragma unroll
-      for (int j = 0; j < S; ++j) {
-        const T kept = ring ? old[i].element(entry(j)) : inputs[j + 1];
-        taken.set_element(entry(j), ring && j == at ? inputs[S] : kept);
-      }
-    }
-    if (p.silu) {
-#pragma unroll
-      for (int c = 0; c < C; ++c) z[c] = silu<T>(z[c]);
-    }
-    if constexpr (DIM_FASTEST) {
-#pragma unroll
-      for (int j = 0; j < S; ++j) {
-        if (!ring || j == at) {
-          taken.template part<C>(j).store(state[i] + j * p.state.strides[2]);
-        }
-      }
-    } else {
-      taken.store(state[i]);
-    }
-    pack<T>(z).store(p.out.at(b0 + i, d0, 0));
+    update_entry<K>(p, b0 + i, d0, state[i], old[i], x[i], first, w, bias);
   }
 }
 
-// All outputs of channel d of a batch entry. start: where in the state token 0 goes; in a shifted
-// state: after its end.
+// All outputs of channel d of a batch entry. start: where token 0 goes in a ring.
 template <typename T>
 __device__ __forceinline__ void write_outputs(const UpdateArgs<T>& p, int64_t row, int64_t b,
                                               int64_t d, int64_t start) {
   using F = Compute<T>;
   const int64_t S = p.state_len, L = p.seqlen;
   const bool ring = p.cache_seqlens.data != nullptr;
-  const F bias = p.bias.given() ? p.bias.load(d) * p.scale : F(0);
+  const F bias = load_bias(p, d);
   for (int64_t t = 0; t < L; ++t) {
-    F z = bias;
-    for (int k = 0; k < p.width; ++k) {
+    F z = convolve_any(p, d, bias, [&](int k) {
       const int64_t s = t - (p.width - 1) + k;
       int64_t j = ring ? start + s : S + s;
       if (ring && j < 0) j += S;
-      const F v = s >= 0 ? to_compute(*p.x.at(b, d, s)) : p.state.load(row, d, j);
-      z = fma(p.weight.load(d, k) * p.scale, v, z);
-    }
+      return s >= 0 ? to_compute(*p.x.at(b, d, s)) : p.state.load(row, d, j);
+    });
     if (p.silu) z = silu<T>(z);
     *p.out.at(b, d, t) = from_compute<T>(z);
   }
@@ -348,7 +398,7 @@ __global__ void __launch_bounds__(kThreads, (sizeof(T) == 8 ? 10 : 12) - 2 * IND
   int64_t start = 0;
 #pragma unroll 1
   for (;;) {
-    if (INDEXED) asm volatile("" : "+l"(d), "+l"(row));  // or addresses would take registers
+    if (INDEXED) asm volatile("" : "+l"(d), "+l"(row));  // as above
     if (ring && S > 0) start = p.ring_start(b);
     write_outputs(p, row, b, d, start);
     if (!INDEXED || !shared) break;
@@ -371,22 +421,22 @@ __global__ void __launch_bounds__(kThreads, (sizeof(T) == 8 ? 10 : 12) - 2 * IND
 
 int64_t whole_blocks(int64_t threads) { return ceil_div(threads, kThreads) * kThreads; }
 
-// Whether update_token<T, C, S, DIM_FASTEST> suits.
-template <typename T, int C, int S, bool DIM_FASTEST>
-bool token_fits(const UpdateParams& params) {
-  constexpr int size = sizeof(T);
+// Whether a variant of update_token suits, with or without indices.
+template <typename K>
+bool suits(const UpdateParams& params) {
+  constexpr int C = K::C, S = K::S, size = sizeof(typename K::Element);
   const Tensor &x = params.x, &state = params.conv_state;
   const bool one = x.ndim == 2 || x.sizes[2] == 1;
-  if (!one || state.dtype != x.dtype || state.sizes[2] != S || params.weight.sizes[1] > 4) {
+  if (!one || state.dtype != x.dtype || state.sizes[2] != S || params.weight.sizes[1] > K::WMAX) {
     return false;
   }
   if (x.sizes[1] % C != 0 || vector_width(x, 1, C, size) != C ||
       vector_width(params.out, 1, C, size) != C) {
     return false;
   }
-  if (DIM_FASTEST) return vector_width(state, 1, C, size) == C;
+  if (K::DIM_FASTEST) return vector_width(state, 1, C, size) == C;
   // A thread's channels are one dense block.
-  constexpr int kAlignment = Pack<T, S * C>::kAlignment;
+  constexpr int kAlignment = Pack<typename K::Element, S * C>::kAlignment;
   return state.strides[2] == 1 && (state.strides[1] == S || C == 1) &&
          reinterpret_cast<uintptr_t>(state.data) % kAlignment == 0 &&
          state.strides[0] * size % kAlignment == 0 &&
@@ -396,41 +446,23 @@ bool token_fits(const UpdateParams& params) {
 template <typename T, int C, int S, bool DIM_FASTEST>
 bool launch_token(const UpdateParams& params, UpdateArgs<T>& p, cudaStream_t stream,
                   cudaError_t* e) {
-  if (!has_every_kernel() || !token_fits<T, C, S, DIM_FASTEST>(params)) return false;
+  using Plain = Token<T, C, S, DIM_FASTEST, false>;
+  using Indexed = Token<T, C, S, DIM_FASTEST, true>;
+  if (!has_every_kernel() || !suits<Plain>(params)) return false;
   const bool indexed = p.conv_state_indices.data != nullptr;
   const int64_t columns = indexed ? whole_blocks(p.dim / C) : p.dim / C;
   const int64_t threads = p.batch * columns;
-  if (threads > kMostParts || p.states > kMostParts) return false;
-  // Several entries a thread share its weights, where there are enough for every thread.
-  p.entries = threads >= (1 << 18) ? kEntries : 1;
+  if (threads > kMaxParts || p.states > kMaxParts) return false;
+  p.entries = threads >= (1 << 18) ? kEntries : 1;  // where there are enough for every thread
   p.by_column = Divisor(columns);
-  auto kernel = indexed ? update_token<T, C, S, DIM_FASTEST, true>
-                        : update_token<T, C, S, DIM_FASTEST, false>;
-  *e = launch_early(kernel, ceil_div(p.batch, p.entries) * columns, stream, p);
+  auto kernel = indexed ? update_token<Indexed> : update_token<Plain>;
+  *e = launch_pdl(kernel, ceil_div(p.batch, p.entries) * columns, stream, p);
   return true;
 }
 
 template <typename T>
 cudaError_t run(const UpdateParams& params, cudaStream_t stream) {
-  UpdateArgs<T> p{};
-  p.x = view<T>(params.x);
-  p.out = view<T>(params.out);
-  p.state = any_view<Compute<T>>(params.conv_state);
-  p.weight = any_view<Compute<T>>(params.weight);
-  p.bias = any_view<Compute<T>>(params.bias);
-  p.cache_seqlens = index_view(params.cache_seqlens);
-  p.conv_state_indices = index_view(params.conv_state_indices);
-  p.batch = params.x.sizes[0];
-  const Index& rows = p.conv_state_indices;
-  p.index_packs = rows.data != nullptr && rows.stride == 1 && !rows.wide && p.batch % 4 == 0 &&
-                  reinterpret_cast<uintptr_t>(rows.data) % 16 == 0;
-  p.dim = params.x.sizes[1];
-  p.seqlen = params.x.ndim == 3 ? params.x.sizes[2] : 1;
-  p.states = params.conv_state.sizes[0];
-  p.state_len = params.conv_state.sizes[2];
-  p.width = static_cast<int>(params.weight.sizes[1]);
-  p.silu = params.silu != 0;
-  p.scale = pre_activation_scale<T>(p.silu);
+  UpdateArgs<T> p(params);
   if (p.seqlen == 0) return cudaSuccess;
   if constexpr (sizeof(T) <= 4) {
     cudaError_t e = cudaSuccess;

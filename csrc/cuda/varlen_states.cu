@@ -1,6 +1,7 @@
 // states[i,d,j] = x[cu_seqlens[i+1] - S + j, d], or 0 where that lies before cu_seqlens[i].
-#include "common.cuh"
 #include "launch.cuh"
+#include "schedule.cuh"
+#include "views.cuh"
 
 namespace causal_conv1d::gpu {
 namespace {

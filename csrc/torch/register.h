@@ -28,13 +28,16 @@ CAUSAL_CONV1D_API causal_conv1d_status causal_conv1d_check_varlen_sizes(
     const causal_conv1d_varlen_states_params* params, int64_t state_len);
 
 // The self-test of csrc/cuda/self_test.cu. A kernel is 8 * operator + 4 * is_channel_last + dtype,
-// for an operator in the order of the schemas and a causal_conv1d_dtype of floats; forward and
-// backward alone are told to be channel-last, where x steps further in time than over channels.
+// for an operator in the order of the schemas and a causal_conv1d_dtype of floats; update and
+// varlen_states never count as channel-last.
 typedef enum causal_conv1d_verdict {
   CAUSAL_CONV1D_UNTESTED = 0,
   CAUSAL_CONV1D_RIGHT = 1,
   CAUSAL_CONV1D_WRONG = 2
 } causal_conv1d_verdict;
+// Whether the forward and the backward take an x of these sizes and strides for channel-last.
+CAUSAL_CONV1D_API int causal_conv1d_is_channel_last(int64_t dim, int64_t seqlen, int64_t dim_stride,
+                                                    int64_t time_stride);
 // The functions causal_conv1d_cpu_<operator>, to compare with. Without them nothing is tested, and
 // every kernel counts as right.
 CAUSAL_CONV1D_API void causal_conv1d_cuda_set_expected(void* const functions[4]);

@@ -1,6 +1,7 @@
 // Registers the schemas and the CPU kernels with the torch of this process.
 #include "register.h"
 
+#include "../layout.h"
 #include "boxed.h"
 
 namespace causal_conv1d::torch_abi {
@@ -45,6 +46,11 @@ causal_conv1d_status causal_conv1d_register_cpu(const char* name_space) {
   } catch (const std::exception& e) {
     return error(CAUSAL_CONV1D_RUNTIME_ERROR, "%s", e.what());
   }
+}
+
+int causal_conv1d_is_channel_last(int64_t dim, int64_t seqlen, int64_t dim_stride,
+                                  int64_t time_stride) {
+  return causal_conv1d::is_channel_last(dim, seqlen, dim_stride, time_stride);
 }
 
 const char* causal_conv1d_schemas(void) { return causal_conv1d::torch_abi::schemas(); }

@@ -3,6 +3,7 @@
 
 #include <stdexcept>
 
+#include "../layout.h"
 #include "boxed.h"
 
 namespace causal_conv1d::torch_abi {
@@ -70,11 +71,11 @@ struct Cuda {
     const int32_t dtype = core_dtype(torch_dtype);
     if (dtype > CAUSAL_CONV1D_FLOAT64) return false;
     bool channel_last = false;
-    int64_t ndim = 0, *strides = nullptr;
+    int64_t ndim = 0, *sizes = nullptr, *strides = nullptr;
     const int index = static_cast<int>(operation);
     if (index < 2 && f.aoti_torch_get_dim(x, &ndim) == 0 && ndim == 3 &&
-        f.aoti_torch_get_strides(x, &strides) == 0) {
-      channel_last = strides[1] < strides[2];
+        f.aoti_torch_get_sizes(x, &sizes) == 0 && f.aoti_torch_get_strides(x, &strides) == 0) {
+      channel_last = is_channel_last(sizes[1], sizes[2], strides[1], strides[2]);
     }
     if (is_usable(8 * index + 4 * channel_last + dtype, device)) return false;
     python_error.clear();

@@ -1,0 +1,125 @@
+// The backward for any width, strides and type: one output per thread, which computes dz again for
+// each; and what the other kernels leave to it.
+#pragma once
+
+#include <cub/block/block_reduce.cuh>
+
+#include "backward.cuh"
+#include "taps.cuh"
+
+namespace causal_conv1d::gpu {
+
+template <typename T>
+__device__ Compute<T> dz_at(const BackwardArgs<T>& p, int64_t b, int64_t d, int64_t t) {
+  const int id = p.seq_idx.at(b, t);
+  if (id < 0) return 0;
+  constexpr int kUnroll = sizeof(Compute<T>) == 8 ? 4 : 2;  // more takes registers from the callers
+  const Compute<T> z = convolve_any<kUnroll>(p, d, load_bias(p, d), [&](int k) {
+    const int64_t s = t - (p.width - 1) + k;
+    return p.seq_idx.takes(b, s, id) ? p.input(b, d, s) : Compute<T>(0);
+  });
+  return p.gradient(z, to_compute(*p.dout.at(b, d, t)));
+}
+
+// dx at s, which lies before the sequence for dinitial_states, without dfinal_states.
+template <typename T>
+__device__ Compute<T> dx_at(const BackwardArgs<T>& p, int64_t b, int64_t d, int64_t s) {
+  Compute<T> a = 0;
+  for (int j = 0; j < p.width; ++j) {
+    const int64_t t = s + j;
+    if (t < 0 || t >= p.seqlen) continue;
+    if (!p.seq_idx.takes(b, s, p.seq_idx.at(b, t))) continue;
+    a = fma(p.weight.load(d, p.width - 1 - j) * p.scale, dz_at(p, b, d, t), a);
+  }
+  return a;
+}
+
+template <typename T>
+__global__ void __launch_bounds__(kThreads)
+    backward_any_width(const BackwardArgs<T> p, bool dim_fastest) {
+  int64_t b, d, s;
+  const int64_t n = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (dim_fastest) {
+    b = split(split(n, p.dim, &d), p.seqlen, &s);
+  } else {
+    b = split(split(n, p.seqlen, &s), p.dim, &d);
+  }
+  if (b < p.batch) *p.dx.at(b, d, s) = from_compute<T>(dx_at(p, b, d, s) + p.dfinal(b, d, s));
+}
+
+template <typename T>
+__global__ void __launch_bounds__(kThreads) backward_initial_states(const BackwardArgs<T> p) {
+  int64_t d, j;
+  const int64_t n = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  const int64_t b = split(split(n, p.width - 1, &j), p.dim, &d);
+  if (b >= p.batch) return;
+  const int64_t s = j - (p.width - 1);
+  p.dinitial_states.store(dx_at(p, b, d, s) + p.dfinal(b, d, s), b, d, j);
+}
+
+// dinitial_states where seq_idx and dfinal_states are given, and dx of rows with padding among
+// their last W-1 steps: the other kernels add dfinal_states to it in the wrong places, so it is
+// computed again in these and in the right ones. A block has channels of one row, and every
+// `slots`-th of these steps.
+template <typename T>
+__global__ void __launch_bounds__(kThreads, 4)
+    backward_padded_ends(const BackwardArgs<T> p, int slots) {
+  pdl_wait();
+  pdl_launch();
+  int64_t d, slot;
+  const int64_t b = split(split(blockIdx.x, slots, &slot), ceil_div(p.dim, kThreads), &d);
+  d = d * kThreads + threadIdx.x;
+  const int states = p.width - 1;
+  bool padded = false;
+  for (int64_t i = 1 + threadIdx.x % 32; i <= min(p.seqlen, int64_t(states)); i += 32) {
+    padded |= p.seq_idx.at(b, p.seqlen - i) < 0;
+  }
+  padded = __any_sync(0xffffffff, padded);
+  if (!padded && !p.dinitial_states.given()) return;
+  const int64_t end = padded ? p.seq_idx.end(b, p.seqlen) : p.seqlen;
+  if (d >= p.dim) return;
+  // Before the row, where dfinal_states goes, and where it went.
+  for (int i = static_cast<int>(slot); i < (padded ? 3 : 1) * states; i += slots) {
+    asm volatile("" : "+l"(d));  // or what is the same for all steps would be kept in registers
+    const int place = i / states, j = i - place * states;
+    const int64_t s = j + (place == 0 ? 0 : (place == 1 ? end : p.seqlen)) - states;
+    if (place == 0 ? !p.dinitial_states.given() : s < (place == 1 ? 0 : end)) continue;
+    const Compute<T> sum = dx_at(p, b, d, s) + p.dfinal(b, d, s, end);
+    if (place == 0) {
+      p.dinitial_states.store(sum, b, d, j);
+    } else {
+      *p.dx.at(b, d, s) = from_compute<T>(sum);
+    }
+  }
+}
+
+// A block per (part, d): the sums of one chunk of one row.
+template <typename T>
+__global__ void __launch_bounds__(kThreads, 1)
+    backward_any_width_partials(const BackwardArgs<T> p) {
+  using BlockReduce = cub::BlockReduce<Compute<T>, kThreads>;
+  __shared__ typename BlockReduce::TempStorage storage;
+  int64_t d, chunk;
+  const int64_t part = split(blockIdx.x, p.dim, &d);
+  const int64_t b = split(part, p.chunks, &chunk);
+  const int64_t t0 = chunk * p.chunk, t1 = min(t0 + p.chunk, p.seqlen);
+  for (int k = 0; k <= p.width; ++k) {
+    Compute<T> sum = 0;
+    for (int64_t t = t0 + threadIdx.x; t < t1; t += kThreads) {
+      const int64_t s = t - (p.width - 1) + k;
+      const int id = p.seq_idx.at(b, t);
+      if (id < 0) continue;  // there x may be anything
+      const Compute<T> dz = dz_at(p, b, d, t);
+      if (k == p.width) {
+        sum += dz;
+      } else if (p.seq_idx.takes(b, s, id)) {
+        sum = fma(dz, p.input(b, d, s), sum);
+      }
+    }
+    sum = BlockReduce(storage).Sum(sum);
+    __syncthreads();
+    if (threadIdx.x == 0) *p.partial(part, k, d) = sum;
+  }
+}
+
+}  // namespace causal_conv1d::gpu

@@ -1,0 +1,44 @@
+// How the backward divides a problem, and the workspace that it needs: host C++, without CUDA.
+#pragma once
+
+#include <cstdint>
+
+#include "../check.h"
+#include "access.h"
+#include "schedule.h"
+
+namespace causal_conv1d::gpu {
+
+constexpr int kBackwardLines = kWarps;  // channel-last: chunks per block, one per warp
+
+// Bytes in a row of matches before its first step and after its tiles. More than are read, so that
+// blocks of find_matches begin where tiles do.
+constexpr int kMatchesBefore = 2 * kThreads, kMatchesAfter = 2 * kThreads;
+
+// The kernels write sums of dweight and dbias for parts of the problem, "partial sums", which are
+// then added up in one order. Parts depend on sizes, types and the layout alone, so results do; the
+// alignment of tensors decides only how they are read.
+struct BackwardPlan {
+  bool any_width = false, channel_last = false;
+  bool vector = false;               // channel-last: channels_per_thread() at a time, else one
+  bool wide = false;                 // channel-last: x and dout are 16-byte aligned throughout
+  Access access = Access::kStrided;  // channel-first
+  int64_t chunk = 0, chunks = 0;     // steps of a part of the time axis, and how many there are
+  int64_t rows = 1;                  // channel-first: batch entries per warp
+  int64_t parts = 0;                 // of each channel's sums
+  // channel-first: a block has all parts of a channel, and adds them up itself; 2^part_bits warps
+  // are for them.
+  bool whole = false;
+  int part_bits = 0;
+  int64_t matches_pitch = 0;            // channel-first with seq_idx: bytes per row of matches
+  int64_t partials = 0, workspace = 0;  // bytes of the partial sums, and of all
+
+  explicit BackwardPlan(const BackwardParams& params);
+
+ private:
+  void plan_any_width(int64_t batch, int64_t seqlen);
+  void plan_channel_last(const BackwardParams& params, int64_t batch, int64_t seqlen);
+  void plan_channel_first(const BackwardParams& params, int64_t batch, int64_t seqlen);
+};
+
+}  // namespace causal_conv1d::gpu

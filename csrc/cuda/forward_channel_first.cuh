@@ -1,0 +1,223 @@
+// The forward of channel-first tensors: see forward.cuh.
+#pragma once
+
+#include "forward.cuh"
+#include "parameters.cuh"
+#include "rows.cuh"
+#include "states.cuh"
+#include "taps.cuh"
+
+namespace causal_conv1d::gpu {
+
+constexpr int kTiles = 4;  // per warp
+
+// Which part of which row the calling warp has.
+template <typename K>
+struct ForwardRow {
+  uint32_t b, d, index;  // index: of the part
+  bool spare = false;    // a warp without a channel, which only looks at ids
+
+  template <typename Args>
+  __device__ __forceinline__ explicit ForwardRow(const Args& p) {
+    if constexpr (K::SEQ) {  // a block's warps have the same steps of kWarps channels
+      b = split(split(blockIdx.x, p.by_chunks, &index), p.by_dim, &d);
+      d = d * kWarps + threadIdx.x / 32;
+      spare = d >= p.dim;
+      if (spare) d = 0;
+    } else {
+      // uniform() takes its time, which pays where much code follows from it.
+      constexpr bool kUniform = K::EXACT && K::ACCESS == Access::kUnit;
+      const uint32_t warp_of_block = threadIdx.x / 32;
+      const uint32_t warp =
+          blockIdx.x * kWarps + (kUniform ? uniform(warp_of_block) : warp_of_block);
+      b = split(split(warp, p.by_chunks, &index), p.by_dim, &d);
+    }
+  }
+};
+
+// A warp's tiles of a row.
+template <typename K>
+class ForwardTiles {
+  using T = typename K::Element;
+  using Args = ForwardArgs<T>;
+  using Reader = RowReader<T, K::V, K::WMAX, K::ACCESS>;
+  using Raw = typename Reader::Raw;
+  static constexpr int V = K::V, H = K::H, WMAX = K::WMAX, TILE = K::TILE;
+  static constexpr bool SEQ = K::SEQ, EXACT = K::EXACT;
+  static constexpr Access ACCESS = K::ACCESS;
+  static constexpr int kEarly = ACCESS == Access::kUnit ? kPerVector<T> - 1 : 0;
+  using Ids = ChunkMatches<kTiles, TILE, V, H, kEarly>;
+  // At the end of a tensor, where it is rare, code for tiles with one id is spared.
+  static constexpr bool kOnlyMixed = SEQ && ACCESS == Access::kUnit;
+
+ public:
+  using Shared = std::conditional_t<SEQ, typename Ids::Shared, char>;
+
+  // x and out: step 0 of s. states: the row begins here, with initial_states.
+  __device__ __forceinline__ ForwardTiles(const Args& p, const ForwardRow<K>& row, const Segment& s,
+                                          int offset, int lane, bool states, const T* x, T* out,
+                                          Shared* shared)
+      : p_(p),
+        row_(row),
+        s_(s),
+        offset_(offset),
+        lane_(lane),
+        states_(states),
+        x_(x, p.x.time, p.x_end, s.lo, s.end, lane_),
+        out_(out, p.out.time, max(s.lo, 0), s.end, lane_),
+        shared_(shared),
+        first_(EXACT ? 0 : WMAX - p.width),
+        parameters_(p, row.d, lane_) {}
+
+  __device__ __forceinline__ void run() {
+    if constexpr (ACCESS != Access::kStrided) {
+      if (x_.whole(s_.end)) {
+        if constexpr (EXACT) {
+          if (s_.end <= kTiles / 2 * TILE) return all_at_once<kTiles / 2>();
+        }
+        return all_at_once<kTiles>();
+      }
+    }
+    one_by_one();
+  }
+
+ private:
+  // Loads N tiles before it uses the first.
+  template <int N>
+  __device__ __forceinline__ void all_at_once() {
+    Raw raw[N];
+#pragma unroll
+    for (int i = 0; i < N; ++i) raw[i] = x_.vectors(i * TILE);
+    const uint32_t mixed = find_mixed();
+    if (row_.spare) return;
+    float w[WMAX], bias;
+    parameters_.get(p_, w, bias);
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+      if ((mixed >> i & 1) != 0 || (!EXACT && i * TILE >= s_.end)) continue;
+      if (i == 0) {
+        tile<true, false>(0, raw[i], w, bias);
+      } else {
+        tile<false, false>(i * TILE, raw[i], w, bias);
+      }
+    }
+    if constexpr (SEQ) {
+#pragma unroll 1
+      for (int i = 0; i < N; ++i) {
+        if ((mixed >> i & 1) != 0) {
+          tile<true, true>(i * TILE, x_.vectors(i * TILE), w, bias);
+        }
+      }
+    }
+  }
+
+  // Loads a tile ahead.
+  __device__ __forceinline__ void one_by_one() {
+    Raw next = x_.load(0);
+    const uint32_t mixed = find_mixed();
+    if (row_.spare) return;
+    float w[WMAX], bias;
+    parameters_.get(p_, w, bias);
+#pragma unroll 1
+    for (int base = 0; base < s_.end; base += TILE) {
+      const Raw raw = next;
+      if (base + TILE < s_.end) next = x_.load(base + TILE);
+      if (kOnlyMixed || (mixed >> base / TILE & 1) != 0) {
+        tile<true, SEQ>(base, raw, w, bias);
+      } else {
+        tile<true, false>(base, raw, w, bias);
+      }
+    }
+  }
+
+  // A bit for each tile that has several ids.
+  __device__ __forceinline__ uint32_t find_mixed() const {
+    if constexpr (SEQ) {
+      const Segment chunk = s_.with(-offset_);
+      const SeqIdx ids = p_.seq_idx.from(row_.b, chunk.origin);
+      return Ids(shared_).find_mixed(ids, chunk.lo, chunk.hi, kOnlyMixed && !x_.whole(s_.end));
+    }
+    return 0;
+  }
+
+  // EDGE: the tile may have steps before the row, or take states. MIXED: it may have several ids.
+  template <bool EDGE, bool MIXED>
+  __device__ __forceinline__ void tile(int base, const Raw& raw, const float (&w)[WMAX],
+                                       float bias) const {
+    const int t = base + lane_ * V;
+    const auto xs = x_.own(raw);
+    float h[H + V], z[V];
+#pragma unroll
+    for (int j = 0; j < H + V; ++j) h[j] = xs.get(WMAX - H + j);
+    if (EDGE && K::kRagged && base <= s_.lo) {
+#pragma unroll
+      for (int j = 0; j < H + V; ++j) h[j] = t - H + j < s_.lo ? 0.0f : h[j];
+    }
+    if (EDGE && base <= s_.lo && states_) {
+      take_states<H>(p_, row_.b, row_.d, lane_, first_, t, s_.lo, h);
+    }
+    [[maybe_unused]] Matches<V, H> same;
+    if constexpr (MIXED) same = Ids(shared_).load(t - offset_);
+#pragma unroll
+    for (int j = 0; j < V; ++j) {
+      z[j] = convolve<WMAX>(
+          bias, first_, [&](int k) { return w[k]; },
+          [&](int k) { return !MIXED || same.takes(j, k) ? h[j + k] : 0.0f; });
+    }
+    if (p_.silu) {
+#pragma unroll
+      for (int j = 0; j < V; ++j) z[j] = silu<T>(z[j]);
+    }
+    if (MIXED) {
+#pragma unroll
+      for (int j = 0; j < V; ++j) z[j] = same.is_padding(j) ? 0.0f : z[j];
+    }
+    if (ACCESS == Access::kAligned) {
+      out_.write_vectors(base, pack<T>(z));
+    } else {
+      out_.write(base, pack<T>(z));
+    }
+  }
+
+  const Args& p_;
+  const ForwardRow<K> row_;
+  const Segment s_;
+  int offset_, lane_;
+  const bool states_;
+  Reader x_;
+  RowWriter<T, V, ACCESS> out_;
+  Shared* shared_;
+  int first_;
+  // After x_, and read before it: registers that its loads fill for nothing would make these wait.
+  WarpParameters<WMAX, EXACT> parameters_;
+};
+
+template <typename K>
+constexpr int kForwardFirstBlocks =
+    K::WMAX == 8 ? 4 - K::SEQ : (K::SEQ ? 5 : (K::ACCESS == Access::kUnit ? 7 : 9));
+
+template <typename K>
+__global__ void __launch_bounds__(kThreads, kForwardFirstBlocks<K>)
+    forward_channel_first(const ForwardArgs<typename K::Element> p) {
+  if (kSmallPtx && !K::kAnyStride) return;
+  using T = typename K::Element;
+  const int lane = threadIdx.x % 32;
+  const ForwardRow<K> row(p);
+  if (row.b >= p.batch) return;
+  const T* x = p.x.at(row.b, row.d, 0);
+  T* out = p.out.at(row.b, row.d, 0);
+  // Tiles are where out is aligned.
+  const int offset = K::kRagged ? misalignment(out) : 0;
+  const Segment s(row.index, p.chunk, offset, p.seqlen);
+  const auto time = [](const View<T>& v) { return K::ACCESS == Access::kStrided ? v.time : 1; };
+
+  const bool states = p.initial_states.given() && s.lo >= 0;
+  pdl_wait();
+  if (gridDim.x > kManyBlocks) pdl_launch();
+  __shared__ typename ForwardTiles<K>::Shared shared;
+  ForwardTiles<K> tiles(p, row, s, offset, lane, states, x + s.origin * time(p.x),
+                        out + s.origin * time(p.out), &shared);
+  tiles.run();
+}
+
+}  // namespace causal_conv1d::gpu

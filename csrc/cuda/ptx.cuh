@@ -1,0 +1,120 @@
+// PTX instructions that CUDA C++ has no function for, or a slower one.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+#include <type_traits>
+
+namespace causal_conv1d::gpu {
+
+// Programmatic dependent launch (compute capability 9.0 on; nothing elsewhere).
+//
+// Lets the blocks of the next kernel start once all of this one have, if launch_pdl() starts it.
+__device__ __forceinline__ void pdl_launch() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+// Waits until the kernel before this one has ended: comes before any access to global memory.
+__device__ __forceinline__ void pdl_wait() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+__device__ __forceinline__ void prefetch_l2(const void* from) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(from));
+}
+
+// Loads N words, 2 or 4, from global memory into w, if condition, without a branch.
+template <int N>
+__device__ __forceinline__ void load_words_if(bool condition, const void* from, uint32_t* w) {
+  static_assert(N == 2 || N == 4, "a vector type");
+  if constexpr (N == 4) {
+    asm volatile(
+        "{ .reg .pred p; setp.ne.b32 p, %5, 0; @p ld.global.v4.b32 {%0, %1, %2, %3}, [%4]; }"
+        : "+r"(w[0]), "+r"(w[1]), "+r"(w[2]), "+r"(w[3])
+        : "l"(from), "r"(int(condition))
+        : "memory");
+  } else {
+    asm volatile("{ .reg .pred p; setp.ne.b32 p, %3, 0; @p ld.global.v2.b32 {%0, %1}, [%2]; }"
+                 : "+r"(w[0]), "+r"(w[1])
+                 : "l"(from), "r"(int(condition))
+                 : "memory");
+  }
+}
+
+// Loads what store_evict_last() stored; it may leave L2 then.
+__device__ __forceinline__ float load_evict_first(const float* from) {
+  float v;
+  uint64_t policy;
+  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+  asm volatile("ld.global.L2::cache_hint.f32 %0, [%1], %2;" : "=f"(v) : "l"(from), "l"(policy));
+  return v;
+}
+__device__ __forceinline__ double load_evict_first(const double* from) { return *from; }
+
+// __syncthreads() that the warps of a block may reach in different places of the code.
+__device__ __forceinline__ void synchronize_warps() { asm volatile("bar.sync 0;" ::: "memory"); }
+
+// cp.async. Of cuda_pipeline.h's functions the one that fills with zeros becomes a long switch, and
+// computes each address anew. Addresses in shared memory are 32-bit ones.
+__device__ __forceinline__ uint32_t shared_address(const void* p) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(p));
+}
+
+// Zeros unless inside; from is not accessed then.
+template <int BYTES>
+__device__ __forceinline__ void copy_async_or_zero(bool inside, uint32_t to, const void* from) {
+  if constexpr (BYTES == 16) {
+    asm volatile(
+        "{ .reg .pred p; setp.eq.b32 p, %2, 0; cp.async.cg.shared.global [%0], [%1], 16, p; }" ::
+            "r"(to),
+        "l"(from), "r"(int(inside))
+        : "memory");
+  } else {
+    asm volatile(
+        "{ .reg .pred p; setp.eq.b32 p, %2, 0; cp.async.ca.shared.global [%0], [%1], %3, p; }" ::
+            "r"(to),
+        "l"(from), "r"(int(inside)), "n"(BYTES)
+        : "memory");
+  }
+}
+
+__device__ __forceinline__ void commit_copies() {
+  asm volatile("cp.async.commit_group;" ::: "memory");
+}
+
+// Waits until at most the last N groups are in flight.
+template <int N>
+__device__ __forceinline__ void wait_for_copies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
+}
+
+// Keeps the compiler from computing v again at each use: it cannot see through a shuffle, even one
+// from the lane itself. All lanes must call it.
+template <typename T>
+__device__ __forceinline__ void keep(T& v) {
+  const int lane = threadIdx.x % 32;
+  if constexpr (std::is_pointer_v<T>) {
+    v = reinterpret_cast<T>(__shfl_sync(0xffffffff, reinterpret_cast<uintptr_t>(v), lane));
+  } else {
+    v = __shfl_sync(0xffffffff, v, lane);
+  }
+}
+
+// v, which is the same in all lanes, so that the compiler knows it is: it then uses uniform
+// registers, and branches without preparing for lanes to diverge. All lanes must call it.
+template <typename T>
+__device__ __forceinline__ T uniform(T v) {
+  return __shfl_sync(0xffffffff, v, 0);
+}
+
+__device__ __forceinline__ float tanh_approx(float h) {
+  float t;
+  asm("tanh.approx.f32 %0, %1;" : "=f"(t) : "f"(h));
+  return t;
+}
+
+}  // namespace causal_conv1d::gpu

@@ -1,0 +1,263 @@
+// The backward's tiles of x and dout in flight, and where in them a row's steps are.
+#pragma once
+
+#include "backward.cuh"
+#include "tile_reader.cuh"
+#include "variants.cuh"
+
+namespace causal_conv1d::gpu {
+
+// Blocks that an SM has registers for.
+template <typename K>
+constexpr int kFirstBlocks =
+    K::SEQ ? 4 - (K::WMAX == 8) - (K::ACCESS != Access::kAligned)
+           : (K::ACCESS == Access::kDense && sizeof(typename K::Element) == 2 ? 5 : 4);
+
+// The first step of the last tile of a part, whose tiles begin at multiples of TILE.
+template <int TILE>
+__device__ __forceinline__ int last_tile(const Segment& s) {
+  return (s.end - 1) / TILE * TILE;
+}
+
+// The warp's part of the problem: one part of the time axis of several rows of one channel. Warps
+// are numbered by (part, d), or by (d, part) if a block is to have all parts of a channel.
+template <typename K>
+struct FirstWork {
+  using T = typename K::Element;
+  static constexpr int G = kPerVector<T>;
+  static constexpr bool kAligned = K::ACCESS == Access::kAligned;
+  uint32_t index, d, part;
+  int64_t b0, b1;  // the rows
+  // How far before its first step a row begins its tiles. It depends on shapes alone, as the sums
+  // do, and fits rows that lie one after the other.
+  int first_offset = 0;
+  uint32_t batch_steps = 0;  // from a row to the next
+
+  template <typename Args>
+  __device__ __forceinline__ explicit FirstWork(const Args& p) {
+    const uint32_t warp = blockIdx.x * kWarps + uniform(threadIdx.x / 32);
+    d = warp >> p.part_bits;
+    part = warp & ((1u << p.part_bits) - 1);
+    if (!p.whole) part = split(warp, p.by_dim, &d);
+    b0 = split(part, p.by_chunks, &index) * p.rows;
+    b1 = d < p.dim ? min(b0 + p.rows, p.batch) : b0;
+    if (kAligned) return;
+    const uint32_t seqlen = static_cast<uint32_t>(p.seqlen);
+    batch_steps = static_cast<uint32_t>(p.dim) * seqlen;
+    first_offset = static_cast<int>((static_cast<uint32_t>(b0) * batch_steps + d * seqlen) % G);
+  }
+
+  // That of the next row.
+  __device__ __forceinline__ int offset_after(int offset) const {
+    return kAligned ? 0 : static_cast<int>((offset + batch_steps) % G);
+  }
+
+  // Whether the last vector of row b is not whole: only at a tensor's end.
+  template <typename Args>
+  __device__ __forceinline__ bool ends_within(const Args& p, int64_t b) const {
+    return p.x.at(b, d, 0) + p.seqlen + (G - 1) > p.x_end ||
+           p.dout.at(b, d, 0) + p.seqlen + (G - 1) > p.dout_end;
+  }
+};
+
+// A ring of stages in shared memory: one is used while the others are in flight. A stage is a tile
+// of dout and then one of x, and known by where the lane's own bytes of x are. Tiles begin at
+// multiples of 128 bytes, or cp.async takes longer to write them.
+template <typename K>
+class TilePipeline {
+  using T = typename K::Element;
+  using Args = BackwardArgs<T>;
+
+ public:
+  using ReaderX = TileReader<T, K::V, K::WMAX, K::ACCESS>;
+  using ReaderG = TileReader<T, K::V, 0, K::ACCESS>;
+  static constexpr int kStages = 4;
+
+ private:
+  static constexpr int kBetween = 128, kTileBytes = K::TILE * static_cast<int>(sizeof(T));
+  static constexpr int kFromDout = kTileBytes + kBetween;  // to x
+  static constexpr int kStageBytes =
+      kFromDout + kTileBytes + (ReaderX::kBytesAfter > 0 || ReaderX::kPlaced ? kBetween : 0);
+  static_assert(ReaderG::kBytesAfter + ReaderX::kBytesBefore <= kBetween, "room for both");
+  static constexpr int kRingBytes = kStages * kStageBytes;
+  static constexpr int kRoom = kRoomFor<kFirstBlocks<K>> / kWarps;
+
+ public:
+  struct alignas(128) Ring {
+    char bytes[kRingBytes > kRoom ? kRingBytes : kRoom];
+  };
+
+  // aligned: the part if its tiles began with the row.
+  __device__ __forceinline__ TilePipeline(const Args& p, const FirstWork<K>& work,
+                                          const Segment& aligned, bool ragged_end, Ring* ring,
+                                          int lane)
+      : x_(lane), dout_(lane), ragged_end_(ragged_end), next_offset_(work.first_offset) {
+    first_stage_ = shared_address(ring) + kFromDout + lane * K::V * sizeof(T);
+    keep(first_stage_);
+    last_stage_ = first_stage_ + (kStages - 1) * kStageBytes;
+    stage_ = first_stage_;
+    stage_before_ = last_stage_;
+    rows_left_ = static_cast<int>(work.b1 - work.b0);
+    x_.begin(p.x.at(work.b0 - 1, work.d, aligned.origin), p.x.time, aligned.lo);
+    dout_.begin(p.dout.at(work.b0 - 1, work.d, aligned.origin), p.dout.time, aligned.lo);
+  }
+
+  // Starts to read the first tiles.
+  __device__ __forceinline__ void fill(const Args& p, const FirstWork<K>& work,
+                                       const Segment& aligned) {
+#pragma unroll 1
+    for (int i = 0; i < kStages - 1; ++i) {
+      start(p, work, aligned, first_stage_ + i * kStageBytes);
+    }
+  }
+
+  // Waits for a tile, and starts to read another one to where the tile before was.
+  __device__ __forceinline__ void next(const Args& p, const FirstWork<K>& work,
+                                       const Segment& aligned) {
+    wait_for_copies<kStages - 2>();
+    __syncwarp();  // the tile has come, and the one before is read
+    start(p, work, aligned, stage_before_);
+  }
+  // The lane's own bytes of that tile.
+  __device__ __forceinline__ uint32_t own_x() const { return stage_; }
+  __device__ __forceinline__ uint32_t own_dout() const { return stage_ - kFromDout; }
+  // Once they are read.
+  __device__ __forceinline__ void advance() {
+    stage_before_ = stage_;
+    stage_ = stage_ == last_stage_ ? first_stage_ : stage_ + kStageBytes;
+  }
+
+  __device__ __forceinline__ const ReaderX& x() const { return x_; }
+  __device__ __forceinline__ const ReaderG& dout() const { return dout_; }
+
+ private:
+  // Starts to read the next tile, of the next row if there are no more of this one, or zeros.
+  __device__ __forceinline__ void start(const Args& p, const FirstWork<K>& work,
+                                        const Segment& aligned, uint32_t stage) {
+    if (next_base_ < 0) {
+      if (rows_left_ > 0) {
+        next_row(p, work, aligned);
+        --rows_left_;
+      } else {
+        span_ = ReaderX::span(0, 0);
+        next_base_ = kFar;
+      }
+    }
+    x_.start(stage, next_base_, span_);
+    dout_.start(stage - kFromDout, next_base_, span_);
+    if (x_.is_shifted()) x_.start_after(stage, next_base_, span_);
+    if (dout_.is_shifted()) dout_.start_after(stage - kFromDout, next_base_, span_);
+    next_base_ -= K::TILE;
+    commit_copies();
+  }
+
+  __device__ __forceinline__ void next_row(const Args& p, const FirstWork<K>& work,
+                                           const Segment& aligned) {
+    const Segment s = aligned.with(next_offset_);
+    x_.row(p.x.batch, next_offset_, aligned.lo);
+    dout_.row(p.dout.batch, next_offset_, aligned.lo);
+    next_base_ = last_tile<K::TILE>(s);
+    next_offset_ = work.offset_after(next_offset_);
+    span_ = ReaderX::span(s.lo, s.hi);
+    constexpr int G = kPerVector<T>;
+    if (ragged_end_ && work.ends_within(p, work.b1 - rows_left_)) {
+      span_ = s.hi - s.lo > G ? span_ - G : 0;
+    }
+  }
+
+  ReaderX x_;
+  ReaderG dout_;
+  uint32_t first_stage_, last_stage_, stage_, stage_before_;
+  const bool ragged_end_;
+  int next_base_ = -1, next_offset_, rows_left_;  // of the tile that is started next
+  uint32_t span_ = 0;
+};
+
+// Where the steps of the row at hand are, computed once per row. Time is that of its Segment, whose
+// tiles begin at 0:
+//
+//      lo                                       hi       the row; lo > 0 if tiles begin early
+//      |<-- plain: whole tiles of the row -->|           no step of another row, whole vectors
+//      |   |<-- simple: take no states -->|  |           and with SiLU, or with SEQ any activation
+template <typename K>
+struct RowGeometry {
+  using T = typename K::Element;
+  using Args = BackwardArgs<T>;
+  using Reader = typename TilePipeline<K>::ReaderX;
+  static constexpr int G = kPerVector<T>, TILE = K::TILE;
+  static constexpr Access ACCESS = K::ACCESS;
+
+  Segment s;
+  int shift_x = 0, shift_g = 0;         // misalignment of x and dout against tiles
+  uint32_t line_x = 0, line_g = 0;      // where tiles begin in lines of 128 bytes
+  int first_plain = 0, last_plain = 0;  // the first steps of such tiles are between these
+  int first_simple = -kFar, last_simple = kFar;
+  int outside = kNowhere;  // the place that this lane makes zero: see TileReader::outside()
+  bool partial_end = false;
+
+  __device__ __forceinline__ RowGeometry(const Args& p, const FirstWork<K>& work,
+                                         const Segment& aligned, bool ragged_end, int lane)
+      : s(aligned), ragged_end_(ragged_end), lane_(lane), offset_(work.first_offset) {
+    const T* x = p.x.at(work.b0, work.d, aligned.origin);
+    const T* dout = p.dout.at(work.b0, work.d, aligned.origin);
+    place_x_ = misalignment(x);
+    place_g_ = misalignment(dout);
+    at_x_ = static_cast<uint32_t>(reinterpret_cast<uintptr_t>(x));
+    at_g_ = static_cast<uint32_t>(reinterpret_cast<uintptr_t>(dout));
+    const bool states = p.initial_states.given(), dfinal = p.dfinal_states.given();
+    if (states || !p.silu) simple_from_ = aligned.lo + (states || K::kRagged);
+    if (dfinal || !p.silu) {
+      simple_to_ = aligned.hi - TILE - max(dfinal ? p.width - 1 : 0, K::kRagged ? G : 0);
+    }
+    if (!K::SEQ && !p.silu) simple_from_ = kFar;
+    if (K::SEQ) {  // or registers would be spilled
+      keep(simple_from_);
+      keep(simple_to_);
+    }
+  }
+
+  // Of 4 * G lanes: whether the lane's place outside is one of dout.
+  __device__ __forceinline__ bool is_for_dout() const { return (lane_ & (2 * G)) != 0; }
+  // How far before its first step the row at hand begins its tiles, then that of the next.
+  __device__ __forceinline__ int offset() const { return offset_; }
+
+  // Goes on to row b.
+  __device__ __forceinline__ void row(const Args& p, const FirstWork<K>& work,
+                                      const Segment& aligned, int64_t b) {
+    if (Reader::kPlaced) {
+      line_x = (at_x_ - offset_ * uint32_t(sizeof(T))) & 127;
+      line_g = (at_g_ - offset_ * uint32_t(sizeof(T))) & 127;
+      at_x_ += static_cast<uint32_t>(p.x.batch) * uint32_t(sizeof(T));
+      at_g_ += static_cast<uint32_t>(p.dout.batch) * uint32_t(sizeof(T));
+    }
+    if (ACCESS == Access::kUnit) {
+      shift_x = (place_x_ - offset_) % G;
+      shift_g = (place_g_ - offset_) % G;
+      place_x_ += static_cast<uint32_t>(p.x.batch);
+      place_g_ += static_cast<uint32_t>(p.dout.batch);
+    }
+    partial_end = ragged_end_ && work.ends_within(p, b);
+    s = aligned.with(offset_);
+    first_plain = s.lo + ((shift_x | shift_g) != 0);
+    last_plain = s.hi - TILE - (partial_end ? G : 0);
+    first_simple = simple_from_ + offset_;
+    last_simple = simple_to_ + offset_;
+    outside = kNowhere;
+    if (K::kRagged && lane_ < 4 * G) {
+      outside = Reader::outside(s.lo, s.hi, is_for_dout() ? shift_g : shift_x, lane_);
+    }
+  }
+  // Once all is known of the row.
+  __device__ __forceinline__ void set_next_offset(const FirstWork<K>& work) {
+    offset_ = work.offset_after(offset_);
+  }
+
+ private:
+  const bool ragged_end_;
+  const int lane_;
+  int offset_;
+  uint32_t place_x_, place_g_, at_x_, at_g_;    // of the next row, as misalignment() takes them
+  int simple_from_ = -kFar, simple_to_ = kFar;  // of a row whose tiles begin with it
+};
+
+}  // namespace causal_conv1d::gpu

@@ -1,0 +1,112 @@
+// The variants that kernels are compiled in, and which one a call gets.
+//
+// A variant is a type. WMAX is 4 or 8, the taps there is room for; EXACT: W is WMAX; SEQ: seq_idx
+// may be given. Forward and backward have the same ones.
+#pragma once
+
+#include "access.h"
+#include "types.cuh"
+
+namespace causal_conv1d::gpu {
+
+// What a call needs.
+struct Case {
+  int width;
+  bool seq;
+  Access access;  // channel-first
+  bool vector;    // channel-last: all tensors give C adjacent channels in one access
+};
+
+// A lane has V adjacent steps of a tile, and a warp the tile.
+template <typename T, int WMAX_, bool EXACT_, bool SEQ_, Access ACCESS_>
+struct ChannelFirst {
+  using Element = T;
+  static constexpr int WMAX = WMAX_, H = WMAX - 1;
+  static constexpr int V = steps_per_lane(WMAX, sizeof(T)), TILE = 32 * V;
+  static constexpr bool EXACT = EXACT_, SEQ = SEQ_;
+  static constexpr Access ACCESS = ACCESS_;
+  // A row may begin or end within a vector, which it shares with another.
+  static constexpr bool kRagged = ACCESS == Access::kDense || ACCESS == Access::kUnit;
+  static constexpr bool kAnyStride = ACCESS == Access::kStrided;
+
+  static bool suits(const Case& c) {
+    return (!EXACT || c.width == WMAX) && (SEQ || !c.seq) && c.access <= ACCESS;
+  }
+};
+
+// A thread has C adjacent channels.
+template <typename T, int C_, int WMAX_, bool EXACT_, bool SEQ_>
+struct ChannelLast {
+  using Element = T;
+  static constexpr int WMAX = WMAX_, H = WMAX - 1, C = C_;
+  static constexpr bool EXACT = EXACT_, SEQ = SEQ_;
+  static constexpr bool kAnyStride = C == 1;
+
+  static bool suits(const Case& c) {
+    return (!EXACT || c.width == WMAX) && (SEQ || !c.seq) && (C == 1 || c.vector);
+  }
+};
+
+template <typename... Vs>
+struct Variants {};
+
+// Those there are, the fastest first. Several sequences with W > 4 are rare enough for few of them.
+template <typename T, int WMAX>
+struct Tables;
+
+template <typename T>
+struct Tables<T, 4> {
+  static constexpr int C = channels_per_thread(4, sizeof(T));
+  using First = Variants<ChannelFirst<T, 4, true, false, Access::kAligned>,
+                         ChannelFirst<T, 4, true, false, Access::kDense>,
+                         ChannelFirst<T, 4, true, false, Access::kUnit>,
+                         ChannelFirst<T, 4, false, false, Access::kUnit>,
+                         ChannelFirst<T, 4, true, true, Access::kAligned>,
+                         ChannelFirst<T, 4, false, true, Access::kUnit>,
+                         ChannelFirst<T, 4, false, true, Access::kStrided>>;
+  using Last = Variants<ChannelLast<T, C, 4, true, false>, ChannelLast<T, C, 4, false, false>,
+                        ChannelLast<T, C, 4, false, true>, ChannelLast<T, 1, 4, false, true>>;
+};
+
+template <typename T>
+struct Tables<T, 8> {
+  static constexpr int C = channels_per_thread(8, sizeof(T));
+  using First = Variants<ChannelFirst<T, 8, false, false, Access::kAligned>,
+                         ChannelFirst<T, 8, false, false, Access::kUnit>,
+                         ChannelFirst<T, 8, false, true, Access::kStrided>>;
+  using Last = Variants<ChannelLast<T, C, 8, false, false>, ChannelLast<T, C, 8, false, true>,
+                        ChannelLast<T, 1, 8, false, true>>;
+};
+
+// With CAUSAL_CONV1D_SMALL_PTX the PTX, which serves the GPUs that there is no machine code for,
+// has kernels for any strides alone; the others are empty there and not chosen. Of a wheel by
+// CUDA 12.4, whose compression is weak, the PTX of all kernels would be half (2.5 MB).
+#if defined(CAUSAL_CONV1D_SMALL_PTX) && defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 800
+constexpr bool kSmallPtx = true;
+#else
+constexpr bool kSmallPtx = false;
+#endif
+
+// Whether every kernel is there on the current device.
+inline bool has_every_kernel() {
+#ifdef CAUSAL_CONV1D_SMALL_PTX
+  int device = 0, major = 0, minor = 0;
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+  return major == 8 && minor == 7;
+#else
+  return true;
+#endif
+}
+
+// f(a value of the first variant that suits).
+template <typename F, typename... Vs>
+cudaError_t with_variant(Variants<Vs...>, const Case& c, F&& f) {
+  cudaError_t e = cudaErrorInvalidValue;  // the last variant of a table suits every case
+  const bool every = has_every_kernel();
+  (void)(((every || Vs::kAnyStride) && Vs::suits(c) && ((e = f(Vs{})), true)) || ...);
+  return e;
+}
+
+}  // namespace causal_conv1d::gpu
