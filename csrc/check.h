@@ -14,10 +14,15 @@ using VarlenStatesParams = causal_conv1d_varlen_states_params;
 
 const char* dtype_name(int32_t dtype);
 
-inline bool given(const Tensor& t) { return t.ndim != 0; }
+// T: causal_conv1d_tensor or causal_conv1d_tensor4.
+template <class T>
+bool given(const T& t) {
+  return t.ndim != 0;
+}
 
 // Of a tensor of valid sizes.
-inline bool has_elements(const Tensor& t) {
+template <class T>
+bool has_elements(const T& t) {
   if (!given(t)) return false;
   for (int i = 0; i < t.ndim; ++i) {
     if (t.sizes[i] == 0) return false;

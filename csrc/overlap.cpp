@@ -4,7 +4,7 @@
 //
 //   sum over k of c[k] * u[k] = target, 0 <= u[k] <= most[k]
 //
-// In general this is as hard as a knapsack, but there are seven unknowns at most, and those of real
+// In general this is as hard as a knapsack, but there are nine unknowns at most, and those of real
 // tensors fall together: dimensions that lie one in the other are one, as are equal strides of two
 // tensors. What remains is searched from the largest coefficient down. The unknowns below decide
 // which values are worth a try: they reach only so far, and only to multiples of their greatest
@@ -121,15 +121,16 @@ class Equation {
     return Overlap::kNone;
   }
 
-  Term terms_[7];
-  Level levels_[7];
+  static constexpr int kMostTerms = 2 * kMostDimensions + 2;
+  Term terms_[kMostTerms];
+  Level levels_[kMostTerms];
   int n_ = 0, tries_ = 0;
   int64_t target_ = 0;
 };
 
 }  // namespace
 
-Overlap find_overlap(const causal_conv1d_tensor& a, const causal_conv1d_tensor& b) {
+Overlap find_overlap(const Strided& a, const Strided& b) {
   const int64_t size_a = element_size(a.dtype), size_b = element_size(b.dtype);
   const int64_t unit = std::min(size_a, size_b);  // all addresses are multiples of it
   const uintptr_t at_a = reinterpret_cast<uintptr_t>(a.data);
@@ -146,7 +147,7 @@ Overlap find_overlap(const causal_conv1d_tensor& a, const causal_conv1d_tensor& 
 
 // Two elements are in one place if the sum of strides times differences of indices is 0. The first
 // index that differs may be taken to be larger.
-Overlap find_overlap_within(const causal_conv1d_tensor& t) {
+Overlap find_overlap_within(const Strided& t) {
   Overlap result = Overlap::kNone;
   for (int first = 0; first < t.ndim; ++first) {
     if (t.sizes[first] == 1) continue;

@@ -18,10 +18,31 @@ inline int64_t element_size(int32_t dtype) {
 
 // Tensors here have elements, and a span for each dimension, (size - 1) * stride, below kMostSpan.
 // Their data is aligned to the size of an element.
-constexpr int64_t kMostSpan = int64_t{1} << 57;  // six of them, of 8 bytes each, fit int64_t
+constexpr int64_t kMostSpan = int64_t{1} << 56;  // eight of them, of 8 bytes each, fit int64_t
+
+// A tensor of any number of dimensions up to kMostDimensions.
+struct Strided {
+  const void* data;
+  const int64_t *sizes, *strides;
+  int32_t ndim, dtype;
+};
+constexpr int kMostDimensions = 4;
 
 // Both take time that is bounded; what is not decided within it is kUndecided.
-Overlap find_overlap(const causal_conv1d_tensor& a, const causal_conv1d_tensor& b);
-Overlap find_overlap_within(const causal_conv1d_tensor& t);
+Overlap find_overlap(const Strided& a, const Strided& b);
+Overlap find_overlap_within(const Strided& t);
+
+template <class T>
+Strided strided(const T& t) {
+  return {t.data, t.sizes, t.strides, t.ndim, t.dtype};
+}
+template <class T>
+Overlap find_overlap(const T& a, const T& b) {
+  return find_overlap(strided(a), strided(b));
+}
+template <class T>
+Overlap find_overlap_within(const T& t) {
+  return find_overlap_within(strided(t));
+}
 
 }  // namespace causal_conv1d
