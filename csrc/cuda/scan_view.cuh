@@ -1,0 +1,197 @@
+// Tensors of any float type and any strides, read and written in the type of the sums, and what the
+// scan's kernels compute with them.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include <cmath>
+#include <cstdint>
+
+#include "../scan_check.h"
+
+namespace causal_conv1d::gpu::scan {
+
+// Time steps that a thread owns: 16 or 32 bytes of a tensor.
+template <typename F>
+constexpr int kItems = sizeof(F) == 8 ? 4 : 8;
+
+// Strides are in bytes. Time is the last dimension; vectors tells that time steps are adjacent and
+// any kItems of them from a multiple of kItems on are aligned for vector access.
+struct View {
+  char* data;
+  int64_t strides[4];
+  int64_t step;  // of the last dimension
+  int32_t dtype;
+  bool vectors;
+
+  __host__ __device__ __forceinline__ bool given() const { return data != nullptr; }
+  __device__ __forceinline__ char* at(int64_t i, int64_t j = 0, int64_t k = 0) const {
+    return data + i * strides[0] + j * strides[1] + k * strides[2];
+  }
+};
+
+inline int64_t element_size(int32_t dtype) {
+  return dtype == CAUSAL_CONV1D_FLOAT64 || dtype == CAUSAL_CONV1D_INT64 ? 8
+         : dtype == CAUSAL_CONV1D_FLOAT32 || dtype == CAUSAL_CONV1D_INT32 ? 4
+                                                                          : 2;
+}
+
+// One without elements counts as not given.
+inline View view(const Tensor4& t) {
+  View v{};
+  if (!has_elements(t)) return v;
+  const int64_t size = element_size(t.dtype);
+  const int last = t.ndim - 1;
+  v.data = static_cast<char*>(t.data);
+  v.dtype = t.dtype;
+  for (int i = 0; i < t.ndim; ++i) v.strides[i] = t.strides[i] * size;
+  v.step = v.strides[last];
+  v.vectors = t.sizes[last] > 1 && v.step == size && reinterpret_cast<uintptr_t>(v.data) % 16 == 0;
+  for (int i = 0; i < last; ++i) {
+    v.vectors = v.vectors && (t.sizes[i] == 1 || v.strides[i] % 16 == 0);
+  }
+  return v;
+}
+
+// The four bytes or fewer of an element as a float. Selects, as callers unroll.
+__device__ __forceinline__ float to_float(uint32_t bits, int32_t dtype) {
+  const float half = __half2float(__ushort_as_half(static_cast<uint16_t>(bits)));
+  const float other = __uint_as_float(dtype == CAUSAL_CONV1D_BFLOAT16 ? bits << 16 : bits);
+  return dtype == CAUSAL_CONV1D_FLOAT16 ? half : other;
+}
+
+template <typename F>
+__device__ __forceinline__ F load(const void* from, int32_t dtype) {
+  if constexpr (sizeof(F) == 8) return *static_cast<const double*>(from);
+  const uint32_t bits = dtype == CAUSAL_CONV1D_FLOAT32 ? *static_cast<const uint32_t*>(from)
+                                                       : *static_cast<const uint16_t*>(from);
+  return to_float(bits, dtype);
+}
+
+template <typename F>
+__device__ __forceinline__ F load_or(const View& v, F otherwise, int64_t i, int64_t j = 0,
+                                     int64_t k = 0) {
+  return v.given() ? load<F>(v.at(i, j, k), v.dtype) : otherwise;
+}
+
+__device__ __forceinline__ uint16_t to_half_word(float x, int32_t dtype) {
+  return dtype == CAUSAL_CONV1D_BFLOAT16 ? __bfloat16_as_ushort(__float2bfloat16_rn(x))
+                                         : __half_as_ushort(__float2half_rn(x));
+}
+
+template <typename F>
+__device__ __forceinline__ void store(void* to, int32_t dtype, F x) {
+  if constexpr (sizeof(F) == 8) {
+    *static_cast<double*>(to) = x;
+  } else if (dtype == CAUSAL_CONV1D_FLOAT32) {
+    *static_cast<float*>(to) = x;
+  } else {
+    *static_cast<uint16_t*>(to) = to_half_word(x, dtype);
+  }
+}
+
+// N numbers in accesses of 16 bytes, from or to shared or global memory.
+template <typename F, int N>
+__device__ __forceinline__ void load_vector(const F* from, F (&x)[N]) {
+  if constexpr (sizeof(F) == 8) {
+#pragma unroll
+    for (int i = 0; i < N; i += 2) {
+      const double2 v = *reinterpret_cast<const double2*>(from + i);
+      x[i] = v.x, x[i + 1] = v.y;
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < N; i += 4) {
+      const float4 v = *reinterpret_cast<const float4*>(from + i);
+      x[i] = v.x, x[i + 1] = v.y, x[i + 2] = v.z, x[i + 3] = v.w;
+    }
+  }
+}
+template <typename F, int N>
+__device__ __forceinline__ void store_vector(F* to, const F (&x)[N]) {
+  if constexpr (sizeof(F) == 8) {
+#pragma unroll
+    for (int i = 0; i < N; i += 2) {
+      *reinterpret_cast<double2*>(to + i) = make_double2(x[i], x[i + 1]);
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < N; i += 4) {
+      *reinterpret_cast<float4*>(to + i) = make_float4(x[i], x[i + 1], x[i + 2], x[i + 3]);
+    }
+  }
+}
+
+// Four or eight adjacent elements of 16 bits, in words.
+template <int N>
+__device__ __forceinline__ void load_words(const char* from, uint32_t (&w)[N / 2]) {
+  if constexpr (N == 8) {
+    const uint4 q = *reinterpret_cast<const uint4*>(from);
+    w[0] = q.x, w[1] = q.y, w[2] = q.z, w[3] = q.w;
+  } else {
+    static_assert(N == 4, "8 or 16 bytes");
+    const uint2 q = *reinterpret_cast<const uint2*>(from);
+    w[0] = q.x, w[1] = q.y;
+  }
+}
+
+template <int N>
+__device__ __forceinline__ void store_words(const uint32_t (&w)[N / 2], char* to) {
+  if constexpr (N == 8) {
+    *reinterpret_cast<uint4*>(to) = make_uint4(w[0], w[1], w[2], w[3]);
+  } else {
+    static_assert(N == 4, "8 or 16 bytes");
+    *reinterpret_cast<uint2*>(to) = make_uint2(w[0], w[1]);
+  }
+}
+
+// Time steps t .. t + N - 1 of a row; 0 outside begin .. end - 1. t is a multiple of N.
+template <typename F, int N>
+__device__ __forceinline__ void load_times(const View& v, const char* row, int64_t t,
+                                           int64_t begin, int64_t end, F (&x)[N]) {
+  if (v.vectors && t >= begin && t + N <= end) {
+    if (sizeof(F) == 8 || v.dtype == CAUSAL_CONV1D_FLOAT32) {
+      load_vector(reinterpret_cast<const F*>(row) + t, x);
+    } else if constexpr (sizeof(F) == 4) {
+      uint32_t w[N / 2];
+      load_words<N>(row + t * 2, w);
+#pragma unroll
+      for (int i = 0; i < N; ++i) {
+        x[i] = to_float(i % 2 == 0 ? w[i / 2] & 0xffff : w[i / 2] >> 16, v.dtype);
+      }
+    }
+    return;
+  }
+  const char* p = row + t * v.step;
+#pragma unroll
+  for (int i = 0; i < N; ++i, p += v.step) {
+    x[i] = t + i >= begin && t + i < end ? load<F>(p, v.dtype) : F(0);
+  }
+}
+
+template <typename F, int N>
+__device__ __forceinline__ void store_times(const View& v, char* row, int64_t t, int64_t begin,
+                                            int64_t end, const F (&x)[N]) {
+  if (v.vectors && t >= begin && t + N <= end) {
+    if (sizeof(F) == 8 || v.dtype == CAUSAL_CONV1D_FLOAT32) {
+      store_vector(reinterpret_cast<F*>(row) + t, x);
+    } else if constexpr (sizeof(F) == 4) {
+      uint32_t w[N / 2];
+#pragma unroll
+      for (int i = 0; i < N / 2; ++i) {
+        w[i] = to_half_word(x[2 * i], v.dtype) | to_half_word(x[2 * i + 1], v.dtype) << 16;
+      }
+      store_words<N>(w, row + t * 2);
+    }
+    return;
+  }
+  char* p = row + t * v.step;
+#pragma unroll
+  for (int i = 0; i < N; ++i, p += v.step) {
+    if (t + i >= begin && t + i < end) store<F>(p, v.dtype, x[i]);
+  }
+}
+
+}  // namespace causal_conv1d::gpu::scan
