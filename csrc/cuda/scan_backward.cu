@@ -14,7 +14,7 @@ constexpr int64_t kBlocksEach = 16;
 template <typename F>
 class BackwardPlan {
  public:
-  static constexpr int kRow = kSteps<F, kLanes>, kBlock = kChannels<kLanes>;
+  static constexpr int kRow = kSteps<F, kLanes>, kBlock = kLaneChannels;
 
   BackwardPlan(const ScanBackwardParams& params, int multiprocessors) {
     static_cast<Inputs&>(p) = make_inputs(params.inputs);

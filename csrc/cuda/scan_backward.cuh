@@ -11,7 +11,8 @@
 
 namespace causal_conv1d::gpu::scan {
 
-constexpr int kLanes = 8;  // a channel's, in time
+constexpr int kLanes = 8, kLaneChannels = kWarps * 32 / kLanes;  // a channel's lanes, in time
+using BlockChannels = Channels<kLaneChannels>;
 
 struct BackwardArgs : Inputs {
   View dout, dlast_states, du, ddelta, dA, dB, dC, dD, dz, ddelta_bias, dinitial_states, out;
@@ -55,30 +56,79 @@ __device__ __forceinline__ Chunk find_chunk(const BackwardArgs& p, int64_t index
   return {s, low, s.first() + (index - p.first_chunks[low]) * STEPS, true};
 }
 
-// Gradient of y of a thread's steps: dout, through the gate.
+// A thread's channel, and what it reads and writes of a chunk.
+struct Row {
+  int channel, lane;
+  int64_t batch, d, t, begin, end;
+  bool active;
+  __device__ __forceinline__ Row(const BlockChannels& channels, const Chunk& chunk, int items) {
+    channel = threadIdx.x / kLanes;
+    lane = threadIdx.x % kLanes;
+    active = channel < channels.count;
+    batch = chunk.segment.batch;
+    d = channels.first + channel;
+    t = chunk.t0 + lane * items;
+    begin = chunk.segment.begin;
+    end = active ? chunk.segment.end : begin;
+  }
+};
+
 template <typename F>
-__device__ __forceinline__ void load_dy(const BackwardArgs& p, const Segment& s, int64_t d,
-                                        int64_t t, int64_t end, F (&dy)[kItems<F>]) {
-  load_times(p.dout, p.dout.at(s.batch, d), t, s.begin, end, dy);
+__device__ __forceinline__ void load_row(const View& v, const Row& at, F (&x)[kItems<F>]) {
+  load_times(v, v.at(at.batch, at.d), at.t, at.begin, at.end, x);
+}
+template <typename F>
+__device__ __forceinline__ void store_row(const View& v, const Row& at, const F (&x)[kItems<F>]) {
+  if (v.given()) store_times(v, v.at(at.batch, at.d), at.t, at.begin, at.end, x);
+}
+
+// dt, dt u and dy, the gradient of y: dout, through the gate.
+template <typename F>
+__device__ __forceinline__ void load_steps(const BackwardArgs& p, const Row& at,
+                                           F (&dt)[kItems<F>], F (&dtu)[kItems<F>],
+                                           F (&dy)[kItems<F>]) {
+  const F bias = at.active ? load_or(p.delta_bias, F(0), at.d) : F(0);
+  load_row(p.u, at, dtu);
+  load_row(p.dout, at, dy);
+  load_dt(p, p.delta.at(at.batch, at.d), bias, at.t, at.begin, at.end, dt);
+#pragma unroll
+  for (int i = 0; i < kItems<F>; ++i) dtu[i] *= dt[i];
   if (!p.z.given()) return;
   F z[kItems<F>];
-  load_times(p.z, p.z.at(s.batch, d), t, s.begin, end, z);
+  load_row(p.z, at, z);
 #pragma unroll
   for (int i = 0; i < kItems<F>; ++i) dy[i] *= z[i] * sigmoid(z[i]);
 }
 
-// b's row of a tile, or, where B is constant in time, its number for the channel.
+// B or C of a lane's steps: from the tile, or the channel's number if constant in time.
 template <typename F, bool CONSTANTS>
 __device__ __forceinline__ void read_projection(const View& v, bool constant, const F* row,
-                                                const Place<kLanes>& at, int64_t n,
-                                                F (&x)[kItems<F>]) {
+                                                const Row& at, int64_t n, F (&x)[kItems<F>]) {
   if (CONSTANTS && constant) {
     const F value = at.active ? load<F>(v.at(at.d, n), v.dtype) : F(0);
 #pragma unroll
     for (int i = 0; i < kItems<F>; ++i) x[i] = value;
   } else {
-    Tile<F, kLanes>::read(row, at.lane, x);
+    TileRow<F, kLanes>::read(row, x);
   }
+}
+
+// Tiles of B, C and A, the last times log2(e), of the states from n0 on.
+template <int STATES, typename F>
+__device__ __forceinline__ void fill_tiles(const BackwardArgs& p, const BlockChannels& channels,
+                                           const Chunk& chunk, int n0, int many, F* B, F* C, F* A,
+                                           int pitch) {
+  using Tile = TileRow<F, kLanes>;
+  const Segment& s = chunk.segment;
+  if (!p.B_constant) {
+    Tile::template fill<STATES>(p.B, s, channels.group, n0, many, chunk.t0, B, pitch);
+  }
+  if (!p.C_constant) {
+    Tile::template fill<STATES>(p.C, s, channels.group, n0, many, chunk.t0, C, pitch);
+  }
+  fill_channels<STATES, kLaneChannels>(many, channels.count, A, pitch, [&](int channel, int n) {
+    return load<F>(p.A.at(channels.first + channel, n0 + n), p.A.dtype) * F(kLog2e);
+  });
 }
 
 }  // namespace causal_conv1d::gpu::scan

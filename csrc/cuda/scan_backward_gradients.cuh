@@ -15,11 +15,15 @@ constexpr int kKept = kItems<F>* kLanes / 32;
 template <typename F>
 struct GradientShared {
   static constexpr int kRow = kSteps<F, kLanes>, kTile = kGradientStates * kRow;
-  alignas(16) F B[kTile], C[kTile];
+  struct alignas(16) Row {
+    F B[kRow], C[kRow];
+    F A[kLaneChannels];  // times log2(e)
+    F h[kLaneChannels];  // before the chunk; then dA
+    F g[kLaneChannels];  // after it, times the decay between
+  };
+  static constexpr int kPitch = sizeof(Row) / sizeof(F);
+  Row rows[kGradientStates];
   alignas(16) F dB[kWarps * kTile], dC[kWarps * kTile];
-  F A[kGradientStates * kChannels<kLanes>];  // times log2(e)
-  F h[kGradientStates * kChannels<kLanes>];  // before the chunk; then dA
-  F g[kGradientStates * kChannels<kLanes>];  // after it, times the decay between
 };
 
 // Sums over the warp's channels of x, a number for each of a lane's steps: halves of the numbers
@@ -71,22 +75,21 @@ struct StepGradients {
   F y[kItems<F>];    // C h
 };
 
-// One state. b and c: B and C of the lane's steps. dB and dC: their gradients by this channel.
-// Returns the lane's part of dA.
+// One state: decays a from its rate, and the gradients of B and C by this channel, with b and c
+// those of the lane's steps. h and g: before and after the chunk. Returns the lane's part of dA.
 template <typename F, bool Y>
 __device__ __forceinline__ F add_state(StepGradients<F>& s, F rate, F h, F g, int lane,
                                        const F (&b)[kItems<F>], const F (&c)[kItems<F>],
                                        F (&dB)[kItems<F>], F (&dC)[kItems<F>]) {
   constexpr int N = kItems<F>;
-  F a[N], ah[N], end = 0;
+  F a[N], ah[N];
 #pragma unroll
-  for (int i = 0; i < N; ++i) {
-    a[i] = exp2_of(s.dt[i] * rate);
-    end = fma(a[i], end, b[i] * s.dtu[i]);
-  }
+  for (int i = 0; i < N; ++i) a[i] = exp2_of(s.dt[i] * rate);
+  F end = b[0] * s.dtu[0];
+#pragma unroll
+  for (int i = 1; i < N; ++i) end = fma(a[i], end, b[i] * s.dtu[i]);
   const F decay = exp2_of(s.sum * rate);
-  F last;
-  h = scan_forward<kLanes>(decay, end, h, lane, &last);
+  h = scan_forward<kLanes>(decay, end, h, lane == 0);
 #pragma unroll
   for (int i = 0; i < N; ++i) {
     ah[i] = a[i] * h;
@@ -94,13 +97,13 @@ __device__ __forceinline__ F add_state(StepGradients<F>& s, F rate, F h, F g, in
     dC[i] = s.dy[i] * h;
     if (Y) s.y[i] = fma(c[i], h, s.y[i]);
   }
-  F cd[N], start = 0;
+  F cd[N];
 #pragma unroll
-  for (int i = N - 1; i >= 0; --i) {
-    cd[i] = c[i] * s.dy[i];
-    start = a[i] * (cd[i] + start);
-  }
-  g = scan_backward<kLanes>(decay, start, g, lane);
+  for (int i = 0; i < N; ++i) cd[i] = c[i] * s.dy[i];
+  F start = cd[N - 1];
+#pragma unroll
+  for (int i = N - 2; i >= 0; --i) start = fma(a[i + 1], start, cd[i]);
+  g = scan_backward<kLanes>(decay, a[0] * start, g, lane == kLanes - 1);
   F dA = 0;
 #pragma unroll
   for (int i = N - 1; i >= 0; --i) {
@@ -118,27 +121,26 @@ __device__ __forceinline__ F add_state(StepGradients<F>& s, F rate, F h, F g, in
 // Writes what belongs to a thread's steps: du, ddelta, dz, out, and sums over the chunk.
 template <typename F, bool Y>
 __device__ __forceinline__ void finish_steps(const BackwardArgs& p, StepGradients<F>& s,
-                                             const Segment& segment, const Place<kLanes>& at,
-                                             int64_t index, int64_t t) {
+                                             const Row& at, int64_t index) {
   constexpr int N = kItems<F>;
-  const int64_t begin = segment.begin, end = at.active ? segment.end : begin;
-  const int64_t b = segment.batch;
   const F skip = at.active ? load_or(p.D, F(0), at.d) : F(0);
   const F bias = at.active ? load_or(p.delta_bias, F(0), at.d) : F(0);
   F u[N], ddelta[N], dD = 0, dbias = 0;
-  load_times(p.u, p.u.at(b, at.d), t, begin, end, u);
-  load_times(p.delta, p.delta.at(b, at.d), t, begin, end, ddelta);
+  load_row(p.u, at, u);
+  load_row(p.delta, at, ddelta);
 #pragma unroll
   for (int i = 0; i < N; ++i) {
     const F slope = p.softplus ? sigmoid(ddelta[i] + bias) : F(1);
     ddelta[i] = fma(s.gaA[i], F(kLn2), u[i] * s.gB[i]) * slope;
-    dbias += t + i >= begin && t + i < end ? ddelta[i] : F(0);
     dD = fma(s.dy[i], u[i], dD);
     s.gB[i] = fma(s.gB[i], s.dt[i], skip * s.dy[i]);
     if (Y) s.y[i] = fma(skip, u[i], s.y[i]);
   }
-  if (p.du.given()) store_times(p.du, p.du.at(b, at.d), t, begin, end, s.gB);
-  if (p.ddelta.given()) store_times(p.ddelta, p.ddelta.at(b, at.d), t, begin, end, ddelta);
+  const Part part(at.t, at.begin, at.end, N);
+#pragma unroll
+  for (int i = 0; i < N; ++i) dbias += part.has(i) ? ddelta[i] : F(0);
+  store_row(p.du, at, s.gB);
+  store_row(p.ddelta, at, ddelta);
   dD = sum_lanes(dD);
   dbias = sum_lanes(dbias);
   if (at.active && at.lane == 0) {
@@ -148,17 +150,17 @@ __device__ __forceinline__ void finish_steps(const BackwardArgs& p, StepGradient
   if (!Y) return;
   if (p.z.given()) {
     F z[N], dz[N];
-    load_times(p.z, p.z.at(b, at.d), t, begin, end, z);
-    load_times(p.dout, p.dout.at(b, at.d), t, begin, end, dz);
+    load_row(p.z, at, z);
+    load_row(p.dout, at, dz);
 #pragma unroll
     for (int i = 0; i < N; ++i) {
       const F r = sigmoid(z[i]);
       dz[i] *= s.y[i] * r * fma(z[i], F(1) - r, F(1));
       s.y[i] *= z[i] * r;
     }
-    if (p.dz.given()) store_times(p.dz, p.dz.at(b, at.d), t, begin, end, dz);
+    store_row(p.dz, at, dz);
   }
-  if (p.out.given()) store_times(p.out, p.out.at(b, at.d), t, begin, end, s.y);
+  store_row(p.out, at, s.y);
 }
 
 // Adds the warps' rows of a tile to the block's place in the workspace.
@@ -183,80 +185,89 @@ __device__ __forceinline__ void add_warps(const F* rows, int many, bool first, F
   }
 }
 
+// Of a channel's dB or dC of a state: the warp's sum over channels to the warp's row or, if B or C
+// is constant in time, the sum over the chunk to total.
+template <typename F, bool CONSTANTS>
+__device__ __forceinline__ void put_projection(F (&x)[kItems<F>], bool constant, const Row& at,
+                                               F* row, F* total) {
+  if (CONSTANTS && constant) {
+    F sum = 0;
+#pragma unroll
+    for (int i = 0; i < kItems<F>; ++i) sum += x[i];
+    sum = sum_lanes(sum);
+    if (at.active && at.lane == 0) *total = sum;
+  } else {
+    sum_channels(x);
+    keep(x, row);
+  }
+}
+
+// The states of a tile, whose first is n0; states: its place in (chunks, dim, dstate).
+template <typename F, bool CONSTANTS, bool Y>
+__device__ __forceinline__ void add_states(const BackwardArgs& p, GradientShared<F>& shared,
+                                           const Row& at, int n0, int many, int64_t states,
+                                           StepGradients<F>& steps) {
+  using Shared = GradientShared<F>;
+  constexpr int N = kItems<F>;
+  const F* row = shared.rows[0].B + at.lane * (16 / sizeof(F));
+  F* own = shared.rows[0].A + at.channel;
+  F* dB_row = shared.dB + threadIdx.x / 32 * Shared::kTile;
+  F* dC_row = shared.dC + threadIdx.x / 32 * Shared::kTile;
+#pragma unroll 1
+  for (int n = 0; n < many; ++n) {
+    F b[N], c[N], dB[N], dC[N];
+    read_projection<F, CONSTANTS>(p.B, p.B_constant, row, at, n0 + n, b);
+    read_projection<F, CONSTANTS>(p.C, p.C_constant, row + Shared::kRow, at, n0 + n, c);
+    const F dA = sum_lanes(add_state<F, Y>(steps, own[0], own[kLaneChannels],
+                                           own[2 * kLaneChannels], at.lane, b, c, dB, dC));
+    if (at.lane == 0) own[kLaneChannels] = dA;
+    F* const dB_total = static_cast<F*>(p.dB_constant) + states + n;
+    F* const dC_total = static_cast<F*>(p.dC_constant) + states + n;
+    put_projection<F, CONSTANTS>(dB, p.B_constant, at, dB_row, dB_total);
+    put_projection<F, CONSTANTS>(dC, p.C_constant, at, dC_row, dC_total);
+    row += Shared::kPitch;
+    own += Shared::kPitch;
+    dB_row += Shared::kRow;
+    dC_row += Shared::kRow;
+  }
+}
+
 template <typename F, bool CONSTANTS, bool Y>
 __global__ void __launch_bounds__(kThreads, sizeof(F) == 8 ? 1 : 2)
     gradients(const BackwardArgs p) {
   using Shared = GradientShared<F>;
-  constexpr int N = kItems<F>, channels = kChannels<kLanes>, row = Shared::kRow;
+  constexpr int N = kItems<F>, row = Shared::kRow, pitch = Shared::kPitch;
   __shared__ Shared shared;
   const int64_t index = blockIdx.x / (p.groups * p.parts);
   const int64_t group = blockIdx.x / p.parts % p.groups, part = blockIdx.x % p.parts;
   const Chunk chunk = find_chunk<row>(p, index);
   if (!chunk.exists) return;
-  const Segment s = chunk.segment;
-  const int dstate = static_cast<int>(p.dstate), warp = threadIdx.x / 32;
-  const int64_t blocks = p.blocks_a_group(channels), begin = part * p.passes;
+  const int dstate = static_cast<int>(p.dstate);
+  const int64_t blocks = p.blocks_a_group(kLaneChannels), begin = part * p.passes;
   const int64_t sums = ((part * p.chunks + index) * p.groups + group) * dstate * row;
   for (int64_t block = begin; block < min(blocks, begin + p.passes); ++block) {
-    const Place<kLanes> at(p, group * blocks + block);
-    const int64_t end = at.active ? s.end : s.begin, t = chunk.t0 + at.lane * N;
-    const int count = at.count(p);
-    const int64_t states = (index * p.dim + at.first) * dstate;  // in (chunks, dim, dstate)
+    const BlockChannels channels(p, group * blocks + block);
+    const Row at(channels, chunk, N);
     StepGradients<F> steps{};
-    load_dt(p, p.delta.at(s.batch, at.d), at.active ? load_or(p.delta_bias, F(0), at.d) : F(0), t,
-            s.begin, end, steps.dt);
-    load_times(p.u, p.u.at(s.batch, at.d), t, s.begin, end, steps.dtu);
-    load_dy(p, s, at.d, t, end, steps.dy);
+    load_steps(p, at, steps.dt, steps.dtu, steps.dy);
 #pragma unroll
-    for (int i = 0; i < N; ++i) {
-      steps.dtu[i] *= steps.dt[i];
-      steps.sum += steps.dt[i];
-    }
+    for (int i = 0; i < N; ++i) steps.sum += steps.dt[i];
     for (int n0 = 0; n0 < dstate; n0 += kGradientStates) {
       const int many = min(kGradientStates, dstate - n0);
-      const auto state_at = [&](int channel, int n) { return states + channel * dstate + n0 + n; };
+      F* const states_h = static_cast<F*>(p.h) + (index * p.dim + channels.first) * dstate + n0;
+      F* const states_g = static_cast<F*>(p.g) + (index * p.dim + channels.first) * dstate + n0;
       __syncthreads();
-      if (!p.B_constant) {
-        Tile<F, kLanes>::fill(p.B, s, group, n0, many, dstate, chunk.t0, shared.B);
-      }
-      if (!p.C_constant) {
-        Tile<F, kLanes>::fill(p.C, s, group, n0, many, dstate, chunk.t0, shared.C);
-      }
-      fill_channels<kLanes>(many, count, shared.A, [&](int channel, int n) {
-        return load<F>(p.A.at(at.first + channel, n0 + n), p.A.dtype) * F(kLog2e);
-      });
-      fill_channels<kLanes>(many, count, shared.h, [&](int channel, int n) {
-        return static_cast<const F*>(p.h)[state_at(channel, n)];
-      });
-      fill_channels<kLanes>(many, count, shared.g, [&](int channel, int n) {
-        return static_cast<const F*>(p.g)[state_at(channel, n)];
-      });
+      fill_tiles<kGradientStates>(p, channels, chunk, n0, many, shared.rows[0].B,
+                                  shared.rows[0].C, shared.rows[0].A, pitch);
+      fill_channels<kGradientStates, kLaneChannels>(
+          many, channels.count, shared.rows[0].h, pitch,
+          [&](int channel, int n) { return states_h[channel * dstate + n]; });
+      fill_channels<kGradientStates, kLaneChannels>(
+          many, channels.count, shared.rows[0].g, pitch,
+          [&](int channel, int n) { return states_g[channel * dstate + n]; });
       __syncthreads();
-#pragma unroll 1
-      for (int n = 0; n < many; ++n) {
-        const int place = n * channels + at.channel;
-        F b[N], c[N], dB[N], dC[N];
-        read_projection<F, CONSTANTS>(p.B, p.B_constant, shared.B + n * row, at, n0 + n, b);
-        read_projection<F, CONSTANTS>(p.C, p.C_constant, shared.C + n * row, at, n0 + n, c);
-        const F dA = sum_lanes(add_state<F, Y>(steps, shared.A[place], shared.h[place],
-                                               shared.g[place], at.lane, b, c, dB, dC));
-        if (at.lane == 0) shared.h[place] = dA;
-        const auto put = [&](F(&x)[N], bool constant, void* sum, F* rows) {
-          if (CONSTANTS && constant) {
-            F all = 0;
-            for (int i = 0; i < N; ++i) all += x[i];
-            all = sum_lanes(all);
-            if (at.active && at.lane == 0) {
-              static_cast<F*>(sum)[state_at(at.channel, n)] = all;
-            }
-          } else {
-            sum_channels(x);
-            keep(x, rows + (warp * kGradientStates + n) * row);
-          }
-        };
-        put(dB, p.B_constant, p.dB_constant, shared.dB);
-        put(dC, p.C_constant, p.dC_constant, shared.dC);
-      }
+      add_states<F, CONSTANTS, Y>(p, shared, at, n0, many, (index * p.dim + at.d) * dstate + n0,
+                                  steps);
       __syncthreads();
       if (!p.B_constant) {
         add_warps(shared.dB, many, block == begin, static_cast<F*>(p.part_B) + sums + n0 * row);
@@ -264,12 +275,13 @@ __global__ void __launch_bounds__(kThreads, sizeof(F) == 8 ? 1 : 2)
       if (!p.C_constant) {
         add_warps(shared.dC, many, block == begin, static_cast<F*>(p.part_C) + sums + n0 * row);
       }
-      for (int i = threadIdx.x; i < count * many; i += kThreads) {
-        const int n = i % many, channel = i / many;
-        static_cast<F*>(p.h)[state_at(channel, n)] = shared.h[n * channels + channel];
+      static_assert(kGradientStates * kLaneChannels == kThreads, "one dA a thread");
+      const int n = threadIdx.x % kGradientStates, channel = threadIdx.x / kGradientStates;
+      if (n < many && channel < channels.count) {
+        states_h[channel * dstate + n] = shared.rows[n].h[channel];
       }
     }
-    finish_steps<F, Y>(p, steps, s, at, index, t);
+    finish_steps<F, Y>(p, steps, at, index);
   }
 }
 

@@ -40,30 +40,32 @@ __device__ __forceinline__ F sum_two(F x, F y, int lane) {
   return sum;
 }
 
+template <typename F>
+struct EndsShared {
+  static constexpr int kStates = 16;
+  struct alignas(16) Row {
+    F B[kSteps<F, kLanes>], C[kSteps<F, kLanes>], A[kLaneChannels];
+  };
+  static constexpr int kPitch = sizeof(Row) / sizeof(F);
+  Row rows[kStates];
+};
+
 template <typename F, bool CONSTANTS>
-__global__ void __launch_bounds__(kThreads, sizeof(F) == 8 ? 1 : 3)
+__global__ void __launch_bounds__(kThreads, sizeof(F) == 8 ? 1 : CONSTANTS ? 2 : 3)
     chunk_ends(const BackwardArgs p) {
-  constexpr int N = kItems<F>, channels = kChannels<kLanes>, row = kSteps<F, kLanes>, states = 16;
-  __shared__ __align__(16) F tile_B[states * row], tile_C[states * row];
-  __shared__ F rates[states * channels];
-  const int64_t blocks = p.groups * p.blocks_a_group(channels), index = blockIdx.x / blocks;
-  const Chunk chunk = find_chunk<row>(p, index);
+  using Shared = EndsShared<F>;
+  constexpr int N = kItems<F>;
+  __shared__ Shared shared;
+  const int64_t blocks = p.groups * p.blocks_a_group(kLaneChannels), index = blockIdx.x / blocks;
+  const Chunk chunk = find_chunk<kSteps<F, kLanes>>(p, index);
   if (!chunk.exists) return;
-  const Segment s = chunk.segment;
-  const Place<kLanes> at(p, blockIdx.x % blocks);
-  const int64_t end = at.active ? s.end : s.begin, t = chunk.t0 + at.lane * N;
-  const int count = at.count(p), dstate = static_cast<int>(p.dstate);
-  F dt[N], dtu[N], dy[N];
-  load_dt(p, p.delta.at(s.batch, at.d), at.active ? load_or(p.delta_bias, F(0), at.d) : F(0), t,
-          s.begin, end, dt);
-  load_times(p.u, p.u.at(s.batch, at.d), t, s.begin, end, dtu);
-  load_dy(p, s, at.d, t, end, dy);
-  F sum = 0;
+  const BlockChannels channels(p, blockIdx.x % blocks);
+  const Row at(channels, chunk, N);
+  const int dstate = static_cast<int>(p.dstate);
+  F dt[N], dtu[N], dy[N], sum = 0;
+  load_steps(p, at, dt, dtu, dy);
 #pragma unroll
-  for (int i = 0; i < N; ++i) {
-    dtu[i] *= dt[i];
-    sum += dt[i];
-  }
+  for (int i = 0; i < N; ++i) sum += dt[i];
   // Of the steps before and after a lane's.
   F to = sum;
 #pragma unroll
@@ -75,36 +77,32 @@ __global__ void __launch_bounds__(kThreads, sizeof(F) == 8 ? 1 : 3)
   const int64_t place = index * p.dim + at.d;
   if (at.active && at.lane == 0) static_cast<F*>(p.sum_dt)[place] = total;
   F* const ends = static_cast<F*>(at.lane % 2 == 0 ? p.h : p.g) + place * dstate;
-  for (int n0 = 0; n0 < dstate; n0 += states) {
-    const int many = min(states, dstate - n0);
+  const bool writes = at.active && at.lane < 2;
+  for (int n0 = 0; n0 < dstate; n0 += Shared::kStates) {
+    const int many = min(Shared::kStates, dstate - n0);
     __syncthreads();
-    if (!p.B_constant) {
-      Tile<F, kLanes>::fill(p.B, s, at.group, n0, many, dstate, chunk.t0, tile_B);
-    }
-    if (!p.C_constant) {
-      Tile<F, kLanes>::fill(p.C, s, at.group, n0, many, dstate, chunk.t0, tile_C);
-    }
-    fill_channels<kLanes>(many, count, rates, [&](int channel, int n) {
-      return load<F>(p.A.at(at.first + channel, n0 + n), p.A.dtype) * F(kLog2e);
-    });
+    fill_tiles<Shared::kStates>(p, channels, chunk, n0, many, shared.rows[0].B, shared.rows[0].C,
+                                shared.rows[0].A, Shared::kPitch);
     __syncthreads();
+    const F* row = shared.rows[0].B + at.lane * (16 / sizeof(F));
+    const F* A = shared.rows[0].A + at.channel;
 #pragma unroll 2
-    for (int n = 0; n < many; ++n) {
-      const F rate = rates[n * channels + at.channel];
+    for (int n = 0; n < many; ++n, row += Shared::kPitch, A += Shared::kPitch) {
+      const F rate = *A;
       F a[N], x[N];
-      read_projection<F, CONSTANTS>(p.B, p.B_constant, tile_B + n * row, at, n0 + n, x);
-      F h = 0;
+      read_projection<F, CONSTANTS>(p.B, p.B_constant, row, at, n0 + n, x);
 #pragma unroll
-      for (int i = 0; i < N; ++i) {
-        a[i] = exp2_of(dt[i] * rate);
-        h = fma(a[i], h, x[i] * dtu[i]);
-      }
-      read_projection<F, CONSTANTS>(p.C, p.C_constant, tile_C + n * row, at, n0 + n, x);
-      F g = 0;
+      for (int i = 0; i < N; ++i) a[i] = exp2_of(dt[i] * rate);
+      F h = x[0] * dtu[0];
 #pragma unroll
-      for (int i = N - 1; i >= 0; --i) g = a[i] * fma(x[i], dy[i], g);
+      for (int i = 1; i < N; ++i) h = fma(a[i], h, x[i] * dtu[i]);
+      read_projection<F, CONSTANTS>(p.C, p.C_constant, row + kSteps<F, kLanes>, at, n0 + n, x);
+      F g = x[N - 1] * dy[N - 1];
+#pragma unroll
+      for (int i = N - 2; i >= 0; --i) g = fma(a[i + 1], g, x[i] * dy[i]);
+      g *= a[0];
       const F both = sum_two(h * exp2_of(after * rate), g * exp2_of(before * rate), at.lane);
-      if (at.active && at.lane < 2) ends[n0 + n] = both;
+      if (writes) ends[n0 + n] = both;
     }
   }
 }

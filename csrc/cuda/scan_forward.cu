@@ -1,5 +1,6 @@
 // Forward of the selective scan. A block takes its channels of a sequence from the first chunk of
-// steps to the last; states go from chunk to chunk in shared memory.
+// steps to the last; states go from chunk to chunk in shared memory. With few channels, SPLIT warps
+// share the states of a channel, so that there are more warps; they share the work on steps too.
 #include "scan_inputs.cuh"
 #include "scan_launch.cuh"
 
@@ -12,228 +13,287 @@ struct ForwardArgs : Inputs {
   View out, ungated, last_states;
 };
 
-// Behind it lie the states, dstate * kChannels. What is needed once a chunk is kept here too, to
-// leave the registers to the loop over states.
-template <typename F, int TL>
-struct ForwardShared {
-  alignas(16) F B[kStates * kSteps<F, TL>], C[kStates * kSteps<F, TL>];
-  F A[kStates * kChannels<TL>];  // times log2(e)
-  F bias[kChannels<TL>], skip[kChannels<TL>];
-  Segment segment;
-  int64_t sequence, group, first;  // the first channel
-  int channels;
+// One choice of kernel.
+template <typename Float, int LANES, int SPLIT_, bool CONSTANTS_>
+struct Form {
+  using F = Float;
+  static constexpr int TL = LANES, SPLIT = SPLIT_, kChannels = kWarps / SPLIT * (32 / TL);
+  static constexpr int N = kItems<F>, kOwn = N / SPLIT, kRow = kSteps<F, TL>;
+  static constexpr bool CONSTANTS = CONSTANTS_;  // B or C may be constant in time
 };
 
-// What a lane keeps of a chunk.
+// What is needed once a chunk is kept here too, to leave the registers to the loop over states.
+// Behind it lie the states, dstate * kChannels.
+template <typename K>
+struct Shared {
+  using F = typename K::F;
+  struct alignas(16) Row {
+    F B[K::kRow], C[K::kRow], A[K::kChannels];  // A times log2(e)
+  };
+  Row rows[kStates];
+  // Of SPLIT warps: dt, dt u, and y of what is another's.
+  alignas(16) F exchange[K::SPLIT == 1 ? 4 : 3 * K::kChannels * K::kRow];
+  F bias[K::kChannels], skip[K::kChannels];
+  Segment segment;
+  int64_t sequence;
+  Channels<K::kChannels> channels;
+
+  __device__ __forceinline__ F* states() { return reinterpret_cast<F*>(this + 1); }
+};
+template <typename K>
+constexpr int kPitch = sizeof(typename Shared<K>::Row) / sizeof(typename K::F);
+
+// A thread's channel in the block, its lane in time, and which part of the states it takes.
+template <typename K>
+struct Place {
+  int channel, lane, part;
+  __device__ __forceinline__ Place() {
+    const int place = threadIdx.x / K::TL;
+    channel = place % K::kChannels;
+    part = place / K::kChannels;
+    lane = threadIdx.x % K::TL;
+  }
+};
+
+template <typename K>
+__device__ __forceinline__ void begin_block(const ForwardArgs& p, Shared<K>& shared) {
+  using F = typename K::F;
+  constexpr int channels = K::kChannels;
+  const int64_t blocks = p.groups * p.blocks_a_group(channels), sequence = blockIdx.x / blocks;
+  const Channels<channels> own(p, blockIdx.x % blocks);
+  if (threadIdx.x == 0) {
+    shared.segment = p.sequences.segment(sequence);
+    shared.sequence = sequence;
+    shared.channels = own;
+  }
+  if (threadIdx.x < channels) {
+    const bool active = static_cast<int>(threadIdx.x) < own.count;
+    const int64_t d = own.first + threadIdx.x;
+    shared.bias[threadIdx.x] = active ? load_or(p.delta_bias, F(0), d) : F(0);
+    shared.skip[threadIdx.x] = active ? load_or(p.D, F(0), d) : F(0);
+  }
+  const int dstate = static_cast<int>(p.dstate);
+  for (int n0 = 0; n0 < dstate; n0 += kStates) {
+    fill_channels<kStates, channels>(
+        dstate - n0, own.count, shared.states() + n0 * channels, channels, [&](int channel, int n) {
+          return load_or(p.initial_states, F(0), sequence, own.first + channel, n0 + n);
+        });
+  }
+  __syncthreads();
+}
+
+// Tiles of the states from n0 on. A is there already if all states are in one tile.
+template <typename K>
+__device__ __forceinline__ void fill_tiles(const ForwardArgs& p, Shared<K>& shared, int n0,
+                                           int many, int64_t t0) {
+  using F = typename K::F;
+  using Tile = TileRow<F, K::TL>;
+  const Segment s = shared.segment;
+  const int64_t group = shared.channels.group, first = shared.channels.first;
+  if (!K::CONSTANTS || !p.B_constant) {
+    Tile::template fill<kStates>(p.B, s, group, n0, many, t0, shared.rows[0].B, kPitch<K>);
+  }
+  if (!K::CONSTANTS || !p.C_constant) {
+    Tile::template fill<kStates>(p.C, s, group, n0, many, t0, shared.rows[0].C, kPitch<K>);
+  }
+  if (p.dstate <= kStates && t0 > s.first()) return;
+  fill_channels<kStates, K::kChannels>(
+      many, shared.channels.count, shared.rows[0].A, kPitch<K>, [&](int channel, int n) {
+        return load<F>(p.A.at(first + channel, n0 + n), p.A.dtype) * F(kLog2e);
+      });
+}
+
+// Where a thread reads and writes: kOwn steps from t on, of its channel.
+template <typename K>
+struct Own {
+  int64_t batch, d, t, begin, end;
+  __device__ __forceinline__ Own(const Shared<K>& shared, const Place<K>& at, int64_t t0) {
+    batch = shared.segment.batch;
+    d = shared.channels.first + at.channel;
+    t = t0 + at.lane * K::N + at.part * K::kOwn;
+    begin = shared.segment.begin;
+    end = at.channel < shared.channels.count ? shared.segment.end : begin;
+  }
+};
+
+// What a thread knows of its lane's steps.
 template <typename F>
 struct Steps {
   F dt[kItems<F>], dtu[kItems<F>], y[kItems<F>], sum;
 };
 
-// Adds the part of NS states to y. b and c are the rows of B and C, or null where B or C is
-// constant in time; then b_constant and c_constant are the numbers.
-template <int TL, int NS, typename F>
-__device__ __forceinline__ void add_states(Steps<F>& s, const F* A, const F* b, const F* c,
-                                           const F (&b_constant)[NS], const F (&c_constant)[NS],
-                                           F* states, int lane) {
-  constexpr int N = kItems<F>;
-  F a[NS][N], x[NS][N], h[NS];
-#pragma unroll
-  for (int j = 0; j < NS; ++j) {
-    const F rate = A[j * kChannels<TL>];
-    if (b != nullptr) {
-      Tile<F, TL>::read(b + j * kSteps<F, TL>, lane, x[j]);
-    } else {
-#pragma unroll
-      for (int i = 0; i < N; ++i) x[j][i] = b_constant[j];
-    }
-    F end = 0;
-#pragma unroll
-    for (int i = 0; i < N; ++i) {
-      a[j][i] = exp2_of(s.dt[i] * rate);
-      x[j][i] *= s.dtu[i];
-      end = fma(a[j][i], end, x[j][i]);
-    }
-    F* const state = states + j * kChannels<TL>;
-    const F carry = lane == 0 ? *state : F(0);
-    F last;
-    h[j] = scan_forward<TL>(exp2_of(s.sum * rate), end, carry, lane, &last);
-    if (lane == TL - 1) *state = last;
-  }
-#pragma unroll
-  for (int j = 0; j < NS; ++j) {
-    F w[N];
-    if (c != nullptr) {
-      Tile<F, TL>::read(c + j * kSteps<F, TL>, lane, w);
-    } else {
-#pragma unroll
-      for (int i = 0; i < N; ++i) w[i] = c_constant[j];
-    }
-#pragma unroll
-    for (int i = 0; i < N; ++i) {
-      h[j] = fma(a[j][i], h[j], x[j][i]);
-      s.y[i] = fma(w[i], h[j], s.y[i]);
-    }
-  }
-}
-
-template <typename F, int TL>
-__device__ __forceinline__ void begin_block(const ForwardArgs& p, ForwardShared<F, TL>& shared,
-                                            F* states) {
-  constexpr int channels = kChannels<TL>;
-  const int64_t blocks = p.groups * p.blocks_a_group(channels), sequence = blockIdx.x / blocks;
-  const Place<TL> at(p, blockIdx.x % blocks);
-  if (threadIdx.x == 0) {
-    shared.segment = p.sequences.segment(sequence);
-    shared.sequence = sequence;
-    shared.group = at.group;
-    shared.first = at.first;
-    shared.channels = at.count(p);
-  }
-  if (at.lane == 0) {
-    shared.bias[at.channel] = at.active ? load_or(p.delta_bias, F(0), at.d) : F(0);
-    shared.skip[at.channel] = at.active ? load_or(p.D, F(0), at.d) : F(0);
-  }
-  const int dstate = static_cast<int>(p.dstate);
-  fill_channels<TL>(dstate, at.count(p), states, [&](int channel, int n) {
-    return load_or(p.initial_states, F(0), sequence, at.first + channel, n);
-  });
-  __syncthreads();
-}
-
-// Tiles of the states from n0 on.
-template <typename F, int TL, bool CONSTANTS>
-__device__ __forceinline__ void fill_tiles(const ForwardArgs& p, ForwardShared<F, TL>& shared,
-                                           int n0, int many, int64_t t0) {
-  const Segment s = shared.segment;
-  const int dstate = static_cast<int>(p.dstate);
-  if (!CONSTANTS || !p.B_constant) {
-    Tile<F, TL>::fill(p.B, s, shared.group, n0, many, dstate, t0, shared.B);
-  }
-  if (!CONSTANTS || !p.C_constant) {
-    Tile<F, TL>::fill(p.C, s, shared.group, n0, many, dstate, t0, shared.C);
-  }
-  const int64_t first = shared.first;
-  fill_channels<TL>(many, shared.channels, shared.A, [&](int channel, int n) {
-    return load<F>(p.A.at(first + channel, n0 + n), p.A.dtype) * F(kLog2e);
-  });
-}
-
-// A thread's part of shared: its channel, and what it reads and writes of it.
-template <typename F, int TL>
-struct Row {
-  int64_t batch, d, begin, end;
-  int channel, lane;
-  __device__ __forceinline__ explicit Row(const ForwardShared<F, TL>& shared) {
-    channel = threadIdx.x / TL;
-    lane = threadIdx.x % TL;
-    batch = shared.segment.batch;
-    d = shared.first + channel;
-    begin = shared.segment.begin;
-    end = channel < shared.channels ? shared.segment.end : begin;
-  }
-};
-
-template <typename F, int TL>
-__device__ __forceinline__ void load_steps(const ForwardArgs& p,
-                                           const ForwardShared<F, TL>& shared, int64_t t,
-                                           Steps<F>& steps) {
-  const Row<F, TL> at(shared);
-  F u[kItems<F>];
-  load_times(p.u, p.u.at(at.batch, at.d), t, at.begin, at.end, u);
-  load_dt(p, p.delta.at(at.batch, at.d), shared.bias[at.channel], t, at.begin, at.end, steps.dt);
+// Loads a thread's own steps; after a barrier take_steps() has all of the lane's.
+template <typename K>
+__device__ __forceinline__ void load_steps(const ForwardArgs& p, Shared<K>& shared,
+                                           const Place<K>& at, int64_t t0,
+                                           Steps<typename K::F>& steps) {
+  using F = typename K::F;
+  const Own<K> own(shared, at, t0);
+  F u[K::kOwn], dt[K::kOwn];
+  load_times(p.u, p.u.at(own.batch, own.d), own.t, own.begin, own.end, u);
+  load_dt(p, p.delta.at(own.batch, own.d), shared.bias[at.channel], own.t, own.begin, own.end, dt);
   const F skip = shared.skip[at.channel];
+#pragma unroll
+  for (int i = 0; i < K::N; ++i) {
+    const bool mine = K::SPLIT == 1 || i / K::kOwn == at.part;
+    steps.y[i] = mine ? skip * u[i % K::kOwn] : F(0);
+  }
+#pragma unroll
+  for (int i = 0; i < K::kOwn; ++i) u[i] *= dt[i];
+  if constexpr (K::SPLIT == 1) {
+#pragma unroll
+    for (int i = 0; i < K::N; ++i) steps.dt[i] = dt[i], steps.dtu[i] = u[i];
+  } else {
+    F* const to = shared.exchange + (at.channel * K::TL + at.lane) * K::N + at.part * K::kOwn;
+    store_vector(to, dt);
+    store_vector(to + K::kChannels * K::kRow, u);
+  }
+}
+
+template <typename K>
+__device__ __forceinline__ void take_steps(const Shared<K>& shared, const Place<K>& at,
+                                           Steps<typename K::F>& steps) {
+  if constexpr (K::SPLIT > 1) {
+    const auto* const from = shared.exchange + (at.channel * K::TL + at.lane) * K::N;
+    load_vector(from, steps.dt);
+    load_vector(from + K::kChannels * K::kRow, steps.dtu);
+  }
   steps.sum = 0;
 #pragma unroll
-  for (int i = 0; i < kItems<F>; ++i) {
-    steps.sum += steps.dt[i];
-    steps.dtu[i] = steps.dt[i] * u[i];
-    steps.y[i] = skip * u[i];
-  }
+  for (int i = 0; i < K::N; ++i) steps.sum += steps.dt[i];
 }
 
-template <typename F, int TL>
-__device__ __forceinline__ void store_steps(const ForwardArgs& p,
-                                            const ForwardShared<F, TL>& shared, int64_t t,
-                                            Steps<F>& steps) {
-  const Row<F, TL> at(shared);
+template <typename K>
+__device__ __forceinline__ void store_steps(const ForwardArgs& p, Shared<K>& shared,
+                                            const Place<K>& at, int64_t t0,
+                                            const Steps<typename K::F>& steps) {
+  using F = typename K::F;
+  F y[K::kOwn];
+#pragma unroll
+  for (int i = 0; i < K::kOwn; ++i) y[i] = steps.y[i];
+  if constexpr (K::SPLIT > 1) {
+    static_assert(K::SPLIT == 2, "each gives the other's half and takes its own");
+    F other[K::kOwn];
+    F* const place = shared.exchange + (2 * K::kChannels * K::TL + at.channel * K::TL + at.lane) *
+                                           K::N;
+#pragma unroll
+    for (int i = 0; i < K::kOwn; ++i) {
+      other[i] = at.part == 0 ? steps.y[K::kOwn + i] : steps.y[i];
+      y[i] = at.part == 0 ? steps.y[i] : steps.y[K::kOwn + i];
+    }
+    store_vector(place + at.part * K::kOwn, other);
+    __syncthreads();
+    load_vector(place + (1 - at.part) * K::kOwn, other);
+#pragma unroll
+    for (int i = 0; i < K::kOwn; ++i) y[i] += other[i];
+  }
+  const Own<K> own(shared, at, t0);
   if (p.ungated.given()) {
-    store_times(p.ungated, p.ungated.at(at.batch, at.d), t, at.begin, at.end, steps.y);
+    store_times(p.ungated, p.ungated.at(own.batch, own.d), own.t, own.begin, own.end, y);
   }
   if (p.z.given()) {
-    F z[kItems<F>];
-    load_times(p.z, p.z.at(at.batch, at.d), t, at.begin, at.end, z);
+    F z[K::kOwn];
+    load_times(p.z, p.z.at(own.batch, own.d), own.t, own.begin, own.end, z);
 #pragma unroll
-    for (int i = 0; i < kItems<F>; ++i) steps.y[i] *= z[i] * sigmoid(z[i]);
+    for (int i = 0; i < K::kOwn; ++i) y[i] *= z[i] * sigmoid(z[i]);
   }
-  store_times(p.out, p.out.at(at.batch, at.d), t, at.begin, at.end, steps.y);
+  store_times(p.out, p.out.at(own.batch, own.d), own.t, own.begin, own.end, y);
 }
 
-template <typename F, int TL, bool CONSTANTS, int NS, int BLOCKS>
+// B or C of a lane's steps: from the tile, or the channel's number if constant in time.
+template <typename K>
+__device__ __forceinline__ void read_projection(const View& v, bool constant, const Shared<K>& s,
+                                                int channel, int n, const typename K::F* row,
+                                                typename K::F (&x)[K::N]) {
+  using F = typename K::F;
+  if (K::CONSTANTS && constant) {
+    const bool active = channel < s.channels.count;
+    const F value = active ? load<F>(v.at(s.channels.first + channel, n), v.dtype) : F(0);
+#pragma unroll
+    for (int i = 0; i < K::N; ++i) x[i] = value;
+  } else {
+    TileRow<F, K::TL>::read(row, x);
+  }
+}
+
+// Adds to y the part of states n0 + at.part, n0 + at.part + SPLIT, ...
+template <typename K>
+__device__ __forceinline__ void add_states(const ForwardArgs& p, Shared<K>& shared,
+                                           const Place<K>& at, int n0, int many,
+                                           Steps<typename K::F>& steps) {
+  using F = typename K::F;
+  constexpr int N = K::N;
+  const bool first = at.lane == 0, last = at.lane == K::TL - 1;
+  const F* row = shared.rows[at.part].B + at.lane * (16 / sizeof(F));
+  const F* rate = shared.rows[at.part].A + at.channel;
+  F* state = shared.states() + (n0 + at.part) * K::kChannels + at.channel;
+#pragma unroll 1
+  for (int n = at.part; n < many; n += K::SPLIT) {
+    const F A = *rate, carry = first ? *state : F(0);
+    F a[N], x[N], c[N];
+    read_projection(p.B, p.B_constant, shared, at.channel, n0 + n, row, x);
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+      a[i] = exp2_of(steps.dt[i] * A);
+      x[i] *= steps.dtu[i];
+    }
+    F end = x[0];
+#pragma unroll
+    for (int i = 1; i < N; ++i) end = fma(a[i], end, x[i]);
+    F h = scan_forward<K::TL>(exp2_of(steps.sum * A), end, carry, first);
+    if (last) *state = end;
+    read_projection(p.C, p.C_constant, shared, at.channel, n0 + n, row + K::kRow, c);
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+      h = fma(a[i], h, x[i]);
+      steps.y[i] = fma(c[i], h, steps.y[i]);
+    }
+    row += K::SPLIT * kPitch<K>;
+    rate += K::SPLIT * kPitch<K>;
+    state += K::SPLIT * K::kChannels;
+  }
+}
+
+template <typename K, int BLOCKS>
 __global__ void __launch_bounds__(kThreads, BLOCKS) forward(const ForwardArgs p) {
   extern __shared__ __align__(16) char memory[];
-  using Shared = ForwardShared<F, TL>;
-  Shared& shared = *reinterpret_cast<Shared*>(memory);
-  F* const states = reinterpret_cast<F*>(memory + sizeof(Shared));
-  constexpr int channels = kChannels<TL>, row = kSteps<F, TL>;
-  const int dstate = static_cast<int>(p.dstate), lane = threadIdx.x % TL;
-  const int channel = threadIdx.x / TL;
-  begin_block(p, shared, states);
-  for (int64_t t0 = shared.segment.first(); t0 < shared.segment.end; t0 += row) {
-    Steps<F> steps;
-    load_steps(p, shared, t0 + lane * kItems<F>, steps);
+  Shared<K>& shared = *reinterpret_cast<Shared<K>*>(memory);
+  const Place<K> at;
+  const int dstate = static_cast<int>(p.dstate);
+  begin_block(p, shared);
+  for (int64_t t0 = shared.segment.first(); t0 < shared.segment.end; t0 += K::kRow) {
+    Steps<typename K::F> steps;
     for (int n0 = 0; n0 < dstate; n0 += kStates) {
       const int many = min(kStates, dstate - n0);
       __syncthreads();
-      fill_tiles<F, TL, CONSTANTS>(p, shared, n0, many, t0);
+      fill_tiles(p, shared, n0, many, t0);
+      if (n0 == 0) load_steps(p, shared, at, t0, steps);
       __syncthreads();
-      const auto add = [&](auto width, int n) {
-        constexpr int ns = decltype(width)::value;
-        F b_constant[ns] = {}, c_constant[ns] = {};
-        const F *b = shared.B + n * row, *c = shared.C + n * row;
-        if constexpr (CONSTANTS) {
-          const int64_t d = shared.first + channel;
-          const bool active = channel < shared.channels;
-          if (p.B_constant) b = nullptr;
-          if (p.C_constant) c = nullptr;
-          for (int j = 0; j < ns && active; ++j) {
-            if (p.B_constant) b_constant[j] = load<F>(p.B.at(d, n0 + n + j), p.B.dtype);
-            if (p.C_constant) c_constant[j] = load<F>(p.C.at(d, n0 + n + j), p.C.dtype);
-          }
-        }
-        add_states<TL, ns>(steps, shared.A + n * channels + channel, b, c, b_constant, c_constant,
-                           states + (n0 + n) * channels + channel, lane);
-      };
-      int n = 0;
-#pragma unroll 1
-      for (; n + NS <= many; n += NS) add(std::integral_constant<int, NS>{}, n);
-      if constexpr (NS > 1) {
-#pragma unroll 1
-        for (; n < many; ++n) add(std::integral_constant<int, 1>{}, n);
-      }
+      if (n0 == 0) take_steps(shared, at, steps);
+      add_states(p, shared, at, n0, many, steps);
     }
-    store_steps(p, shared, t0 + lane * kItems<F>, steps);
+    store_steps(p, shared, at, t0, steps);
   }
   if (!p.last_states.given()) return;
   __syncthreads();
-  for (int i = threadIdx.x; i < shared.channels * dstate; i += kThreads) {
-    const int n = i % dstate, to = i / dstate;
-    store(p.last_states.at(shared.sequence, shared.first + to, n), p.last_states.dtype,
-          states[n * channels + to]);
+  for (int i = threadIdx.x; i < shared.channels.count * dstate; i += kThreads) {
+    const int n = i % dstate, channel = i / dstate;
+    store(p.last_states.at(shared.sequence, shared.channels.first + channel, n),
+          p.last_states.dtype, shared.states()[n * K::kChannels + channel]);
   }
 }
 
-template <typename F, int TL, bool CONSTANTS, int NS, int BLOCKS>
-cudaError_t run(const ForwardArgs& p, cudaStream_t stream) {
-  const int64_t blocks = p.sequences.count * p.groups * p.blocks_a_group(kChannels<TL>);
-  const size_t bytes = sizeof(ForwardShared<F, TL>) + sizeof(F) * p.dstate * kChannels<TL>;
-  return launch(forward<F, TL, CONSTANTS, NS, BLOCKS>, blocks, dim3(kThreads), bytes, stream, p);
+template <typename K, int BLOCKS>
+cudaError_t run_form(const ForwardArgs& p, cudaStream_t stream) {
+  const int64_t blocks = p.sequences.count * p.groups * p.blocks_a_group(K::kChannels);
+  const size_t bytes = sizeof(Shared<K>) + sizeof(typename K::F) * p.dstate * K::kChannels;
+  return launch(forward<K, BLOCKS>, blocks, dim3(kThreads), bytes, stream, p);
 }
 
 #ifndef FWD_TL
 #define FWD_TL 16
-#define FWD_NS 2
-#define FWD_MINB 2
+#define FWD_SPLIT 1
+#define FWD_MINB 4
 #endif
 
 template <typename F>
@@ -244,10 +304,10 @@ cudaError_t run(const ScanForwardParams& params, cudaStream_t stream) {
   p.ungated = view(params.ungated);
   p.last_states = view(params.last_states);
   if constexpr (sizeof(F) == 8) {
-    return run<F, 8, true, 1, 1>(p, stream);
+    return run_form<Form<F, 8, 1, true>, 1>(p, stream);
   } else {
-    if (p.B_constant || p.C_constant) return run<F, 8, true, 1, 2>(p, stream);
-    return run<F, FWD_TL, false, FWD_NS, FWD_MINB>(p, stream);
+    if (p.B_constant || p.C_constant) return run_form<Form<F, 8, 1, true>, 2>(p, stream);
+    return run_form<Form<F, FWD_TL, FWD_SPLIT, false>, FWD_MINB>(p, stream);
   }
 }
 

@@ -1,10 +1,10 @@
 // What forward and backward read, and how a block's threads share it.
 //
-// A warp is 32 / TL channels of TL lanes in time; a lane has kItems consecutive steps of a channel
-// in registers, and the block's channels, of one group, share tiles of B and C in shared memory.
-// States are taken one after another: with h = P h_before + H over a lane's steps, the lanes find
-// what comes before each by a scan over P and H, and go over their steps again. So there is one
-// exponential for a state and step, no sum over states between lanes, and time is in parallel.
+// A channel is TL lanes in time; a lane has kItems consecutive steps in registers, and the block's
+// channels, of one group, share tiles of B and C in shared memory. States are taken one after
+// another: with h = P h_before + H over a lane's steps, the lanes find what comes before each by a
+// scan over P and H, and go over their steps again. So there is one exponential for a state and
+// step, no sum over states between lanes, and time is in parallel.
 #pragma once
 
 #include "scan_math.cuh"
@@ -14,8 +14,6 @@ namespace causal_conv1d::gpu::scan {
 
 constexpr int kWarps = 8, kThreads = 32 * kWarps;
 
-template <int TL>
-constexpr int kChannels = kWarps * (32 / TL);  // a block
 template <typename F, int TL>
 constexpr int kSteps = TL * kItems<F>;  // a chunk: the steps that a block has at a time
 
@@ -52,120 +50,207 @@ inline Inputs make_inputs(const ScanInputs& in) {
   return p;
 }
 
-// A thread's place: its channel d, the i-th of the block, and its lane in time.
-template <int TL>
-struct Place {
-  int lane, channel;
-  int64_t group, first, d;
-  bool active;  // the last block of a group may have less channels than kChannels
+// The CHANNELS channels of a block, of one group; count of them there are.
+template <int CHANNELS>
+struct Channels {
+  int64_t group, first;
+  int count;
 
-  // Of the block-th kChannels channels.
-  __device__ __forceinline__ Place(const Inputs& p, int64_t block) {
-    const int64_t a_group = p.blocks_a_group(kChannels<TL>);
-    lane = threadIdx.x % TL;
-    channel = threadIdx.x / TL;
+  __device__ __forceinline__ Channels() {}
+  __device__ __forceinline__ Channels(const Inputs& p, int64_t block) {
+    const int64_t a_group = p.blocks_a_group(CHANNELS);
     group = block / a_group;
-    first = group * p.group_dim + block % a_group * kChannels<TL>;
-    d = first + channel;
-    active = d < (group + 1) * p.group_dim;
-  }
-  // Channels of the block that there are.
-  __device__ __forceinline__ int count(const Inputs& p) const {
+    first = group * p.group_dim + block % a_group * CHANNELS;
     const int64_t left = (group + 1) * p.group_dim - first;
-    return left < kChannels<TL> ? static_cast<int>(left) : kChannels<TL>;
+    count = left < CHANNELS ? static_cast<int>(left) : CHANNELS;
   }
 };
 
-// A tile's row holds a state's kSteps numbers so that lanes which read 16 bytes each meet no bank
-// twice: first 16 bytes of every lane, then the next.
+// A row of a tile holds a state's kSteps numbers so that lanes which read 16 bytes each meet no
+// bank twice: first 16 bytes of every lane, then the next.
 template <typename F, int TL>
-struct Tile {
-  static constexpr int kVector = 16 / sizeof(F), kRow = kSteps<F, TL>;
+struct TileRow {
+  static constexpr int kVector = 16 / sizeof(F), kSize = kSteps<F, TL>;
+  static constexpr int kVectors = kSize / kVector, kOfLane = kItems<F> / kVector;
+  static constexpr int kTogether = kThreads / kVectors;  // rows that the block fills at a time
 
-  // Rows n0 .. n0 + count - 1 of B or C; zero beyond dstate.
+  static __device__ __forceinline__ int place(int vector) {
+    return (vector % kOfLane * TL + vector / kOfLane) * kVector;
+  }
+
+  // Rows of states n0 .. n0 + count - 1 of B or C, up to STATES, to rows pitch apart.
+  template <int STATES>
   static __device__ __forceinline__ void fill(const View& v, const Segment& s, int64_t group,
-                                              int64_t n0, int count, int64_t dstate, int64_t t0,
-                                              F* tile) {
-    constexpr int vectors = kRow / kVector, per_lane = kItems<F> / kVector;
-    const bool states_adjacent = v.strides[2] < v.step;
-    for (int i = threadIdx.x; i < count * vectors; i += kThreads) {
-      const int n = states_adjacent ? i % count : i / vectors;
-      const int q = states_adjacent ? i / count : i % vectors;
-      F x[kVector];
-      const int64_t end = n0 + n < dstate ? s.end : s.begin;
-      load_times(v, v.at(s.batch, group, n0 + n), t0 + q * kVector, s.begin, end, x);
-      store_vector(tile + n * kRow + (q % per_lane * TL + q / per_lane) * kVector, x);
+                                              int n0, int count, int64_t t0, F* to, int pitch) {
+    constexpr int rounds = (STATES + kTogether - 1) / kTogether;
+    if (!v.vectors || t0 < s.begin || t0 + kSize > s.end) {
+      fill_any(v, s, group, n0, count, t0, to, pitch);
+      return;
+    }
+    const int q = threadIdx.x % kVectors, first = threadIdx.x / kVectors;
+    const char* const from =
+        v.at(s.batch, group, n0 + first) + (t0 + q * kVector) * v.step;
+    to += first * pitch + place(q);
+    F x[rounds][kVector];
+#pragma unroll
+    for (int i = 0; i < rounds; ++i) {
+      if (first + i * kTogether < count) {
+        load_adjacent(from + i * kTogether * v.strides[2], v.dtype, x[i]);
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < rounds; ++i) {
+      if (first + i * kTogether < count) store_vector(to + i * kTogether * pitch, x[i]);
     }
   }
 
-  static __device__ __forceinline__ void read(const F* row, int lane, F (&x)[kItems<F>]) {
+  static __device__ __forceinline__ void fill_any(const View& v, const Segment& s, int64_t group,
+                                                  int n0, int count, int64_t t0, F* to,
+                                                  int pitch) {
+    const bool states_adjacent = v.strides[2] < v.step;
+#pragma unroll 1
+    for (int i = threadIdx.x; i < count * kVectors; i += kThreads) {
+      const int n = states_adjacent ? i % count : i / kVectors;
+      const int q = states_adjacent ? i / count : i % kVectors;
+      F x[kVector];
+      load_times(v, v.at(s.batch, group, n0 + n), t0 + q * kVector, s.begin, s.end, x);
+      store_vector(to + n * pitch + place(q), x);
+    }
+  }
+
+  // A lane's steps; row points at its first 16 bytes.
+  static __device__ __forceinline__ void read(const F* row, F (&x)[kItems<F>]) {
 #pragma unroll
     for (int i = 0; i < kItems<F>; i += kVector) {
       F v[kVector];
-      load_vector(row + i * TL + lane * kVector, v);
+      load_vector(row + i * TL, v);
 #pragma unroll
       for (int j = 0; j < kVector; ++j) x[i + j] = v[j];
     }
   }
 };
 
-// Numbers (state, channel) of f(channel, state) to shared memory, 0 for channels that there are not.
-template <int TL, typename F, typename Function>
-__device__ __forceinline__ void fill_channels(int states, int count, F* to, Function&& f) {
-  constexpr int channels = kChannels<TL>;
-  for (int i = threadIdx.x; i < channels * states; i += kThreads) {
-    const int n = i % states, channel = i / states;
-    to[n * channels + channel] = channel < count ? f(channel, n) : F(0);
+// f(channel, state) for up to STATES states of CHANNELS channels to shared memory, pitch apart from
+// state to state; 0 for channels that there are not.
+template <int STATES, int CHANNELS, typename F, typename Function>
+__device__ __forceinline__ void fill_channels(int states, int count, F* to, int pitch,
+                                              Function&& f) {
+  constexpr int all = STATES * CHANNELS, rounds = (all + kThreads - 1) / kThreads;
+  static_assert(kThreads % STATES == 0, "a thread has one state");
+  const int n = threadIdx.x % STATES, first = threadIdx.x / STATES;
+  if (n >= states || (all < kThreads && threadIdx.x >= all)) return;
+#pragma unroll
+  for (int i = 0; i < rounds; ++i) {
+    const int channel = first + i * (kThreads / STATES);
+    to[n * pitch + channel] = channel < count ? f(channel, n) : F(0);
   }
 }
 
-// Delta of a thread's steps to dt; 0 outside the segment, where a step changes nothing.
-template <typename F>
+// Delta of steps to dt; 0 outside the segment, where a step changes nothing.
+template <typename F, int N>
 __device__ __forceinline__ void load_dt(const Inputs& p, const char* row, F bias, int64_t t,
-                                        int64_t begin, int64_t end, F (&dt)[kItems<F>]) {
+                                        int64_t begin, int64_t end, F (&dt)[N]) {
   load_times(p.delta, row, t, begin, end, dt);
+  if (p.softplus) {
 #pragma unroll
-  for (int i = 0; i < kItems<F>; ++i) {
-    dt[i] += bias;
-    if (p.softplus) dt[i] = softplus(dt[i]);
-    if (t + i < begin || t + i >= end) dt[i] = 0;
+    for (int i = 0; i < N; ++i) dt[i] = softplus(dt[i] + bias);
+  } else {
+#pragma unroll
+    for (int i = 0; i < N; ++i) dt[i] += bias;
+  }
+  if (t >= begin && t + N <= end) return;
+  const Part part(t, begin, end, N);
+#pragma unroll
+  for (int i = 0; i < N; ++i) {
+    if (!part.has(i)) dt[i] = 0;
   }
 }
 
-// The state before a lane's steps, of those lanes whose steps it follows. H and P: a lane's end
-// from 0 and its decay; carry: the state before the first lane; last: after the last one.
-template <int TL, typename F>
-__device__ __forceinline__ F scan_forward(F P, F H, F carry, int lane, F* last) {
-  if (lane == 0) H = fma(P, carry, H);
-#pragma unroll
-  for (int s = 1; s < TL; s *= 2) {
-    const F other = __shfl_up_sync(~0u, H, s, TL);
-    const F decay = 2 * s < TL ? __shfl_up_sync(~0u, P, s, TL) : F(0);
-    if (lane >= s) {
-      H = fma(P, other, H);
-      P *= decay;
-    }
+// One step of a scan over (P, H): lanes that have one OFFSET before them take it in.
+template <int TL, int OFFSET>
+__device__ __forceinline__ void take_before(float& P, float& H) {
+  constexpr int c = (32 - TL) << 8;
+  if constexpr (2 * OFFSET < TL) {
+    asm volatile(
+        "{ .reg .f32 h, q; .reg .pred p;\n"
+        "shfl.sync.up.b32 h|p, %0, %2, %3, -1;\n"
+        "shfl.sync.up.b32 q, %1, %2, %3, -1;\n"
+        "@p fma.rn.f32 %0, %1, h, %0;\n"
+        "@p mul.f32 %1, %1, q; }"
+        : "+f"(H), "+f"(P)
+        : "n"(OFFSET), "n"(c));
+  } else {
+    asm volatile(
+        "{ .reg .f32 h; .reg .pred p;\n"
+        "shfl.sync.up.b32 h|p, %0, %2, %3, -1;\n"
+        "@p fma.rn.f32 %0, %1, h, %0; }"
+        : "+f"(H)
+        : "f"(P), "n"(OFFSET), "n"(c));
   }
-  *last = H;
+}
+template <int TL, int OFFSET>
+__device__ __forceinline__ void take_after(float& P, float& H) {
+  constexpr int c = (32 - TL) << 8 | 31;
+  if constexpr (2 * OFFSET < TL) {
+    asm volatile(
+        "{ .reg .f32 h, q; .reg .pred p;\n"
+        "shfl.sync.down.b32 h|p, %0, %2, %3, -1;\n"
+        "shfl.sync.down.b32 q, %1, %2, %3, -1;\n"
+        "@p fma.rn.f32 %0, %1, h, %0;\n"
+        "@p mul.f32 %1, %1, q; }"
+        : "+f"(H), "+f"(P)
+        : "n"(OFFSET), "n"(c));
+  } else {
+    asm volatile(
+        "{ .reg .f32 h; .reg .pred p;\n"
+        "shfl.sync.down.b32 h|p, %0, %2, %3, -1;\n"
+        "@p fma.rn.f32 %0, %1, h, %0; }"
+        : "+f"(H)
+        : "f"(P), "n"(OFFSET), "n"(c));
+  }
+}
+template <int TL, int OFFSET>
+__device__ __forceinline__ void take_before(double& P, double& H) {
+  const double h = __shfl_up_sync(~0u, H, OFFSET, TL), q = __shfl_up_sync(~0u, P, OFFSET, TL);
+  if (static_cast<int>(threadIdx.x % TL) >= OFFSET) {
+    H = fma(P, h, H);
+    P *= q;
+  }
+}
+template <int TL, int OFFSET>
+__device__ __forceinline__ void take_after(double& P, double& H) {
+  const double h = __shfl_down_sync(~0u, H, OFFSET, TL), q = __shfl_down_sync(~0u, P, OFFSET, TL);
+  if (static_cast<int>(threadIdx.x % TL) + OFFSET < TL) {
+    H = fma(P, h, H);
+    P *= q;
+  }
+}
+
+// The state before a lane's steps. H and P: the lane's end from 0 and its decay; carry: the state
+// before the first lane; on return H is the state after the lane's steps.
+template <int TL, typename F>
+__device__ __forceinline__ F scan_forward(F P, F& H, F carry, bool first) {
+  if (first) H = fma(P, carry, H);
+  take_before<TL, 1>(P, H);
+  if constexpr (TL > 2) take_before<TL, 2>(P, H);
+  if constexpr (TL > 4) take_before<TL, 4>(P, H);
+  if constexpr (TL > 8) take_before<TL, 8>(P, H);
+  if constexpr (TL > 16) take_before<TL, 16>(P, H);
   const F before = __shfl_up_sync(~0u, H, 1, TL);
-  return lane == 0 ? carry : before;
+  return first ? carry : before;
 }
 
-// The same in reverse, for gradients.
+// The same in reverse, for gradients; carry comes after the last lane.
 template <int TL, typename F>
-__device__ __forceinline__ F scan_backward(F P, F G, F carry, int lane) {
-  if (lane == TL - 1) G = fma(P, carry, G);
-#pragma unroll
-  for (int s = 1; s < TL; s *= 2) {
-    const F other = __shfl_down_sync(~0u, G, s, TL);
-    const F decay = 2 * s < TL ? __shfl_down_sync(~0u, P, s, TL) : F(0);
-    if (lane + s < TL) {
-      G = fma(P, other, G);
-      P *= decay;
-    }
-  }
+__device__ __forceinline__ F scan_backward(F P, F G, F carry, bool last) {
+  if (last) G = fma(P, carry, G);
+  take_after<TL, 1>(P, G);
+  if constexpr (TL > 2) take_after<TL, 2>(P, G);
+  if constexpr (TL > 4) take_after<TL, 4>(P, G);
+  if constexpr (TL > 8) take_after<TL, 8>(P, G);
+  if constexpr (TL > 16) take_after<TL, 16>(P, G);
   const F after = __shfl_down_sync(~0u, G, 1, TL);
-  return lane == TL - 1 ? carry : after;
+  return last ? carry : after;
 }
 
 }  // namespace causal_conv1d::gpu::scan

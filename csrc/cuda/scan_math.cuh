@@ -24,12 +24,9 @@ __device__ __forceinline__ float reciprocal(float x) {
 }
 __device__ __forceinline__ double reciprocal(double x) { return 1.0 / x; }
 
-// e^-|x|; the rounding of x log2(e) would cost digits where it is large, so its error goes back in.
+// e^-|x|
 __device__ __forceinline__ float exp_of_minus_abs(float x) {
-  const float a = -fabsf(x), y = a * static_cast<float>(kLog2e);
-  const float rest = fmaf(a, static_cast<float>(kLog2e), -y);
-  const float e = exp2_of(y);
-  return fmaf(e, rest * static_cast<float>(kLn2), e);
+  return exp2_of(-fabsf(x) * static_cast<float>(kLog2e));
 }
 __device__ __forceinline__ double exp_of_minus_abs(double x) { return exp(-fabs(x)); }
 
@@ -48,10 +45,10 @@ __device__ __forceinline__ F softplus(F x) {
   return (x > F(0) ? x : F(0)) + log1p_of(exp_of_minus_abs(x));
 }
 
-template <typename F>
-__device__ __forceinline__ F sigmoid(F x) {
-  const F e = exp_of_minus_abs(x), r = reciprocal(F(1) + e);
-  return x < F(0) ? e * r : r;
+// 1 / (1 + e^-x)
+__device__ __forceinline__ float sigmoid(float x) {
+  return reciprocal(1.f + exp2_of(x * static_cast<float>(-kLog2e)));
 }
+__device__ __forceinline__ double sigmoid(double x) { return 1.0 / (1.0 + exp(-x)); }
 
 }  // namespace causal_conv1d::gpu::scan

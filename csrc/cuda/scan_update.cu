@@ -1,5 +1,7 @@
-// One token of the selective scan. A channel is a few lanes, each with kVector adjacent states of
-// kEntries batch entries, so that A is read once for those.
+// One token of the selective scan: a kernel for the types and strides that models use, which only
+// has to keep up with memory, and one for all others.
+#include <initializer_list>
+
 #include "scan_launch.cuh"
 #include "scan_math.cuh"
 #include "scan_view.cuh"
@@ -27,84 +29,139 @@ struct UpdateArgs {
   }
 };
 
-// States n .. n + kVector - 1, zero beyond dstate. step and vectors are of that dimension.
-template <typename F>
-__device__ __forceinline__ void load_states(const View& v, const char* row, int64_t n,
-                                            int64_t dstate, F (&x)[kVector<F>]) {
-  load_times(v, row, n, 0, dstate, x);
-}
+// Eight adjacent elements of BYTES, as they lie in memory: all loads of a thread start before it
+// waits for any.
+template <int BYTES>
+struct Eight {
+  uint32_t w[2 * BYTES];
 
-// The sum over the states of C h for one batch entry, of which the lane has a part; changes h.
-template <typename F>
-__device__ __forceinline__ F advance(const F (&A)[kVector<F>], const F (&B)[kVector<F>],
-                                     const F (&C)[kVector<F>], F dt, F dtx, F (&h)[kVector<F>]) {
-  F y = 0;
-#pragma unroll
-  for (int i = 0; i < kVector<F>; ++i) {
-    h[i] = fma(exp2_of(dt * A[i]), h[i], dtx * B[i]);
-    y = fma(C[i], h[i], y);
+  __device__ __forceinline__ explicit Eight(const char* from) {
+    const uint4 q = *reinterpret_cast<const uint4*>(from);
+    w[0] = q.x, w[1] = q.y, w[2] = q.z, w[3] = q.w;
+    if constexpr (BYTES == 4) {
+      const uint4 r = *reinterpret_cast<const uint4*>(from + 16);
+      w[4] = r.x, w[5] = r.y, w[6] = r.z, w[7] = r.w;
+    }
   }
-  return y;
+  __device__ __forceinline__ void get(bool bfloat16, float (&x)[8]) const {
+    if constexpr (BYTES == 4) {
+#pragma unroll
+      for (int i = 0; i < 8; ++i) x[i] = __uint_as_float(w[i]);
+    } else {
+      unpack<8>(w, bfloat16, x);
+    }
+  }
+};
+template <int BYTES>
+__device__ __forceinline__ void store_eight(const float (&x)[8], bool bfloat16, char* to) {
+  if constexpr (BYTES == 4) {
+    store_vector(reinterpret_cast<float*>(to), x);
+  } else {
+    uint32_t w[4];
+    pack<8>(x, bfloat16, w);
+    store_words<8>(w, to);
+  }
+}
+template <int BYTES>
+__device__ __forceinline__ uint32_t load_bits(const char* from) {
+  return BYTES == 4 ? *reinterpret_cast<const uint32_t*>(from)
+                    : *reinterpret_cast<const uint16_t*>(from);
 }
 
-template <typename F, int ENTRIES>
-__global__ void __launch_bounds__(kThreads) update(const UpdateArgs p) {
+// A lane has eight states of a channel, of ENTRIES batch entries one after another. The state's
+// elements have STATE bytes, those of x, dt, z, B, C and out, of one type, X.
+template <int STATE, int X, int ENTRIES>
+__global__ void __launch_bounds__(kThreads) update_fast(const UpdateArgs p) {
+  const int lane = threadIdx.x & (p.lanes - 1), a_block = kThreads / p.lanes;
+  const int64_t own = blockIdx.x % p.channel_blocks * a_block + threadIdx.x / p.lanes;
+  const int64_t channel = min(own, p.heads * p.dim - 1);
+  const int64_t first = blockIdx.x / p.channel_blocks * ENTRIES;
+  const int64_t h = p.heads > 1 ? channel / p.dim : 0, d = channel - h * p.dim;
+  const int64_t group = p.heads > 1 ? h / p.heads_a_group : 0;
+  const int at_state = lane * 8 * STATE, at_x = lane * 8 * X;
+  const bool gated = p.z.given();
+  const float bias = load_or(p.dt_bias, 0.f, h, d), skip = load_or(p.D, 0.f, h, d);
+  float A[8];
+  if (p.A.step == 0) {
+    const float tied = *reinterpret_cast<const float*>(p.A.at(h, d));
+#pragma unroll
+    for (int i = 0; i < 8; ++i) A[i] = tied;
+  } else {
+    load_vector(reinterpret_cast<const float*>(p.A.at(h, d)) + lane * 8, A);
+  }
+#pragma unroll
+  for (int e = 0; e < ENTRIES; ++e) {
+    const int64_t b = min(first + e, p.batch - 1), row = p.row(b);
+    const bool used = row >= 0 && row < p.states;
+    char* const place = p.state.at(used ? row : 0, h, d) + at_state;
+    const Eight<STATE> state(place);
+    const Eight<X> raw_B(p.B.at(b, group) + at_x), raw_C(p.C.at(b, group) + at_x);
+    const uint32_t raw_dt = load_bits<X>(p.dt.at(b, h, d)), raw_x = load_bits<X>(p.x.at(b, h, d));
+    const uint32_t raw_z = gated ? load_bits<X>(p.z.at(b, h, d)) : 0;
+    const float x = to_float(raw_x, p.x.dtype);
+    float dt = to_float(raw_dt, p.x.dtype) + bias, y = 0;
+    if (p.softplus) dt = softplus(dt);
+    const float dtx = dt * x, rate = dt * static_cast<float>(kLog2e);
+    float B[8], C[8], s[8];
+    raw_B.get(p.x.dtype == CAUSAL_CONV1D_BFLOAT16, B);
+    raw_C.get(p.x.dtype == CAUSAL_CONV1D_BFLOAT16, C);
+    state.get(p.state.dtype == CAUSAL_CONV1D_BFLOAT16, s);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      s[i] = fmaf(exp2_of(rate * A[i]), s[i], dtx * B[i]);
+      y = fmaf(C[i], s[i], y);
+    }
+    const bool mine = own == channel && first + e < p.batch;
+    if (used && mine) {
+      store_eight<STATE>(s, p.state.dtype == CAUSAL_CONV1D_BFLOAT16, place);
+    }
+    for (int mask = p.lanes / 2; mask > 0; mask /= 2) y += __shfl_xor_sync(~0u, y, mask);
+    y = fmaf(skip, x, y);
+    const float z = to_float(raw_z, p.x.dtype);
+    if (gated) y *= z * sigmoid(z);
+    if (!used) y = row < 0 ? 0.f : NAN;
+    if (mine && lane == 0) store(p.out.at(b, h, d), p.out.dtype, y);
+  }
+}
+
+// A channel is a few lanes, each with kVector adjacent states, again and again if there are more.
+template <typename F>
+__global__ void __launch_bounds__(kThreads) update_any(const UpdateArgs p) {
   constexpr int V = kVector<F>;
   const int lane = threadIdx.x & (p.lanes - 1), a_block = kThreads / p.lanes;
   const int64_t channel = blockIdx.x % p.channel_blocks * a_block + threadIdx.x / p.lanes;
-  const int64_t first = blockIdx.x / p.channel_blocks * ENTRIES;
-  const bool active = channel < p.heads * p.dim;
-  const int64_t h = active && p.heads > 1 ? channel / p.dim : 0, d = channel - h * p.dim;
-  const int64_t group = p.heads > 1 ? h / p.heads_a_group : 0;
-  int64_t rows[ENTRIES];
-  bool used[ENTRIES];
-  F dt[ENTRIES], dtx[ENTRIES], x[ENTRIES], y[ENTRIES];
-  const F bias = active ? load_or(p.dt_bias, F(0), h, d) : F(0);
-#pragma unroll
-  for (int e = 0; e < ENTRIES; ++e) {
-    const int64_t b = first + e;
-    const bool there = active && b < p.batch;
-    rows[e] = there ? p.row(b) : -1;
-    used[e] = rows[e] >= 0 && rows[e] < p.states;
-    dt[e] = there ? load<F>(p.dt.at(b, h, d), p.dt.dtype) + bias : F(0);
-    x[e] = there ? load<F>(p.x.at(b, h, d), p.x.dtype) : F(0);
-    if (p.softplus) dt[e] = softplus(dt[e]);
-    dtx[e] = dt[e] * x[e];
-    y[e] = 0;
+  const int64_t b = blockIdx.x / p.channel_blocks, row = p.row(b);
+  const bool active = channel < p.heads * p.dim, used = row >= 0 && row < p.states;
+  const int64_t h = active ? channel / p.dim : 0, d = channel - h * p.dim;
+  const int64_t group = h / p.heads_a_group;
+  F dt = 0, x = 0, y = 0;
+  if (active) {
+    dt = load<F>(p.dt.at(b, h, d), p.dt.dtype) + load_or(p.dt_bias, F(0), h, d);
+    x = load<F>(p.x.at(b, h, d), p.x.dtype);
+    if (p.softplus) dt = softplus(dt);
   }
-  for (int64_t n = lane * V; active && n < p.dstate; n += p.lanes * V) {
-    F A[V], state[ENTRIES][V];
+  for (int64_t n = lane * V; active && used && n < p.dstate; n += p.lanes * V) {
+    F A[V], B[V], C[V], s[V];
+    load_times(p.state, p.state.at(row, h, d), n, 0, p.dstate, s);
+    load_times(p.A, p.A.at(h, d), n, 0, p.dstate, A);
+    load_times(p.B, p.B.at(b, group), n, 0, p.dstate, B);
+    load_times(p.C, p.C.at(b, group), n, 0, p.dstate, C);
 #pragma unroll
-    for (int e = 0; e < ENTRIES; ++e) {
-      if (used[e]) load_states<F>(p.state, p.state.at(rows[e], h, d), n, p.dstate, state[e]);
+    for (int i = 0; i < V; ++i) {
+      s[i] = fma(exp2_of(dt * F(kLog2e) * A[i]), s[i], dt * x * B[i]);
+      y = fma(C[i], s[i], y);
     }
-    load_states<F>(p.A, p.A.at(h, d), n, p.dstate, A);
-#pragma unroll
-    for (int i = 0; i < V; ++i) A[i] *= F(kLog2e);
-#pragma unroll
-    for (int e = 0; e < ENTRIES; ++e) {
-      if (!used[e]) continue;
-      F B[V], C[V];
-      load_states<F>(p.B, p.B.at(first + e, group), n, p.dstate, B);
-      load_states<F>(p.C, p.C.at(first + e, group), n, p.dstate, C);
-      y[e] += advance<F>(A, B, C, dt[e], dtx[e], state[e]);
-      store_times(p.state, p.state.at(rows[e], h, d), n, 0, p.dstate, state[e]);
-    }
+    store_times(p.state, p.state.at(row, h, d), n, 0, p.dstate, s);
   }
-  const F skip = active ? load_or(p.D, F(0), h, d) : F(0);
-#pragma unroll
-  for (int e = 0; e < ENTRIES; ++e) {
-    for (int mask = p.lanes / 2; mask > 0; mask /= 2) y[e] += __shfl_xor_sync(~0u, y[e], mask);
-    const int64_t b = first + e;
-    if (!active || b >= p.batch || lane != 0) continue;
-    F out = fma(skip, x[e], y[e]);
-    if (p.z.given()) {
-      const F z = load<F>(p.z.at(b, h, d), p.z.dtype);
-      out *= z * sigmoid(z);
-    }
-    if (!used[e]) out = rows[e] < 0 ? F(0) : F(NAN);
-    store(p.out.at(b, h, d), p.out.dtype, out);
+  for (int mask = p.lanes / 2; mask > 0; mask /= 2) y += __shfl_xor_sync(~0u, y, mask);
+  if (!active || lane != 0) return;
+  y = fma(load_or(p.D, F(0), h, d), x, y);
+  if (p.z.given()) {
+    const F z = load<F>(p.z.at(b, h, d), p.z.dtype);
+    y *= z * sigmoid(z);
   }
+  if (!used) y = row < 0 ? F(0) : F(NAN);
+  store(p.out.at(b, h, d), p.out.dtype, y);
 }
 
 template <typename F>
@@ -115,7 +172,7 @@ View state_view(const Tensor4& t) {
 }
 
 template <typename F>
-cudaError_t run(const StateUpdateParams& params, cudaStream_t stream) {
+UpdateArgs make_args(const StateUpdateParams& params) {
   UpdateArgs p{};
   p.state = state_view<F>(params.state);
   p.A = state_view<F>(params.A);
@@ -139,16 +196,53 @@ cudaError_t run(const StateUpdateParams& params, cudaStream_t stream) {
   p.heads_a_group = p.heads / params.B.sizes[1];
   p.dstate = params.A.sizes[2];
   p.softplus = params.dt_softplus != 0;
+  return p;
+}
+
+bool is_fast(const UpdateArgs& p) {
+  const int64_t lanes = p.dstate / 8;
+  if (p.dstate % 8 != 0 || (lanes & (lanes - 1)) != 0) return false;
+  for (const View* v : {&p.state, &p.B, &p.C}) {
+    if (!v->vectors) return false;
+  }
+  for (const View* v : {&p.dt, &p.z, &p.B, &p.C, &p.out}) {
+    if (v->given() && v->dtype != p.x.dtype) return false;
+  }
+  for (const View* v : {&p.A, &p.D, &p.dt_bias}) {
+    if (v->given() && v->dtype != CAUSAL_CONV1D_FLOAT32) return false;
+  }
+  return p.A.vectors || p.A.step == 0;
+}
+
+template <int STATE, int X>
+cudaError_t run_fast(UpdateArgs& p, cudaStream_t stream) {
+  constexpr int entries = 2;
+  p.lanes = static_cast<int>(p.dstate / 8);
+  p.channel_blocks = divide_up(p.heads * p.dim * p.lanes, kThreads);
+  // Two where there are enough blocks for it.
+  if (p.batch * p.channel_blocks < 1024) {
+    return launch(update_fast<STATE, X, 1>, p.batch * p.channel_blocks, dim3(kThreads), 0, stream,
+                  p);
+  }
+  return launch(update_fast<STATE, X, entries>, divide_up(p.batch, entries) * p.channel_blocks,
+                dim3(kThreads), 0, stream, p);
+}
+
+template <typename F>
+cudaError_t run(const StateUpdateParams& params, cudaStream_t stream) {
+  UpdateArgs p = make_args<F>(params);
+  if constexpr (sizeof(F) == 4) {
+    const bool wide = p.state.dtype == CAUSAL_CONV1D_FLOAT32;
+    const bool wide_x = p.x.dtype == CAUSAL_CONV1D_FLOAT32;
+    if (is_fast(p)) {
+      return wide ? wide_x ? run_fast<4, 4>(p, stream) : run_fast<4, 2>(p, stream)
+                  : wide_x ? run_fast<2, 4>(p, stream) : run_fast<2, 2>(p, stream);
+    }
+  }
   p.lanes = 1;
   while (p.lanes < 32 && p.lanes * kVector<F> < p.dstate) p.lanes *= 2;
   p.channel_blocks = divide_up(p.heads * p.dim * p.lanes, kThreads);
-  constexpr int entries = sizeof(F) == 8 ? 2 : 4;
-  // Where there are enough blocks for it.
-  if (p.batch * p.channel_blocks < 2048) {
-    return launch(update<F, 1>, p.batch * p.channel_blocks, dim3(kThreads), 0, stream, p);
-  }
-  return launch(update<F, entries>, divide_up(p.batch, entries) * p.channel_blocks, dim3(kThreads),
-                0, stream, p);
+  return launch(update_any<F>, p.batch * p.channel_blocks, dim3(kThreads), 0, stream, p);
 }
 
 }  // namespace

@@ -124,7 +124,7 @@ __device__ __forceinline__ void store_vector(F* to, const F (&x)[N]) {
   }
 }
 
-// Four or eight adjacent elements of 16 bits, in words.
+// N elements of 16 bits, in words, in one access.
 template <int N>
 __device__ __forceinline__ void load_words(const char* from, uint32_t (&w)[N / 2]) {
   if constexpr (N == 8) {
@@ -136,7 +136,6 @@ __device__ __forceinline__ void load_words(const char* from, uint32_t (&w)[N / 2
     w[0] = q.x, w[1] = q.y;
   }
 }
-
 template <int N>
 __device__ __forceinline__ void store_words(const uint32_t (&w)[N / 2], char* to) {
   if constexpr (N == 8) {
@@ -147,50 +146,106 @@ __device__ __forceinline__ void store_words(const uint32_t (&w)[N / 2], char* to
   }
 }
 
+template <int N>
+__device__ __forceinline__ void unpack(const uint32_t (&w)[N / 2], bool bfloat16, float (&x)[N]) {
+  if (bfloat16) {
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+      x[i] = __uint_as_float(i % 2 == 0 ? w[i / 2] << 16 : w[i / 2] & 0xffff0000u);
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < N; i += 2) {
+      __half2 h;
+      __builtin_memcpy(&h, &w[i / 2], 4);
+      const float2 f = __half22float2(h);
+      x[i] = f.x, x[i + 1] = f.y;
+    }
+  }
+}
+template <int N>
+__device__ __forceinline__ void pack(const float (&x)[N], bool bfloat16, uint32_t (&w)[N / 2]) {
+  if (bfloat16) {
+#pragma unroll
+    for (int i = 0; i < N; i += 2) {
+      const __nv_bfloat162 two = __floats2bfloat162_rn(x[i], x[i + 1]);
+      __builtin_memcpy(&w[i / 2], &two, 4);
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < N; i += 2) {
+      const __half2 two = __floats2half2_rn(x[i], x[i + 1]);
+      __builtin_memcpy(&w[i / 2], &two, 4);
+    }
+  }
+}
+
+// N elements from an aligned place, one after another.
+template <typename F, int N>
+__device__ __forceinline__ void load_adjacent(const char* from, int32_t dtype, F (&x)[N]) {
+  if (sizeof(F) == 8 || dtype == CAUSAL_CONV1D_FLOAT32) {
+    load_vector(reinterpret_cast<const F*>(from), x);
+  } else if constexpr (sizeof(F) == 4) {
+    uint32_t w[N / 2];
+    load_words<N>(from, w);
+    unpack<N>(w, dtype == CAUSAL_CONV1D_BFLOAT16, x);
+  }
+}
+
+// Those of t .. t + N - 1 that are in begin .. end - 1, as first .. last - 1.
+struct Part {
+  int first, last;
+  __device__ __forceinline__ Part(int64_t t, int64_t begin, int64_t end, int n) {
+    first = static_cast<int>(begin <= t ? 0 : begin - t < n ? begin - t : n);
+    last = static_cast<int>(end <= t ? 0 : end - t < n ? end - t : n);
+  }
+  __device__ __forceinline__ bool has(int i) const { return i >= first && i < last; }
+};
+
 // Time steps t .. t + N - 1 of a row; 0 outside begin .. end - 1. t is a multiple of N.
 template <typename F, int N>
 __device__ __forceinline__ void load_times(const View& v, const char* row, int64_t t,
                                            int64_t begin, int64_t end, F (&x)[N]) {
+  const char* p = row + t * v.step;
   if (v.vectors && t >= begin && t + N <= end) {
-    if (sizeof(F) == 8 || v.dtype == CAUSAL_CONV1D_FLOAT32) {
-      load_vector(reinterpret_cast<const F*>(row) + t, x);
-    } else if constexpr (sizeof(F) == 4) {
-      uint32_t w[N / 2];
-      load_words<N>(row + t * 2, w);
-#pragma unroll
-      for (int i = 0; i < N; ++i) {
-        x[i] = to_float(i % 2 == 0 ? w[i / 2] & 0xffff : w[i / 2] >> 16, v.dtype);
-      }
-    }
+    load_adjacent(p, v.dtype, x);
     return;
   }
-  const char* p = row + t * v.step;
+  const Part part(t, begin, end, N);
+  if (sizeof(F) == 8 || v.dtype == CAUSAL_CONV1D_FLOAT32) {
 #pragma unroll
-  for (int i = 0; i < N; ++i, p += v.step) {
-    x[i] = t + i >= begin && t + i < end ? load<F>(p, v.dtype) : F(0);
+    for (int i = 0; i < N; ++i) {
+      x[i] = part.has(i) ? *reinterpret_cast<const F*>(p + i * v.step) : F(0);
+    }
+  } else if constexpr (sizeof(F) == 4) {
+    uint32_t bits[N];
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+      bits[i] = part.has(i) ? *reinterpret_cast<const uint16_t*>(p + i * v.step) : 0;
+    }
+#pragma unroll
+    for (int i = 0; i < N; ++i) x[i] = to_float(bits[i], v.dtype);
   }
 }
 
 template <typename F, int N>
 __device__ __forceinline__ void store_times(const View& v, char* row, int64_t t, int64_t begin,
                                             int64_t end, const F (&x)[N]) {
+  char* p = row + t * v.step;
   if (v.vectors && t >= begin && t + N <= end) {
     if (sizeof(F) == 8 || v.dtype == CAUSAL_CONV1D_FLOAT32) {
-      store_vector(reinterpret_cast<F*>(row) + t, x);
+      store_vector(reinterpret_cast<F*>(p), x);
     } else if constexpr (sizeof(F) == 4) {
       uint32_t w[N / 2];
-#pragma unroll
-      for (int i = 0; i < N / 2; ++i) {
-        w[i] = to_half_word(x[2 * i], v.dtype) | to_half_word(x[2 * i + 1], v.dtype) << 16;
-      }
-      store_words<N>(w, row + t * 2);
+      pack<N>(x, v.dtype == CAUSAL_CONV1D_BFLOAT16, w);
+      store_words<N>(w, p);
     }
     return;
   }
-  char* p = row + t * v.step;
+  const Part part(t, begin, end, N);
 #pragma unroll
-  for (int i = 0; i < N; ++i, p += v.step) {
-    if (t + i >= begin && t + i < end) store<F>(p, v.dtype, x[i]);
+  for (int i = 0; i < N; ++i) {
+    if (part.has(i)) store<F>(p + i * v.step, v.dtype, x[i]);
   }
 }
 
