@@ -61,25 +61,26 @@ class BackwardPlan {
     if (p.first_chunks != nullptr) {
       e = launch(count_chunks<kRow>, 1, dim3(kThreads), 0, stream, p);
     }
-    const bool constants = p.B_constant || p.C_constant, y = p.dz.given() || p.out.given();
+    const bool fast = suits_vectors(p) && p.dout.vectors;
+    const bool y = p.dz.given() || p.out.given();
     const int64_t blocks = p.groups * p.blocks_a_group(kBlock);
     const int64_t states = p.sequences.count * p.dim * p.dstate;
     if constexpr (sizeof(F) == 8) {
-      then(e, chunk_ends<F, true>, p.chunks * blocks, stream);
+      then(e, chunk_ends<F, false>, p.chunks * blocks, stream);
     } else {
-      then(e, constants ? chunk_ends<F, true> : chunk_ends<F, false>, p.chunks * blocks, stream);
+      then(e, fast ? chunk_ends<F, true> : chunk_ends<F, false>, p.chunks * blocks, stream);
     }
     if (e == cudaSuccess) {
       e = launch(pass_states<F>, 2 * divide_up(states, 128), dim3(128), 0, stream, p);
     }
     const int64_t all = p.chunks * p.groups * p.parts;
     if constexpr (sizeof(F) == 8) {
-      then(e, gradients<F, true, true>, all, stream);
+      then(e, gradients<F, false, true>, all, stream);
     } else {
       then(e,
-           constants ? gradients<F, true, true>
-           : y       ? gradients<F, false, true>
-                     : gradients<F, false, false>,
+           !fast ? gradients<F, false, true>
+           : y   ? gradients<F, true, true>
+                 : gradients<F, true, false>,
            all, stream);
     }
     const int64_t numbers = p.chunks * p.groups * p.dstate * kRow;

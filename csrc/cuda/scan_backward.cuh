@@ -60,7 +60,7 @@ __device__ __forceinline__ Chunk find_chunk(const BackwardArgs& p, int64_t index
 struct Row {
   int channel, lane;
   int64_t batch, d, t, begin, end;
-  bool active;
+  bool active, whole;  // whole: the block's chunk and channels are all there
   __device__ __forceinline__ Row(const BlockChannels& channels, const Chunk& chunk, int items) {
     channel = threadIdx.x / kLanes;
     lane = threadIdx.x % kLanes;
@@ -70,42 +70,71 @@ struct Row {
     t = chunk.t0 + lane * items;
     begin = chunk.segment.begin;
     end = active ? chunk.segment.end : begin;
+    whole = chunk.t0 >= begin && chunk.t0 + kLanes * items <= chunk.segment.end &&
+            channels.count == kLaneChannels;
+  }
+};
+
+// A tensor's steps of a thread on their way.
+template <typename F, bool FAST>
+struct RowLoad {
+  Raw<F, kItems<F>> raw;
+
+  __device__ __forceinline__ void start(const View& v, const Row& at) {
+    if (!v.given()) return;
+    start_load<FAST>(raw, v, v.at(at.batch, at.d), at.t, at.begin, at.end, at.whole);
+  }
+  __device__ __forceinline__ void end(const View& v, const Row& at, F (&x)[kItems<F>]) const {
+    end_load<FAST>(raw, v, at.t, at.begin, at.end, at.whole, x);
   }
 };
 
 template <typename F>
-__device__ __forceinline__ void load_row(const View& v, const Row& at, F (&x)[kItems<F>]) {
-  load_times(v, v.at(at.batch, at.d), at.t, at.begin, at.end, x);
-}
-template <typename F>
 __device__ __forceinline__ void store_row(const View& v, const Row& at, const F (&x)[kItems<F>]) {
-  if (v.given()) store_times(v, v.at(at.batch, at.d), at.t, at.begin, at.end, x);
+  if (!v.given()) return;
+  store_times(v, v.at(at.batch, at.d), at.t, at.begin, at.end, x, at.whole);
 }
 
 // dt, dt u and dy, the gradient of y: dout, through the gate.
-template <typename F>
-__device__ __forceinline__ void load_steps(const BackwardArgs& p, const Row& at,
-                                           F (&dt)[kItems<F>], F (&dtu)[kItems<F>],
-                                           F (&dy)[kItems<F>]) {
-  const F bias = at.active ? load_or(p.delta_bias, F(0), at.d) : F(0);
-  load_row(p.u, at, dtu);
-  load_row(p.dout, at, dy);
-  load_dt(p, p.delta.at(at.batch, at.d), bias, at.t, at.begin, at.end, dt);
+template <typename F, bool FAST>
+struct StepLoads {
+  RowLoad<F, FAST> u, delta, dout, z;
+  F bias;
+
+  __device__ __forceinline__ void start(const BackwardArgs& p, const Row& at) {
+    delta.start(p.delta, at);
+    u.start(p.u, at);
+    z.start(p.z, at);
+    dout.start(p.dout, at);
+    bias = at.active ? load_or(p.delta_bias, F(0), at.d) : F(0);
+  }
+  __device__ __forceinline__ void end(const BackwardArgs& p, const Row& at, F (&dt)[kItems<F>],
+                                      F (&dtu)[kItems<F>], F (&dy)[kItems<F>]) const {
+    delta.raw.get(p.delta.dtype, dt);
+    to_dt(p, bias, at.t, at.begin, at.end, at.whole, dt);
+    u.end(p.u, at, dtu);
 #pragma unroll
-  for (int i = 0; i < kItems<F>; ++i) dtu[i] *= dt[i];
-  if (!p.z.given()) return;
-  F z[kItems<F>];
-  load_row(p.z, at, z);
+    for (int i = 0; i < kItems<F>; ++i) dtu[i] *= dt[i];
+    if (p.z.given()) {
+      F gate[kItems<F>];
+      z.end(p.z, at, gate);
 #pragma unroll
-  for (int i = 0; i < kItems<F>; ++i) dy[i] *= z[i] * sigmoid(z[i]);
-}
+      for (int i = 0; i < kItems<F>; ++i) gate[i] *= sigmoid(gate[i]);
+      dout.end(p.dout, at, dy);
+#pragma unroll
+      for (int i = 0; i < kItems<F>; ++i) dy[i] *= gate[i];
+    } else {
+      dout.end(p.dout, at, dy);
+    }
+  }
+};
 
 // B or C of a lane's steps: from the tile, or the channel's number if constant in time.
-template <typename F, bool CONSTANTS>
+template <typename F, bool FAST>
 __device__ __forceinline__ void read_projection(const View& v, bool constant, const F* row,
                                                 const Row& at, int64_t n, F (&x)[kItems<F>]) {
-  if (CONSTANTS && constant) {
-    const F value = at.active ? load<F>(v.at(at.d, n), v.dtype) : F(0);
+  if (!FAST && constant) {
+    const F value = at.active ? load_number<F>(v.at(at.d, n), v.dtype) : F(0);
 #pragma unroll
     for (int i = 0; i < kItems<F>; ++i) x[i] = value;
   } else {
@@ -113,22 +142,27 @@ __device__ __forceinline__ void read_projection(const View& v, bool constant, co
   }
 }
 
-// Tiles of B, C and A, the last times log2(e), of the states from n0 on.
-template <int STATES, typename F>
-__device__ __forceinline__ void fill_tiles(const BackwardArgs& p, const BlockChannels& channels,
-                                           const Chunk& chunk, int n0, int many, F* B, F* C, F* A,
-                                           int pitch) {
-  using Tile = TileRow<F, kLanes>;
-  const Segment& s = chunk.segment;
-  if (!p.B_constant) {
-    Tile::template fill<STATES>(p.B, s, channels.group, n0, many, chunk.t0, B, pitch);
+// B, C and A, the last times log2(e), of the states from n0 on.
+template <typename F, int STATES, bool FAST>
+struct TileLoads {
+  Projections<F, kLanes, STATES, FAST> projections;
+  PendingChannels<F, STATES, kLaneChannels> A;
+
+  __device__ __forceinline__ void start(const BackwardArgs& p, const BlockChannels& channels,
+                                        const Chunk& chunk, int n0, int many) {
+    projections.load(p, chunk.segment, channels.group, n0, many, chunk.t0);
+    A.load(many, channels.count, [&](int channel, int n) {
+      return load_number<F>(p.A.at(channels.first + channel, n0 + n), p.A.dtype);
+    });
   }
-  if (!p.C_constant) {
-    Tile::template fill<STATES>(p.C, s, channels.group, n0, many, chunk.t0, C, pitch);
+  __device__ __forceinline__ void end(const BackwardArgs& p, const BlockChannels& channels,
+                                      const Chunk& chunk, int n0, int many, F* to_B, F* to_C,
+                                      F* to_A, int pitch) {
+    projections.store(p, chunk.segment, channels.group, n0, many, chunk.t0, to_B, to_C, pitch);
+#pragma unroll
+    for (F& x : A.x) x *= F(kLog2e);
+    A.store(many, to_A, pitch);
   }
-  fill_channels<STATES, kLaneChannels>(many, channels.count, A, pitch, [&](int channel, int n) {
-    return load<F>(p.A.at(channels.first + channel, n0 + n), p.A.dtype) * F(kLog2e);
-  });
-}
+};
 
 }  // namespace causal_conv1d::gpu::scan

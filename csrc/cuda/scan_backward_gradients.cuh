@@ -26,6 +26,32 @@ struct GradientShared {
   alignas(16) F dB[kWarps * kTile], dC[kWarps * kTile];
 };
 
+// What a tile needs: B, C, A, and the states before and after the chunk.
+template <typename F, bool FAST>
+struct GradientTileLoads {
+  TileLoads<F, kGradientStates, FAST> tiles;
+  PendingChannels<F, kGradientStates, kLaneChannels> h, g;
+
+  __device__ __forceinline__ void start(const BackwardArgs& p, const BlockChannels& channels,
+                                        const Chunk& chunk, int n0, const F* from_h,
+                                        const F* from_g) {
+    const int dstate = static_cast<int>(p.dstate), many = min(kGradientStates, dstate - n0);
+    tiles.start(p, channels, chunk, n0, many);
+    const auto at = [&](int channel, int n) { return channel * dstate + n0 + n; };
+    h.load(many, channels.count, [&](int channel, int n) { return from_h[at(channel, n)]; });
+    g.load(many, channels.count, [&](int channel, int n) { return from_g[at(channel, n)]; });
+  }
+  __device__ __forceinline__ void end(const BackwardArgs& p, const BlockChannels& channels,
+                                      const Chunk& chunk, int n0,
+                                      typename GradientShared<F>::Row& row) {
+    constexpr int pitch = GradientShared<F>::kPitch;
+    const int many = min(kGradientStates, static_cast<int>(p.dstate) - n0);
+    tiles.end(p, channels, chunk, n0, many, row.B, row.C, row.A, pitch);
+    h.store(many, row.h, pitch);
+    g.store(many, row.g, pitch);
+  }
+};
+
 // Sums over the warp's channels of x, a number for each of a lane's steps: halves of the numbers
 // and of the lanes' pairs at a time. The first kKept of x are this lane's, of steps kKept c ..
 template <typename F>
@@ -119,15 +145,22 @@ __device__ __forceinline__ F add_state(StepGradients<F>& s, F rate, F h, F g, in
 }
 
 // Writes what belongs to a thread's steps: du, ddelta, dz, out, and sums over the chunk.
-template <typename F, bool Y>
+template <typename F, bool FAST, bool Y>
 __device__ __forceinline__ void finish_steps(const BackwardArgs& p, StepGradients<F>& s,
                                              const Row& at, int64_t index) {
   constexpr int N = kItems<F>;
   const F skip = at.active ? load_or(p.D, F(0), at.d) : F(0);
   const F bias = at.active ? load_or(p.delta_bias, F(0), at.d) : F(0);
+  RowLoad<F, FAST> u_load, delta_load, z_load, dout_load;
+  u_load.start(p.u, at);
+  delta_load.start(p.delta, at);
+  if (Y) {
+    z_load.start(p.z, at);
+    dout_load.start(p.dout, at);
+  }
   F u[N], ddelta[N], dD = 0, dbias = 0;
-  load_row(p.u, at, u);
-  load_row(p.delta, at, ddelta);
+  u_load.end(p.u, at, u);
+  delta_load.end(p.delta, at, ddelta);
 #pragma unroll
   for (int i = 0; i < N; ++i) {
     const F slope = p.softplus ? sigmoid(ddelta[i] + bias) : F(1);
@@ -150,8 +183,8 @@ __device__ __forceinline__ void finish_steps(const BackwardArgs& p, StepGradient
   if (!Y) return;
   if (p.z.given()) {
     F z[N], dz[N];
-    load_row(p.z, at, z);
-    load_row(p.dout, at, dz);
+    z_load.end(p.z, at, z);
+    dout_load.end(p.dout, at, dz);
 #pragma unroll
     for (int i = 0; i < N; ++i) {
       const F r = sigmoid(z[i]);
@@ -187,10 +220,10 @@ __device__ __forceinline__ void add_warps(const F* rows, int many, bool first, F
 
 // Of a channel's dB or dC of a state: the warp's sum over channels to the warp's row or, if B or C
 // is constant in time, the sum over the chunk to total.
-template <typename F, bool CONSTANTS>
+template <typename F, bool FAST>
 __device__ __forceinline__ void put_projection(F (&x)[kItems<F>], bool constant, const Row& at,
                                                F* row, F* total) {
-  if (CONSTANTS && constant) {
+  if (!FAST && constant) {
     F sum = 0;
 #pragma unroll
     for (int i = 0; i < kItems<F>; ++i) sum += x[i];
@@ -203,7 +236,7 @@ __device__ __forceinline__ void put_projection(F (&x)[kItems<F>], bool constant,
 }
 
 // The states of a tile, whose first is n0; states: its place in (chunks, dim, dstate).
-template <typename F, bool CONSTANTS, bool Y>
+template <typename F, bool FAST, bool Y>
 __device__ __forceinline__ void add_states(const BackwardArgs& p, GradientShared<F>& shared,
                                            const Row& at, int n0, int many, int64_t states,
                                            StepGradients<F>& steps) {
@@ -216,15 +249,15 @@ __device__ __forceinline__ void add_states(const BackwardArgs& p, GradientShared
 #pragma unroll 1
   for (int n = 0; n < many; ++n) {
     F b[N], c[N], dB[N], dC[N];
-    read_projection<F, CONSTANTS>(p.B, p.B_constant, row, at, n0 + n, b);
-    read_projection<F, CONSTANTS>(p.C, p.C_constant, row + Shared::kRow, at, n0 + n, c);
+    read_projection<F, FAST>(p.B, p.B_constant, row, at, n0 + n, b);
+    read_projection<F, FAST>(p.C, p.C_constant, row + Shared::kRow, at, n0 + n, c);
     const F dA = sum_lanes(add_state<F, Y>(steps, own[0], own[kLaneChannels],
                                            own[2 * kLaneChannels], at.lane, b, c, dB, dC));
     if (at.lane == 0) own[kLaneChannels] = dA;
     F* const dB_total = static_cast<F*>(p.dB_constant) + states + n;
     F* const dC_total = static_cast<F*>(p.dC_constant) + states + n;
-    put_projection<F, CONSTANTS>(dB, p.B_constant, at, dB_row, dB_total);
-    put_projection<F, CONSTANTS>(dC, p.C_constant, at, dC_row, dC_total);
+    put_projection<F, FAST>(dB, p.B_constant, at, dB_row, dB_total);
+    put_projection<F, FAST>(dC, p.C_constant, at, dC_row, dC_total);
     row += Shared::kPitch;
     own += Shared::kPitch;
     dB_row += Shared::kRow;
@@ -232,11 +265,11 @@ __device__ __forceinline__ void add_states(const BackwardArgs& p, GradientShared
   }
 }
 
-template <typename F, bool CONSTANTS, bool Y>
+template <typename F, bool FAST, bool Y>
 __global__ void __launch_bounds__(kThreads, sizeof(F) == 8 ? 1 : 2)
     gradients(const BackwardArgs p) {
   using Shared = GradientShared<F>;
-  constexpr int N = kItems<F>, row = Shared::kRow, pitch = Shared::kPitch;
+  constexpr int N = kItems<F>, row = Shared::kRow;
   __shared__ Shared shared;
   const int64_t index = blockIdx.x / (p.groups * p.parts);
   const int64_t group = blockIdx.x / p.parts % p.groups, part = blockIdx.x % p.parts;
@@ -245,43 +278,47 @@ __global__ void __launch_bounds__(kThreads, sizeof(F) == 8 ? 1 : 2)
   const int dstate = static_cast<int>(p.dstate);
   const int64_t blocks = p.blocks_a_group(kLaneChannels), begin = part * p.passes;
   const int64_t sums = ((part * p.chunks + index) * p.groups + group) * dstate * row;
+#pragma unroll 1
   for (int64_t block = begin; block < min(blocks, begin + p.passes); ++block) {
     const BlockChannels channels(p, group * blocks + block);
     const Row at(channels, chunk, N);
+    F* const states_h = static_cast<F*>(p.h) + (index * p.dim + channels.first) * dstate;
+    F* const states_g = static_cast<F*>(p.g) + (index * p.dim + channels.first) * dstate;
     StepGradients<F> steps{};
-    load_steps(p, at, steps.dt, steps.dtu, steps.dy);
+    GradientTileLoads<F, FAST> tiles;
+    {
+      StepLoads<F, FAST> loads;
+      loads.start(p, at);
+      tiles.start(p, channels, chunk, 0, states_h, states_g);
+      loads.end(p, at, steps.dt, steps.dtu, steps.dy);
+    }
 #pragma unroll
     for (int i = 0; i < N; ++i) steps.sum += steps.dt[i];
+#pragma unroll 1
     for (int n0 = 0; n0 < dstate; n0 += kGradientStates) {
       const int many = min(kGradientStates, dstate - n0);
-      F* const states_h = static_cast<F*>(p.h) + (index * p.dim + channels.first) * dstate + n0;
-      F* const states_g = static_cast<F*>(p.g) + (index * p.dim + channels.first) * dstate + n0;
       __syncthreads();
-      fill_tiles<kGradientStates>(p, channels, chunk, n0, many, shared.rows[0].B,
-                                  shared.rows[0].C, shared.rows[0].A, pitch);
-      fill_channels<kGradientStates, kLaneChannels>(
-          many, channels.count, shared.rows[0].h, pitch,
-          [&](int channel, int n) { return states_h[channel * dstate + n]; });
-      fill_channels<kGradientStates, kLaneChannels>(
-          many, channels.count, shared.rows[0].g, pitch,
-          [&](int channel, int n) { return states_g[channel * dstate + n]; });
+      tiles.end(p, channels, chunk, n0, shared.rows[0]);
       __syncthreads();
-      add_states<F, CONSTANTS, Y>(p, shared, at, n0, many, (index * p.dim + at.d) * dstate + n0,
-                                  steps);
+      add_states<F, FAST, Y>(p, shared, at, n0, many, (index * p.dim + at.d) * dstate + n0,
+                             steps);
+      if (n0 + many < dstate) {
+        tiles.start(p, channels, chunk, n0 + many, states_h, states_g);
+      }
       __syncthreads();
-      if (!p.B_constant) {
+      if (FAST || !p.B_constant) {
         add_warps(shared.dB, many, block == begin, static_cast<F*>(p.part_B) + sums + n0 * row);
       }
-      if (!p.C_constant) {
+      if (FAST || !p.C_constant) {
         add_warps(shared.dC, many, block == begin, static_cast<F*>(p.part_C) + sums + n0 * row);
       }
       static_assert(kGradientStates * kLaneChannels == kThreads, "one dA a thread");
       const int n = threadIdx.x % kGradientStates, channel = threadIdx.x / kGradientStates;
       if (n < many && channel < channels.count) {
-        states_h[channel * dstate + n] = shared.rows[n].h[channel];
+        states_h[channel * dstate + n0 + n] = shared.rows[n].h[channel];
       }
     }
-    finish_steps<F, Y>(p, steps, at, index);
+    finish_steps<F, FAST, Y>(p, steps, at, index);
   }
 }
 

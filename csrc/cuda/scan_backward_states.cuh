@@ -50,8 +50,8 @@ struct EndsShared {
   Row rows[kStates];
 };
 
-template <typename F, bool CONSTANTS>
-__global__ void __launch_bounds__(kThreads, sizeof(F) == 8 ? 1 : CONSTANTS ? 2 : 3)
+template <typename F, bool FAST>
+__global__ void __launch_bounds__(kThreads, sizeof(F) == 8 ? 1 : FAST ? 3 : 2)
     chunk_ends(const BackwardArgs p) {
   using Shared = EndsShared<F>;
   constexpr int N = kItems<F>;
@@ -63,7 +63,13 @@ __global__ void __launch_bounds__(kThreads, sizeof(F) == 8 ? 1 : CONSTANTS ? 2 :
   const Row at(channels, chunk, N);
   const int dstate = static_cast<int>(p.dstate);
   F dt[N], dtu[N], dy[N], sum = 0;
-  load_steps(p, at, dt, dtu, dy);
+  TileLoads<F, Shared::kStates, FAST> tiles;
+  {
+    StepLoads<F, FAST> loads;
+    loads.start(p, at);
+    tiles.start(p, channels, chunk, 0, min(Shared::kStates, dstate));
+    loads.end(p, at, dt, dtu, dy);
+  }
 #pragma unroll
   for (int i = 0; i < N; ++i) sum += dt[i];
   // Of the steps before and after a lane's.
@@ -80,9 +86,12 @@ __global__ void __launch_bounds__(kThreads, sizeof(F) == 8 ? 1 : CONSTANTS ? 2 :
   const bool writes = at.active && at.lane < 2;
   for (int n0 = 0; n0 < dstate; n0 += Shared::kStates) {
     const int many = min(Shared::kStates, dstate - n0);
-    __syncthreads();
-    fill_tiles<Shared::kStates>(p, channels, chunk, n0, many, shared.rows[0].B, shared.rows[0].C,
-                                shared.rows[0].A, Shared::kPitch);
+    if (n0 > 0) {
+      tiles.start(p, channels, chunk, n0, many);
+      __syncthreads();
+    }
+    tiles.end(p, channels, chunk, n0, many, shared.rows[0].B, shared.rows[0].C, shared.rows[0].A,
+              Shared::kPitch);
     __syncthreads();
     const F* row = shared.rows[0].B + at.lane * (16 / sizeof(F));
     const F* A = shared.rows[0].A + at.channel;
@@ -90,13 +99,13 @@ __global__ void __launch_bounds__(kThreads, sizeof(F) == 8 ? 1 : CONSTANTS ? 2 :
     for (int n = 0; n < many; ++n, row += Shared::kPitch, A += Shared::kPitch) {
       const F rate = *A;
       F a[N], x[N];
-      read_projection<F, CONSTANTS>(p.B, p.B_constant, row, at, n0 + n, x);
+      read_projection<F, FAST>(p.B, p.B_constant, row, at, n0 + n, x);
 #pragma unroll
       for (int i = 0; i < N; ++i) a[i] = exp2_of(dt[i] * rate);
       F h = x[0] * dtu[0];
 #pragma unroll
       for (int i = 1; i < N; ++i) h = fma(a[i], h, x[i] * dtu[i]);
-      read_projection<F, CONSTANTS>(p.C, p.C_constant, row + kSteps<F, kLanes>, at, n0 + n, x);
+      read_projection<F, FAST>(p.C, p.C_constant, row + kSteps<F, kLanes>, at, n0 + n, x);
       F g = x[N - 1] * dy[N - 1];
 #pragma unroll
       for (int i = N - 2; i >= 0; --i) g = fma(a[i + 1], g, x[i] * dy[i]);
@@ -114,7 +123,7 @@ __device__ __forceinline__ void pass_state(const BackwardArgs& p, bool reverse, 
   const bool packed = p.first_chunks != nullptr;
   const int64_t first = packed ? p.first_chunks[sequence] : sequence * p.chunks_a_row;
   const int64_t end = packed ? p.first_chunks[sequence + 1] : first + p.chunks_a_row;
-  const F rate = load<F>(p.A.at(d, n), p.A.dtype) * F(kLog2e);
+  const F rate = load_number<F>(p.A.at(d, n), p.A.dtype) * F(kLog2e);
   F* const states = static_cast<F*>(reverse ? p.g : p.h) + d * p.dstate + n;
   const F* const sums = static_cast<const F*>(p.sum_dt) + d;
   const int64_t pitch = p.dim * p.dstate;

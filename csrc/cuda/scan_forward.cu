@@ -14,12 +14,12 @@ struct ForwardArgs : Inputs {
 };
 
 // One choice of kernel.
-template <typename Float, int LANES, int SPLIT_, bool CONSTANTS_>
+template <typename Float, int LANES, int SPLIT_, bool FAST_>
 struct Form {
   using F = Float;
   static constexpr int TL = LANES, SPLIT = SPLIT_, kChannels = kWarps / SPLIT * (32 / TL);
   static constexpr int N = kItems<F>, kOwn = N / SPLIT, kRow = kSteps<F, TL>;
-  static constexpr bool CONSTANTS = CONSTANTS_;  // B or C may be constant in time
+  static constexpr bool FAST = FAST_;  // suits_vectors(), as all tensors do
 };
 
 // What is needed once a chunk is kept here too, to leave the registers to the loop over states.
@@ -74,45 +74,56 @@ __device__ __forceinline__ void begin_block(const ForwardArgs& p, Shared<K>& sha
   }
   const int dstate = static_cast<int>(p.dstate);
   for (int n0 = 0; n0 < dstate; n0 += kStates) {
-    fill_channels<kStates, channels>(
-        dstate - n0, own.count, shared.states() + n0 * channels, channels, [&](int channel, int n) {
-          return load_or(p.initial_states, F(0), sequence, own.first + channel, n0 + n);
-        });
+    PendingChannels<F, kStates, channels> states;
+    states.load(dstate - n0, own.count, [&](int channel, int n) {
+      return load_or(p.initial_states, F(0), sequence, own.first + channel, n0 + n);
+    });
+    states.store(dstate - n0, shared.states() + n0 * channels, channels);
   }
   __syncthreads();
 }
 
-// Tiles of the states from n0 on. A is there already if all states are in one tile.
+template <typename K>
+__device__ __forceinline__ void fill_rates(const ForwardArgs& p, Shared<K>& shared, int n0,
+                                           int many) {
+  using F = typename K::F;
+  const int64_t first = shared.channels.first;
+  PendingChannels<F, kStates, K::kChannels> A;
+  A.load(many, shared.channels.count, [&](int channel, int n) {
+    return load_number<F>(p.A.at(first + channel, n0 + n), p.A.dtype) * F(kLog2e);
+  });
+  A.store(many, shared.rows[0].A, kPitch<K>);
+}
+
+// Tiles of the states from n0 on.
 template <typename K>
 __device__ __forceinline__ void fill_tiles(const ForwardArgs& p, Shared<K>& shared, int n0,
                                            int many, int64_t t0) {
-  using F = typename K::F;
-  using Tile = TileRow<F, K::TL>;
+  using Tile = TileRow<typename K::F, K::TL>;
   const Segment s = shared.segment;
-  const int64_t group = shared.channels.group, first = shared.channels.first;
-  if (!K::CONSTANTS || !p.B_constant) {
-    Tile::template fill<kStates>(p.B, s, group, n0, many, t0, shared.rows[0].B, kPitch<K>);
+  const int64_t group = shared.channels.group;
+  if (K::FAST || !p.B_constant) {
+    Tile::fill_any(p.B, s, group, n0, many, t0, shared.rows[0].B, kPitch<K>);
   }
-  if (!K::CONSTANTS || !p.C_constant) {
-    Tile::template fill<kStates>(p.C, s, group, n0, many, t0, shared.rows[0].C, kPitch<K>);
+  if (K::FAST || !p.C_constant) {
+    Tile::fill_any(p.C, s, group, n0, many, t0, shared.rows[0].C, kPitch<K>);
   }
-  if (p.dstate <= kStates && t0 > s.first()) return;
-  fill_channels<kStates, K::kChannels>(
-      many, shared.channels.count, shared.rows[0].A, kPitch<K>, [&](int channel, int n) {
-        return load<F>(p.A.at(first + channel, n0 + n), p.A.dtype) * F(kLog2e);
-      });
+  fill_rates(p, shared, n0, many);
 }
 
 // Where a thread reads and writes: kOwn steps from t on, of its channel.
 template <typename K>
 struct Own {
   int64_t batch, d, t, begin, end;
+  bool whole;  // the block's chunk and channels are all there
   __device__ __forceinline__ Own(const Shared<K>& shared, const Place<K>& at, int64_t t0) {
     batch = shared.segment.batch;
     d = shared.channels.first + at.channel;
     t = t0 + at.lane * K::N + at.part * K::kOwn;
     begin = shared.segment.begin;
     end = at.channel < shared.channels.count ? shared.segment.end : begin;
+    whole = t0 >= begin && t0 + K::kRow <= shared.segment.end &&
+            shared.channels.count == K::kChannels;
   }
 };
 
@@ -122,16 +133,34 @@ struct Steps {
   F dt[kItems<F>], dtu[kItems<F>], y[kItems<F>], sum;
 };
 
-// Loads a thread's own steps; after a barrier take_steps() has all of the lane's.
+// A thread's own steps on their way.
 template <typename K>
-__device__ __forceinline__ void load_steps(const ForwardArgs& p, Shared<K>& shared,
-                                           const Place<K>& at, int64_t t0,
-                                           Steps<typename K::F>& steps) {
+struct Loads {
   using F = typename K::F;
-  const Own<K> own(shared, at, t0);
+  Raw<F, K::kOwn> u, delta;
+
+  __device__ __forceinline__ void start(const ForwardArgs& p, const Own<K>& own) {
+    const char* const u_row = p.u.at(own.batch, own.d);
+    const char* const delta_row = p.delta.at(own.batch, own.d);
+    start_load<K::FAST>(delta, p.delta, delta_row, own.t, own.begin, own.end, own.whole);
+    start_load<K::FAST>(u, p.u, u_row, own.t, own.begin, own.end, own.whole);
+    if (!K::FAST) return;
+    if (p.z.given()) prefetch(p.z, p.z.at(own.batch, own.d), own.t, own.end);
+    prefetch(p.delta, delta_row, own.t + K::kRow, own.end);
+    prefetch(p.u, u_row, own.t + K::kRow, own.end);
+  }
+};
+
+// The steps that come with loads; after a barrier take_steps() has all of the lane's.
+template <typename K>
+__device__ __forceinline__ void end_loads(const ForwardArgs& p, Shared<K>& shared,
+                                          const Place<K>& at, const Own<K>& own,
+                                          const Loads<K>& loads, Steps<typename K::F>& steps) {
+  using F = typename K::F;
   F u[K::kOwn], dt[K::kOwn];
-  load_times(p.u, p.u.at(own.batch, own.d), own.t, own.begin, own.end, u);
-  load_dt(p, p.delta.at(own.batch, own.d), shared.bias[at.channel], own.t, own.begin, own.end, dt);
+  loads.delta.get(p.delta.dtype, dt);
+  to_dt(p, shared.bias[at.channel], own.t, own.begin, own.end, own.whole, dt);
+  end_load<K::FAST>(loads.u, p.u, own.t, own.begin, own.end, own.whole, u);
   const F skip = shared.skip[at.channel];
 #pragma unroll
   for (int i = 0; i < K::N; ++i) {
@@ -163,6 +192,27 @@ __device__ __forceinline__ void take_steps(const Shared<K>& shared, const Place<
   for (int i = 0; i < K::N; ++i) steps.sum += steps.dt[i];
 }
 
+// The chunk's steps and its first tile: all loads start before anything waits for one.
+template <typename K>
+__device__ __forceinline__ void begin_chunk(const ForwardArgs& p, Shared<K>& shared,
+                                            const Place<K>& at, int64_t t0,
+                                            Steps<typename K::F>& steps) {
+  const int many = static_cast<int>(min(p.dstate, static_cast<int64_t>(kStates)));
+  Loads<K> loads;
+  Projections<typename K::F, K::TL, kStates, K::FAST> projections;
+  loads.start(p, Own<K>(shared, at, t0));
+  projections.load(p, shared.segment, shared.channels.group, 0, many, t0);
+  __syncthreads();
+  typename Shared<K>::Row& row = shared.rows[0];
+  projections.store(p, shared.segment, shared.channels.group, 0, many, t0, row.B, row.C,
+                    kPitch<K>);
+  // Else A is there: all states are in one tile.
+  if (p.dstate > kStates || t0 == shared.segment.first()) fill_rates(p, shared, 0, many);
+  end_loads(p, shared, at, Own<K>(shared, at, t0), loads, steps);
+  __syncthreads();
+  take_steps(shared, at, steps);
+}
+
 template <typename K>
 __device__ __forceinline__ void store_steps(const ForwardArgs& p, Shared<K>& shared,
                                             const Place<K>& at, int64_t t0,
@@ -192,12 +242,14 @@ __device__ __forceinline__ void store_steps(const ForwardArgs& p, Shared<K>& sha
     store_times(p.ungated, p.ungated.at(own.batch, own.d), own.t, own.begin, own.end, y);
   }
   if (p.z.given()) {
+    Raw<F, K::kOwn> raw;
     F z[K::kOwn];
-    load_times(p.z, p.z.at(own.batch, own.d), own.t, own.begin, own.end, z);
+    start_load<K::FAST>(raw, p.z, p.z.at(own.batch, own.d), own.t, own.begin, own.end, own.whole);
+    end_load<K::FAST>(raw, p.z, own.t, own.begin, own.end, own.whole, z);
 #pragma unroll
     for (int i = 0; i < K::kOwn; ++i) y[i] *= z[i] * sigmoid(z[i]);
   }
-  store_times(p.out, p.out.at(own.batch, own.d), own.t, own.begin, own.end, y);
+  store_times(p.out, p.out.at(own.batch, own.d), own.t, own.begin, own.end, y, own.whole);
 }
 
 // B or C of a lane's steps: from the tile, or the channel's number if constant in time.
@@ -206,9 +258,9 @@ __device__ __forceinline__ void read_projection(const View& v, bool constant, co
                                                 int channel, int n, const typename K::F* row,
                                                 typename K::F (&x)[K::N]) {
   using F = typename K::F;
-  if (K::CONSTANTS && constant) {
+  if (!K::FAST && constant) {
     const bool active = channel < s.channels.count;
-    const F value = active ? load<F>(v.at(s.channels.first + channel, n), v.dtype) : F(0);
+    const F value = active ? load_number<F>(v.at(s.channels.first + channel, n), v.dtype) : F(0);
 #pragma unroll
     for (int i = 0; i < K::N; ++i) x[i] = value;
   } else {
@@ -261,15 +313,18 @@ __global__ void __launch_bounds__(kThreads, BLOCKS) forward(const ForwardArgs p)
   const Place<K> at;
   const int dstate = static_cast<int>(p.dstate);
   begin_block(p, shared);
-  for (int64_t t0 = shared.segment.first(); t0 < shared.segment.end; t0 += K::kRow) {
+  for (int chunk = 0;; ++chunk) {
+    const int64_t t0 = shared.segment.first() + static_cast<int64_t>(chunk) * K::kRow;
+    if (t0 >= shared.segment.end) break;
     Steps<typename K::F> steps;
-    for (int n0 = 0; n0 < dstate; n0 += kStates) {
+    begin_chunk(p, shared, at, t0, steps);
+    add_states(p, shared, at, 0, min(kStates, dstate), steps);
+#pragma unroll 1
+    for (int n0 = kStates; n0 < dstate; n0 += kStates) {
       const int many = min(kStates, dstate - n0);
       __syncthreads();
       fill_tiles(p, shared, n0, many, t0);
-      if (n0 == 0) load_steps(p, shared, at, t0, steps);
       __syncthreads();
-      if (n0 == 0) take_steps(shared, at, steps);
       add_states(p, shared, at, n0, many, steps);
     }
     store_steps(p, shared, at, t0, steps);
@@ -304,10 +359,10 @@ cudaError_t run(const ScanForwardParams& params, cudaStream_t stream) {
   p.ungated = view(params.ungated);
   p.last_states = view(params.last_states);
   if constexpr (sizeof(F) == 8) {
-    return run_form<Form<F, 8, 1, true>, 1>(p, stream);
+    return run_form<Form<F, 8, 1, false>, 1>(p, stream);
   } else {
-    if (p.B_constant || p.C_constant) return run_form<Form<F, 8, 1, true>, 2>(p, stream);
-    return run_form<Form<F, FWD_TL, FWD_SPLIT, false>, FWD_MINB>(p, stream);
+    if (!suits_vectors(p)) return run_form<Form<F, 16, 1, false>, 2>(p, stream);
+    return run_form<Form<F, FWD_TL, FWD_SPLIT, true>, FWD_MINB>(p, stream);
   }
 }
 

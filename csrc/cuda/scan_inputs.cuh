@@ -28,6 +28,13 @@ struct Inputs {
   }
 };
 
+// Whether all rows are read by vectors, to their ends, and B and C change in time.
+inline bool suits_vectors(const Inputs& p) {
+  if (p.B_constant || p.C_constant || p.sequences.seqlen % kItems<float> != 0) return false;
+  return p.u.vectors && p.delta.vectors && p.B.vectors && p.C.vectors &&
+         (!p.z.given() || p.z.vectors);
+}
+
 inline Inputs make_inputs(const ScanInputs& in) {
   Inputs p{};
   p.u = view(in.u);
@@ -78,32 +85,36 @@ struct TileRow {
     return (vector % kOfLane * TL + vector / kOfLane) * kVector;
   }
 
-  // Rows of states n0 .. n0 + count - 1 of B or C, up to STATES, to rows pitch apart.
+  // Rows of states n0 .. n0 + count - 1 of B or C, up to STATES, to rows of shared memory pitch
+  // apart: load() starts the loads, store() ends them. For a chunk that has all its steps.
   template <int STATES>
-  static __device__ __forceinline__ void fill(const View& v, const Segment& s, int64_t group,
-                                              int n0, int count, int64_t t0, F* to, int pitch) {
-    constexpr int rounds = (STATES + kTogether - 1) / kTogether;
-    if (!v.vectors || t0 < s.begin || t0 + kSize > s.end) {
-      fill_any(v, s, group, n0, count, t0, to, pitch);
-      return;
-    }
-    const int q = threadIdx.x % kVectors, first = threadIdx.x / kVectors;
-    const char* const from =
-        v.at(s.batch, group, n0 + first) + (t0 + q * kVector) * v.step;
-    to += first * pitch + place(q);
-    F x[rounds][kVector];
+  struct Pending {
+    static constexpr int kRounds = (STATES + kTogether - 1) / kTogether;
+    Raw<F, kVector> raw[kRounds];
+
+    __device__ __forceinline__ void load(const View& v, const Segment& s, int64_t group, int n0,
+                                         int count, int64_t t0) {
+      const int q = threadIdx.x % kVectors, first = threadIdx.x / kVectors;
+      const char* const from = v.at(s.batch, group, n0) + (t0 + q * kVector) * v.step;
 #pragma unroll
-    for (int i = 0; i < rounds; ++i) {
-      if (first + i * kTogether < count) {
-        load_adjacent(from + i * kTogether * v.strides[2], v.dtype, x[i]);
+      for (int i = 0; i < kRounds; ++i) {
+        const int n = min(first + i * kTogether, count - 1);
+        raw[i].load_adjacent(from + n * v.strides[2], v.dtype);
       }
     }
+    __device__ __forceinline__ void store(const View& v, int count, F* to, int pitch) const {
+      const int q = threadIdx.x % kVectors, first = threadIdx.x / kVectors;
+      to += first * pitch + place(q);
 #pragma unroll
-    for (int i = 0; i < rounds; ++i) {
-      if (first + i * kTogether < count) store_vector(to + i * kTogether * pitch, x[i]);
+      for (int i = 0; i < kRounds; ++i) {
+        F x[kVector];
+        raw[i].get(v.dtype, x);
+        if (first + i * kTogether < count) store_vector(to + i * kTogether * pitch, x);
+      }
     }
-  }
+  };
 
+  // The same at once, for any chunk and strides.
   static __device__ __forceinline__ void fill_any(const View& v, const Segment& s, int64_t group,
                                                   int n0, int count, int64_t t0, F* to,
                                                   int pitch) {
@@ -131,26 +142,34 @@ struct TileRow {
 };
 
 // f(channel, state) for up to STATES states of CHANNELS channels to shared memory, pitch apart from
-// state to state; 0 for channels that there are not.
-template <int STATES, int CHANNELS, typename F, typename Function>
-__device__ __forceinline__ void fill_channels(int states, int count, F* to, int pitch,
-                                              Function&& f) {
-  constexpr int all = STATES * CHANNELS, rounds = (all + kThreads - 1) / kThreads;
+// state to state; 0 for channels that there are not. load() starts the loads, store() ends them.
+template <typename F, int STATES, int CHANNELS>
+struct PendingChannels {
+  static constexpr int kAll = STATES * CHANNELS, kRounds = (kAll + kThreads - 1) / kThreads;
   static_assert(kThreads % STATES == 0, "a thread has one state");
-  const int n = threadIdx.x % STATES, first = threadIdx.x / STATES;
-  if (n >= states || (all < kThreads && threadIdx.x >= all)) return;
+  F x[kRounds] = {};
+
+  template <typename Function>
+  __device__ __forceinline__ void load(int states, int count, Function&& f) {
+    const int n = threadIdx.x % STATES, first = threadIdx.x / STATES;
 #pragma unroll
-  for (int i = 0; i < rounds; ++i) {
-    const int channel = first + i * (kThreads / STATES);
-    to[n * pitch + channel] = channel < count ? f(channel, n) : F(0);
+    for (int i = 0; i < kRounds; ++i) {
+      const int channel = first + i * (kThreads / STATES);
+      x[i] = n < states && channel < count ? f(channel, n) : F(0);
+    }
   }
-}
+  __device__ __forceinline__ void store(int states, F* to, int pitch) const {
+    const int n = threadIdx.x % STATES, first = threadIdx.x / STATES;
+    if (n >= states || (kAll < kThreads && threadIdx.x >= kAll)) return;
+#pragma unroll
+    for (int i = 0; i < kRounds; ++i) to[n * pitch + first + i * (kThreads / STATES)] = x[i];
+  }
+};
 
 // Delta of steps to dt; 0 outside the segment, where a step changes nothing.
 template <typename F, int N>
-__device__ __forceinline__ void load_dt(const Inputs& p, const char* row, F bias, int64_t t,
-                                        int64_t begin, int64_t end, F (&dt)[N]) {
-  load_times(p.delta, row, t, begin, end, dt);
+__device__ __forceinline__ void to_dt(const Inputs& p, F bias, int64_t t, int64_t begin,
+                                      int64_t end, bool whole, F (&dt)[N]) {
   if (p.softplus) {
 #pragma unroll
     for (int i = 0; i < N; ++i) dt[i] = softplus(dt[i] + bias);
@@ -158,13 +177,41 @@ __device__ __forceinline__ void load_dt(const Inputs& p, const char* row, F bias
 #pragma unroll
     for (int i = 0; i < N; ++i) dt[i] += bias;
   }
-  if (t >= begin && t + N <= end) return;
+  if (whole || (t >= begin && t + N <= end)) return;
   const Part part(t, begin, end, N);
 #pragma unroll
   for (int i = 0; i < N; ++i) {
     if (!part.has(i)) dt[i] = 0;
   }
 }
+
+// B and C of the states from n0 on to two tiles; load() starts as much as registers allow.
+template <typename F, int TL, int STATES, bool FAST>
+struct Projections {
+  using Tile = TileRow<F, TL>;
+  typename Tile::template Pending<STATES> B, C;
+
+  static __device__ __forceinline__ bool whole(const Segment& s, int64_t t0) {
+    return FAST && t0 >= s.begin && t0 + Tile::kSize <= s.end;
+  }
+  __device__ __forceinline__ void load(const Inputs& p, const Segment& s, int64_t group, int n0,
+                                       int count, int64_t t0) {
+    if (!whole(s, t0)) return;
+    B.load(p.B, s, group, n0, count, t0);
+    C.load(p.C, s, group, n0, count, t0);
+  }
+  __device__ __forceinline__ void store(const Inputs& p, const Segment& s, int64_t group, int n0,
+                                        int count, int64_t t0, F* to_B, F* to_C,
+                                        int pitch) const {
+    if (whole(s, t0)) {
+      B.store(p.B, count, to_B, pitch);
+      C.store(p.C, count, to_C, pitch);
+      return;
+    }
+    if (!p.B_constant) Tile::fill_any(p.B, s, group, n0, count, t0, to_B, pitch);
+    if (!p.C_constant) Tile::fill_any(p.C, s, group, n0, count, t0, to_C, pitch);
+  }
+};
 
 // One step of a scan over (P, H): lanes that have one OFFSET before them take it in.
 template <int TL, int OFFSET>

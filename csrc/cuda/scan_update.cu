@@ -35,7 +35,7 @@ template <int BYTES>
 struct Eight {
   uint32_t w[2 * BYTES];
 
-  __device__ __forceinline__ explicit Eight(const char* from) {
+  __device__ __forceinline__ void load(const char* from) {
     const uint4 q = *reinterpret_cast<const uint4*>(from);
     w[0] = q.x, w[1] = q.y, w[2] = q.z, w[3] = q.w;
     if constexpr (BYTES == 4) {
@@ -68,7 +68,7 @@ __device__ __forceinline__ uint32_t load_bits(const char* from) {
                     : *reinterpret_cast<const uint16_t*>(from);
 }
 
-// A lane has eight states of a channel, of ENTRIES batch entries one after another. The state's
+// A lane has eight states of a channel, of ENTRIES batch entries. The state's
 // elements have STATE bytes, those of x, dt, z, B, C and out, of one type, X.
 template <int STATE, int X, int ENTRIES>
 __global__ void __launch_bounds__(kThreads) update_fast(const UpdateArgs p) {
@@ -89,38 +89,49 @@ __global__ void __launch_bounds__(kThreads) update_fast(const UpdateArgs p) {
   } else {
     load_vector(reinterpret_cast<const float*>(p.A.at(h, d)) + lane * 8, A);
   }
+  Eight<STATE> states[ENTRIES];
+  Eight<X> raw_B[ENTRIES], raw_C[ENTRIES];
+  uint32_t raw_dt[ENTRIES], raw_x[ENTRIES], raw_z[ENTRIES];
+  int64_t rows[ENTRIES];
 #pragma unroll
   for (int e = 0; e < ENTRIES; ++e) {
-    const int64_t b = min(first + e, p.batch - 1), row = p.row(b);
-    const bool used = row >= 0 && row < p.states;
-    char* const place = p.state.at(used ? row : 0, h, d) + at_state;
-    const Eight<STATE> state(place);
-    const Eight<X> raw_B(p.B.at(b, group) + at_x), raw_C(p.C.at(b, group) + at_x);
-    const uint32_t raw_dt = load_bits<X>(p.dt.at(b, h, d)), raw_x = load_bits<X>(p.x.at(b, h, d));
-    const uint32_t raw_z = gated ? load_bits<X>(p.z.at(b, h, d)) : 0;
-    const float x = to_float(raw_x, p.x.dtype);
-    float dt = to_float(raw_dt, p.x.dtype) + bias, y = 0;
+    const int64_t b = min(first + e, p.batch - 1);
+    rows[e] = p.row(b);
+    const bool used = rows[e] >= 0 && rows[e] < p.states;
+    states[e].load(p.state.at(used ? rows[e] : 0, h, d) + at_state);
+    raw_dt[e] = load_bits<X>(p.dt.at(b, h, d));
+    raw_x[e] = load_bits<X>(p.x.at(b, h, d));
+    raw_z[e] = gated ? load_bits<X>(p.z.at(b, h, d)) : 0;
+    raw_B[e].load(p.B.at(b, group) + at_x);
+    raw_C[e].load(p.C.at(b, group) + at_x);
+  }
+#pragma unroll
+  for (int e = 0; e < ENTRIES; ++e) {
+    const bool used = rows[e] >= 0 && rows[e] < p.states;
+    const bool mine = own == channel && first + e < p.batch;
+    const float x = to_float(raw_x[e], p.x.dtype);
+    float dt = to_float(raw_dt[e], p.x.dtype) + bias, y = 0;
     if (p.softplus) dt = softplus(dt);
     const float dtx = dt * x, rate = dt * static_cast<float>(kLog2e);
     float B[8], C[8], s[8];
-    raw_B.get(p.x.dtype == CAUSAL_CONV1D_BFLOAT16, B);
-    raw_C.get(p.x.dtype == CAUSAL_CONV1D_BFLOAT16, C);
-    state.get(p.state.dtype == CAUSAL_CONV1D_BFLOAT16, s);
+    raw_B[e].get(p.x.dtype == CAUSAL_CONV1D_BFLOAT16, B);
+    raw_C[e].get(p.x.dtype == CAUSAL_CONV1D_BFLOAT16, C);
+    states[e].get(p.state.dtype == CAUSAL_CONV1D_BFLOAT16, s);
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
       s[i] = fmaf(exp2_of(rate * A[i]), s[i], dtx * B[i]);
       y = fmaf(C[i], s[i], y);
     }
-    const bool mine = own == channel && first + e < p.batch;
     if (used && mine) {
-      store_eight<STATE>(s, p.state.dtype == CAUSAL_CONV1D_BFLOAT16, place);
+      store_eight<STATE>(s, p.state.dtype == CAUSAL_CONV1D_BFLOAT16,
+                         p.state.at(rows[e], h, d) + at_state);
     }
     for (int mask = p.lanes / 2; mask > 0; mask /= 2) y += __shfl_xor_sync(~0u, y, mask);
     y = fmaf(skip, x, y);
-    const float z = to_float(raw_z, p.x.dtype);
+    const float z = to_float(raw_z[e], p.x.dtype);
     if (gated) y *= z * sigmoid(z);
-    if (!used) y = row < 0 ? 0.f : NAN;
-    if (mine && lane == 0) store(p.out.at(b, h, d), p.out.dtype, y);
+    if (!used) y = rows[e] < 0 ? 0.f : NAN;
+    if (mine && lane == 0) store(p.out.at(first + e, h, d), p.out.dtype, y);
   }
 }
 
@@ -136,8 +147,8 @@ __global__ void __launch_bounds__(kThreads) update_any(const UpdateArgs p) {
   const int64_t group = h / p.heads_a_group;
   F dt = 0, x = 0, y = 0;
   if (active) {
-    dt = load<F>(p.dt.at(b, h, d), p.dt.dtype) + load_or(p.dt_bias, F(0), h, d);
-    x = load<F>(p.x.at(b, h, d), p.x.dtype);
+    dt = load_number<F>(p.dt.at(b, h, d), p.dt.dtype) + load_or(p.dt_bias, F(0), h, d);
+    x = load_number<F>(p.x.at(b, h, d), p.x.dtype);
     if (p.softplus) dt = softplus(dt);
   }
   for (int64_t n = lane * V; active && used && n < p.dstate; n += p.lanes * V) {
@@ -157,7 +168,7 @@ __global__ void __launch_bounds__(kThreads) update_any(const UpdateArgs p) {
   if (!active || lane != 0) return;
   y = fma(load_or(p.D, F(0), h, d), x, y);
   if (p.z.given()) {
-    const F z = load<F>(p.z.at(b, h, d), p.z.dtype);
+    const F z = load_number<F>(p.z.at(b, h, d), p.z.dtype);
     y *= z * sigmoid(z);
   }
   if (!used) y = row < 0 ? F(0) : F(NAN);
@@ -216,10 +227,10 @@ bool is_fast(const UpdateArgs& p) {
 
 template <int STATE, int X>
 cudaError_t run_fast(UpdateArgs& p, cudaStream_t stream) {
-  constexpr int entries = 2;
+  constexpr int entries = STATE == 2 && X == 2 ? 4 : 2;
   p.lanes = static_cast<int>(p.dstate / 8);
   p.channel_blocks = divide_up(p.heads * p.dim * p.lanes, kThreads);
-  // Two where there are enough blocks for it.
+  // Several where there are enough blocks for it.
   if (p.batch * p.channel_blocks < 1024) {
     return launch(update_fast<STATE, X, 1>, p.batch * p.channel_blocks, dim3(kThreads), 0, stream,
                   p);

@@ -63,7 +63,7 @@ __device__ __forceinline__ float to_float(uint32_t bits, int32_t dtype) {
 }
 
 template <typename F>
-__device__ __forceinline__ F load(const void* from, int32_t dtype) {
+__device__ __forceinline__ F load_number(const void* from, int32_t dtype) {
   if constexpr (sizeof(F) == 8) return *static_cast<const double*>(from);
   const uint32_t bits = dtype == CAUSAL_CONV1D_FLOAT32 ? *static_cast<const uint32_t*>(from)
                                                        : *static_cast<const uint16_t*>(from);
@@ -73,7 +73,7 @@ __device__ __forceinline__ F load(const void* from, int32_t dtype) {
 template <typename F>
 __device__ __forceinline__ F load_or(const View& v, F otherwise, int64_t i, int64_t j = 0,
                                      int64_t k = 0) {
-  return v.given() ? load<F>(v.at(i, j, k), v.dtype) : otherwise;
+  return v.given() ? load_number<F>(v.at(i, j, k), v.dtype) : otherwise;
 }
 
 __device__ __forceinline__ uint16_t to_half_word(float x, int32_t dtype) {
@@ -180,18 +180,6 @@ __device__ __forceinline__ void pack(const float (&x)[N], bool bfloat16, uint32_
   }
 }
 
-// N elements from an aligned place, one after another.
-template <typename F, int N>
-__device__ __forceinline__ void load_adjacent(const char* from, int32_t dtype, F (&x)[N]) {
-  if (sizeof(F) == 8 || dtype == CAUSAL_CONV1D_FLOAT32) {
-    load_vector(reinterpret_cast<const F*>(from), x);
-  } else if constexpr (sizeof(F) == 4) {
-    uint32_t w[N / 2];
-    load_words<N>(from, w);
-    unpack<N>(w, dtype == CAUSAL_CONV1D_BFLOAT16, x);
-  }
-}
-
 // Those of t .. t + N - 1 that are in begin .. end - 1, as first .. last - 1.
 struct Part {
   int first, last;
@@ -202,37 +190,110 @@ struct Part {
   __device__ __forceinline__ bool has(int i) const { return i >= first && i < last; }
 };
 
-// Time steps t .. t + N - 1 of a row; 0 outside begin .. end - 1. t is a multiple of N.
+// N adjacent elements as they lie in memory, or as floats: a thread starts all its loads before it
+// converts what comes first. Two elements of 16 bits are in one number.
 template <typename F, int N>
-__device__ __forceinline__ void load_times(const View& v, const char* row, int64_t t,
-                                           int64_t begin, int64_t end, F (&x)[N]) {
-  const char* p = row + t * v.step;
-  if (v.vectors && t >= begin && t + N <= end) {
-    load_adjacent(p, v.dtype, x);
-    return;
+struct Raw {
+  F x[N] = {};  // or registers would be kept for what it held before
+
+  __device__ __forceinline__ void load_adjacent(const char* from, int32_t dtype) {
+    if (sizeof(F) == 8 || dtype == CAUSAL_CONV1D_FLOAT32) {
+      load_vector(reinterpret_cast<const F*>(from), x);
+    } else if constexpr (sizeof(F) == 4) {
+      uint32_t w[N / 2];
+      load_words<N>(from, w);
+#pragma unroll
+      for (int i = 0; i < N / 2; ++i) x[i] = __uint_as_float(w[i]);
+    }
   }
+
+  // Time steps t .. t + N - 1 of a row, where any of them is in begin .. end - 1; 0 where none is. t
+  // is a multiple of N, v.vectors true, and the row's length a multiple of N, so that all are there.
+  __device__ __forceinline__ void load_together(const View& v, const char* row, int64_t t,
+                                                int64_t begin, int64_t end, bool whole) {
+    if (whole || (t < end && t + N > begin)) load_adjacent(row + t * v.step, v.dtype);
+  }
+
+  // The same for any strides, and 0 outside begin .. end - 1.
+  __device__ __forceinline__ void load_any(const View& v, const char* row, int64_t t,
+                                           int64_t begin, int64_t end) {
+    const char* p = row + t * v.step;
+    if (v.vectors && t >= begin && t + N <= end) {
+      load_adjacent(p, v.dtype);
+      return;
+    }
+    const Part part(t, begin, end, N);
+    if (sizeof(F) == 8 || v.dtype == CAUSAL_CONV1D_FLOAT32) {
+#pragma unroll
+      for (int i = 0; i < N; ++i) {
+        x[i] = part.has(i) ? *reinterpret_cast<const F*>(p + i * v.step) : F(0);
+      }
+    } else if constexpr (sizeof(F) == 4) {
+      uint32_t bits[N];
+#pragma unroll
+      for (int i = 0; i < N; ++i) {
+        bits[i] = part.has(i) ? *reinterpret_cast<const uint16_t*>(p + i * v.step) : 0;
+      }
+#pragma unroll
+      for (int i = 0; i < N / 2; ++i) {
+        x[i] = __uint_as_float(bits[2 * i] | bits[2 * i + 1] << 16);
+      }
+    }
+  }
+
+  __device__ __forceinline__ void get(int32_t dtype, F (&to)[N]) const {
+    if (sizeof(F) == 8 || dtype == CAUSAL_CONV1D_FLOAT32) {
+#pragma unroll
+      for (int i = 0; i < N; ++i) to[i] = x[i];
+    } else if constexpr (sizeof(F) == 4) {
+      uint32_t w[N / 2];
+#pragma unroll
+      for (int i = 0; i < N / 2; ++i) w[i] = __float_as_uint(x[i]);
+      unpack<N>(w, dtype == CAUSAL_CONV1D_BFLOAT16, to);
+    }
+  }
+};
+
+// FAST tells which of the two ways suits all tensors of a call.
+template <bool FAST, typename F, int N>
+__device__ __forceinline__ void start_load(Raw<F, N>& raw, const View& v, const char* row,
+                                           int64_t t, int64_t begin, int64_t end, bool whole) {
+  if constexpr (FAST) {
+    raw.load_together(v, row, t, begin, end, whole);
+  } else {
+    raw.load_any(v, row, t, begin, end);
+  }
+}
+template <bool FAST, typename F, int N>
+__device__ __forceinline__ void end_load(const Raw<F, N>& raw, const View& v, int64_t t,
+                                         int64_t begin, int64_t end, bool whole, F (&x)[N]) {
+  raw.get(v.dtype, x);
+  if (!FAST || whole || (t >= begin && t + N <= end)) return;
   const Part part(t, begin, end, N);
-  if (sizeof(F) == 8 || v.dtype == CAUSAL_CONV1D_FLOAT32) {
 #pragma unroll
-    for (int i = 0; i < N; ++i) {
-      x[i] = part.has(i) ? *reinterpret_cast<const F*>(p + i * v.step) : F(0);
-    }
-  } else if constexpr (sizeof(F) == 4) {
-    uint32_t bits[N];
-#pragma unroll
-    for (int i = 0; i < N; ++i) {
-      bits[i] = part.has(i) ? *reinterpret_cast<const uint16_t*>(p + i * v.step) : 0;
-    }
-#pragma unroll
-    for (int i = 0; i < N; ++i) x[i] = to_float(bits[i], v.dtype);
+  for (int i = 0; i < N; ++i) {
+    if (!part.has(i)) x[i] = 0;
   }
 }
 
 template <typename F, int N>
+__device__ __forceinline__ void load_times(const View& v, const char* row, int64_t t,
+                                           int64_t begin, int64_t end, F (&x)[N]) {
+  Raw<F, N> raw;
+  raw.load_any(v, row, t, begin, end);
+  raw.get(v.dtype, x);
+}
+
+// Brings steps that are read later near, if they can be read together.
+__device__ __forceinline__ void prefetch(const View& v, const char* row, int64_t t, int64_t end) {
+  if (v.vectors && t < end) asm volatile("prefetch.global.L1 [%0];" ::"l"(row + t * v.step));
+}
+
+template <typename F, int N>
 __device__ __forceinline__ void store_times(const View& v, char* row, int64_t t, int64_t begin,
-                                            int64_t end, const F (&x)[N]) {
+                                            int64_t end, const F (&x)[N], bool whole = false) {
   char* p = row + t * v.step;
-  if (v.vectors && t >= begin && t + N <= end) {
+  if (v.vectors && (whole || (t >= begin && t + N <= end))) {
     if (sizeof(F) == 8 || v.dtype == CAUSAL_CONV1D_FLOAT32) {
       store_vector(reinterpret_cast<F*>(p), x);
     } else if constexpr (sizeof(F) == 4) {
