@@ -1,0 +1,386 @@
+// Forward of the selective scan. A block takes its channels of a sequence from the first chunk of
+// steps to the last; states go from chunk to chunk in shared memory. With few channels, SPLIT warps
+// share the states of a channel, so that there are more warps; they share the work on steps too.
+#include "scan_inputs.cuh"
+#include "scan_launch.cuh"
+
+namespace causal_conv1d::gpu::scan {
+namespace {
+
+constexpr int kStates = 16;  // of a tile
+
+struct ForwardArgs : Inputs {
+  View out, ungated, last_states;
+};
+
+// One choice of kernel.
+template <typename Float, int LANES, int SPLIT_, bool FAST_>
+struct Form {
+  using F = Float;
+  static constexpr int TL = LANES, SPLIT = SPLIT_, kChannels = kWarps / SPLIT * (32 / TL);
+  static constexpr int N = kItems<F>, kOwn = N / SPLIT, kRow = kSteps<F, TL>;
+  static constexpr bool FAST = FAST_;  // suits_vectors(), as all tensors do
+};
+
+// What is needed once a chunk is kept here too, to leave the registers to the loop over states.
+// Behind it lie the states, dstate * kChannels.
+template <typename K>
+struct Shared {
+  using F = typename K::F;
+  struct alignas(16) Row {
+    F B[K::kRow], C[K::kRow], A[K::kChannels];  // A times log2(e)
+  };
+  Row rows[kStates];
+  // Of SPLIT warps: dt, dt u, and y of what is another's.
+  alignas(16) F exchange[K::SPLIT == 1 ? 4 : 3 * K::kChannels * K::kRow];
+  F bias[K::kChannels], skip[K::kChannels];
+  Segment segment;
+  int64_t sequence;
+  Channels<K::kChannels> channels;
+
+  __device__ __forceinline__ F* states() { return reinterpret_cast<F*>(this + 1); }
+};
+template <typename K>
+constexpr int kPitch = sizeof(typename Shared<K>::Row) / sizeof(typename K::F);
+
+// A thread's channel in the block, its lane in time, and which part of the states it takes.
+template <typename K>
+struct Place {
+  int channel, lane, part;
+  __device__ __forceinline__ Place() {
+    const int place = threadIdx.x / K::TL;
+    channel = place % K::kChannels;
+    part = place / K::kChannels;
+    lane = threadIdx.x % K::TL;
+  }
+};
+
+template <typename K>
+__device__ __forceinline__ void begin_block(const ForwardArgs& p, Shared<K>& shared) {
+  using F = typename K::F;
+  constexpr int channels = K::kChannels;
+  const int64_t blocks = p.groups * p.blocks_a_group(channels), sequence = blockIdx.x / blocks;
+  const Channels<channels> own(p, blockIdx.x % blocks);
+  if (threadIdx.x == 0) {
+    shared.segment = p.sequences.segment(sequence);
+    shared.sequence = sequence;
+    shared.channels = own;
+  }
+  if (threadIdx.x < channels) {
+    const bool active = static_cast<int>(threadIdx.x) < own.count;
+    const int64_t d = own.first + threadIdx.x;
+    shared.bias[threadIdx.x] = active ? load_or(p.delta_bias, F(0), d) : F(0);
+    shared.skip[threadIdx.x] = active ? load_or(p.D, F(0), d) : F(0);
+  }
+  const int dstate = static_cast<int>(p.dstate);
+  for (int n0 = 0; n0 < dstate; n0 += kStates) {
+    PendingChannels<F, kStates, channels> states;
+    states.load(dstate - n0, own.count, [&](int channel, int n) {
+      return load_or(p.initial_states, F(0), sequence, own.first + channel, n0 + n);
+    });
+    states.store(dstate - n0, shared.states() + n0 * channels, channels);
+  }
+  __syncthreads();
+}
+
+template <typename K>
+__device__ __forceinline__ void fill_rates(const ForwardArgs& p, Shared<K>& shared, int n0,
+                                           int many) {
+  using F = typename K::F;
+  const int64_t first = shared.channels.first;
+  PendingChannels<F, kStates, K::kChannels> A;
+  A.load(many, shared.channels.count, [&](int channel, int n) {
+    return load_number<F>(p.A.at(first + channel, n0 + n), p.A.dtype) * F(kLog2e);
+  });
+  A.store(many, shared.rows[0].A, kPitch<K>);
+}
+
+// Tiles of the states from n0 on.
+template <typename K>
+__device__ __forceinline__ void fill_tiles(const ForwardArgs& p, Shared<K>& shared, int n0,
+                                           int many, int64_t t0) {
+  using Tile = TileRow<typename K::F, K::TL>;
+  const Segment s = shared.segment;
+  const int64_t group = shared.channels.group;
+  if (K::FAST || !p.B_constant) {
+    Tile::fill_any(p.B, s, group, n0, many, t0, shared.rows[0].B, kPitch<K>);
+  }
+  if (K::FAST || !p.C_constant) {
+    Tile::fill_any(p.C, s, group, n0, many, t0, shared.rows[0].C, kPitch<K>);
+  }
+  fill_rates(p, shared, n0, many);
+}
+
+// Where a thread reads and writes: kOwn steps from t on, of its channel.
+template <typename K>
+struct Own {
+  int64_t batch, d, t, begin, end;
+  bool whole;  // the block's chunk and channels are all there
+  __device__ __forceinline__ Own(const Shared<K>& shared, const Place<K>& at, int64_t t0) {
+    batch = shared.segment.batch;
+    d = shared.channels.first + at.channel;
+    t = t0 + at.lane * K::N + at.part * K::kOwn;
+    begin = shared.segment.begin;
+    end = at.channel < shared.channels.count ? shared.segment.end : begin;
+    whole = t0 >= begin && t0 + K::kRow <= shared.segment.end &&
+            shared.channels.count == K::kChannels;
+  }
+};
+
+// What a thread knows of its lane's steps.
+template <typename F>
+struct Steps {
+  F dt[kItems<F>], dtu[kItems<F>], y[kItems<F>], sum;
+};
+
+// A thread's own steps on their way.
+template <typename K>
+struct Loads {
+  using F = typename K::F;
+  Raw<F, K::kOwn> u, delta;
+
+  __device__ __forceinline__ void start(const ForwardArgs& p, const Own<K>& own) {
+    const char* const u_row = p.u.at(own.batch, own.d);
+    const char* const delta_row = p.delta.at(own.batch, own.d);
+    start_load<K::FAST>(delta, p.delta, delta_row, own.t, own.begin, own.end, own.whole);
+    start_load<K::FAST>(u, p.u, u_row, own.t, own.begin, own.end, own.whole);
+    if (!K::FAST) return;
+    if (p.z.given()) prefetch(p.z, p.z.at(own.batch, own.d), own.t, own.end);
+    prefetch(p.delta, delta_row, own.t + K::kRow, own.end);
+    prefetch(p.u, u_row, own.t + K::kRow, own.end);
+  }
+};
+
+// The steps that come with loads; after a barrier take_steps() has all of the lane's.
+template <typename K>
+__device__ __forceinline__ void end_loads(const ForwardArgs& p, Shared<K>& shared,
+                                          const Place<K>& at, const Own<K>& own,
+                                          const Loads<K>& loads, Steps<typename K::F>& steps) {
+  using F = typename K::F;
+  F u[K::kOwn], dt[K::kOwn];
+  loads.delta.get(p.delta.dtype, dt);
+  to_dt(p, shared.bias[at.channel], own.t, own.begin, own.end, own.whole, dt);
+  end_load<K::FAST>(loads.u, p.u, own.t, own.begin, own.end, own.whole, u);
+  const F skip = shared.skip[at.channel];
+#pragma unroll
+  for (int i = 0; i < K::N; ++i) {
+    const bool mine = K::SPLIT == 1 || i / K::kOwn == at.part;
+    steps.y[i] = mine ? skip * u[i % K::kOwn] : F(0);
+  }
+#pragma unroll
+  for (int i = 0; i < K::kOwn; ++i) u[i] *= dt[i];
+  if constexpr (K::SPLIT == 1) {
+#pragma unroll
+    for (int i = 0; i < K::N; ++i) steps.dt[i] = dt[i], steps.dtu[i] = u[i];
+  } else {
+    F* const to = shared.exchange + (at.channel * K::TL + at.lane) * K::N + at.part * K::kOwn;
+    store_vector(to, dt);
+    store_vector(to + K::kChannels * K::kRow, u);
+  }
+}
+
+template <typename K>
+__device__ __forceinline__ void take_steps(const Shared<K>& shared, const Place<K>& at,
+                                           Steps<typename K::F>& steps) {
+  if constexpr (K::SPLIT > 1) {
+    const auto* const from = shared.exchange + (at.channel * K::TL + at.lane) * K::N;
+    load_vector(from, steps.dt);
+    load_vector(from + K::kChannels * K::kRow, steps.dtu);
+  }
+  steps.sum = 0;
+#pragma unroll
+  for (int i = 0; i < K::N; ++i) steps.sum += steps.dt[i];
+}
+
+// The chunk's steps and its first tile: all loads start before anything waits for one.
+template <typename K>
+__device__ __forceinline__ void begin_chunk(const ForwardArgs& p, Shared<K>& shared,
+                                            const Place<K>& at, int64_t t0,
+                                            Steps<typename K::F>& steps) {
+  const int many = static_cast<int>(min(p.dstate, static_cast<int64_t>(kStates)));
+  Loads<K> loads;
+  Projections<typename K::F, K::TL, kStates, K::FAST> projections;
+  loads.start(p, Own<K>(shared, at, t0));
+  projections.load(p, shared.segment, shared.channels.group, 0, many, t0);
+  __syncthreads();
+  typename Shared<K>::Row& row = shared.rows[0];
+  projections.store(p, shared.segment, shared.channels.group, 0, many, t0, row.B, row.C,
+                    kPitch<K>);
+  // Else A is there: all states are in one tile.
+  if (p.dstate > kStates || t0 == shared.segment.first()) fill_rates(p, shared, 0, many);
+  end_loads(p, shared, at, Own<K>(shared, at, t0), loads, steps);
+  __syncthreads();
+  take_steps(shared, at, steps);
+}
+
+template <typename K>
+__device__ __forceinline__ void store_steps(const ForwardArgs& p, Shared<K>& shared,
+                                            const Place<K>& at, int64_t t0,
+                                            const Steps<typename K::F>& steps) {
+  using F = typename K::F;
+  F y[K::kOwn];
+#pragma unroll
+  for (int i = 0; i < K::kOwn; ++i) y[i] = steps.y[i];
+  if constexpr (K::SPLIT > 1) {
+    static_assert(K::SPLIT == 2, "each gives the other's half and takes its own");
+    F other[K::kOwn];
+    F* const place = shared.exchange + (2 * K::kChannels * K::TL + at.channel * K::TL + at.lane) *
+                                           K::N;
+#pragma unroll
+    for (int i = 0; i < K::kOwn; ++i) {
+      other[i] = at.part == 0 ? steps.y[K::kOwn + i] : steps.y[i];
+      y[i] = at.part == 0 ? steps.y[i] : steps.y[K::kOwn + i];
+    }
+    store_vector(place + at.part * K::kOwn, other);
+    __syncthreads();
+    load_vector(place + (1 - at.part) * K::kOwn, other);
+#pragma unroll
+    for (int i = 0; i < K::kOwn; ++i) y[i] += other[i];
+  }
+  const Own<K> own(shared, at, t0);
+  if (p.ungated.given()) {
+    store_times(p.ungated, p.ungated.at(own.batch, own.d), own.t, own.begin, own.end, y);
+  }
+  if (p.z.given()) {
+    Raw<F, K::kOwn> raw;
+    F z[K::kOwn];
+    start_load<K::FAST>(raw, p.z, p.z.at(own.batch, own.d), own.t, own.begin, own.end, own.whole);
+    end_load<K::FAST>(raw, p.z, own.t, own.begin, own.end, own.whole, z);
+#pragma unroll
+    for (int i = 0; i < K::kOwn; ++i) y[i] *= z[i] * sigmoid(z[i]);
+  }
+  store_times(p.out, p.out.at(own.batch, own.d), own.t, own.begin, own.end, y, own.whole);
+}
+
+// B or C of a lane's steps: from the tile, or the channel's number if constant in time.
+template <typename K>
+__device__ __forceinline__ void read_projection(const View& v, bool constant, const Shared<K>& s,
+                                                int channel, int n, const typename K::F* row,
+                                                typename K::F (&x)[K::N]) {
+  using F = typename K::F;
+  if (!K::FAST && constant) {
+    const bool active = channel < s.channels.count;
+    const F value = active ? load_number<F>(v.at(s.channels.first + channel, n), v.dtype) : F(0);
+#pragma unroll
+    for (int i = 0; i < K::N; ++i) x[i] = value;
+  } else {
+    TileRow<F, K::TL>::read(row, x);
+  }
+}
+
+// Adds to y the part of states n0 + at.part, n0 + at.part + SPLIT, ...
+template <typename K>
+__device__ __forceinline__ void add_states(const ForwardArgs& p, Shared<K>& shared,
+                                           const Place<K>& at, int n0, int many,
+                                           Steps<typename K::F>& steps) {
+  using F = typename K::F;
+  constexpr int N = K::N;
+  const bool first = at.lane == 0, last = at.lane == K::TL - 1;
+  const F* row = shared.rows[at.part].B + at.lane * (16 / sizeof(F));
+  const F* rate = shared.rows[at.part].A + at.channel;
+  F* state = shared.states() + (n0 + at.part) * K::kChannels + at.channel;
+#pragma unroll 1
+  for (int n = at.part; n < many; n += K::SPLIT) {
+    const F A = *rate, carry = first ? *state : F(0);
+    F a[N], x[N], c[N];
+    read_projection(p.B, p.B_constant, shared, at.channel, n0 + n, row, x);
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+      a[i] = exp2_of(steps.dt[i] * A);
+      x[i] *= steps.dtu[i];
+    }
+    F end = x[0];
+#pragma unroll
+    for (int i = 1; i < N; ++i) end = fma(a[i], end, x[i]);
+    F h = scan_forward<K::TL>(exp2_of(steps.sum * A), end, carry, first);
+    if (last) *state = end;
+    read_projection(p.C, p.C_constant, shared, at.channel, n0 + n, row + K::kRow, c);
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+      h = fma(a[i], h, x[i]);
+      steps.y[i] = fma(c[i], h, steps.y[i]);
+    }
+    row += K::SPLIT * kPitch<K>;
+    rate += K::SPLIT * kPitch<K>;
+    state += K::SPLIT * K::kChannels;
+  }
+}
+
+template <typename K, int BLOCKS>
+__global__ void __launch_bounds__(kThreads, BLOCKS) forward(const ForwardArgs p) {
+  extern __shared__ __align__(16) char memory[];
+  Shared<K>& shared = *reinterpret_cast<Shared<K>*>(memory);
+  const Place<K> at;
+  const int dstate = static_cast<int>(p.dstate);
+  begin_block(p, shared);
+  for (int chunk = 0;; ++chunk) {
+    const int64_t t0 = shared.segment.first() + static_cast<int64_t>(chunk) * K::kRow;
+    if (t0 >= shared.segment.end) break;
+    Steps<typename K::F> steps;
+    begin_chunk(p, shared, at, t0, steps);
+    add_states(p, shared, at, 0, min(kStates, dstate), steps);
+#pragma unroll 1
+    for (int n0 = kStates; n0 < dstate; n0 += kStates) {
+      const int many = min(kStates, dstate - n0);
+      __syncthreads();
+      fill_tiles(p, shared, n0, many, t0);
+      __syncthreads();
+      add_states(p, shared, at, n0, many, steps);
+    }
+    store_steps(p, shared, at, t0, steps);
+  }
+  if (!p.last_states.given()) return;
+  __syncthreads();
+  for (int i = threadIdx.x; i < shared.channels.count * dstate; i += kThreads) {
+    const int n = i % dstate, channel = i / dstate;
+    store(p.last_states.at(shared.sequence, shared.channels.first + channel, n),
+          p.last_states.dtype, shared.states()[n * K::kChannels + channel]);
+  }
+}
+
+template <typename K, int BLOCKS>
+cudaError_t run_form(const ForwardArgs& p, cudaStream_t stream) {
+  const int64_t blocks = p.sequences.count * p.groups * p.blocks_a_group(K::kChannels);
+  const size_t bytes = sizeof(Shared<K>) + sizeof(typename K::F) * p.dstate * K::kChannels;
+  return launch(forward<K, BLOCKS>, blocks, dim3(kThreads), bytes, stream, p);
+}
+
+#ifndef FWD_TL
+#define FWD_TL 16
+#define FWD_SPLIT 1
+#define FWD_MINB 4
+#endif
+
+template <typename F>
+cudaError_t run(const ScanForwardParams& params, cudaStream_t stream) {
+  ForwardArgs p{};
+  static_cast<Inputs&>(p) = make_inputs(params.inputs);
+  p.out = view(params.out);
+  p.ungated = view(params.ungated);
+  p.last_states = view(params.last_states);
+  if constexpr (sizeof(F) == 8) {
+    return run_form<Form<F, 8, 1, false>, 1>(p, stream);
+  } else {
+    if (!suits_vectors(p)) return run_form<Form<F, 16, 1, false>, 2>(p, stream);
+    return run_form<Form<F, FWD_TL, FWD_SPLIT, true>, FWD_MINB>(p, stream);
+  }
+}
+
+}  // namespace
+}  // namespace causal_conv1d::gpu::scan
+
+int64_t causal_conv1d_cuda_scan_forward_workspace_size(
+    const causal_conv1d_scan_forward_params* params, int) {
+  return causal_conv1d::check(params).code == CAUSAL_CONV1D_OK ? 0 : -1;
+}
+
+causal_conv1d_status causal_conv1d_cuda_scan_forward(
+    const causal_conv1d_scan_forward_params* params, int device, void* stream, void*, int64_t) {
+  using namespace causal_conv1d;
+  const Status status = check(params);
+  if (status.code != CAUSAL_CONV1D_OK) return status;
+  return gpu::scan::run_checked(
+      "selective_scan_fwd", params, params->inputs.u.dtype, device, [&](auto zero) {
+        return gpu::scan::run<decltype(zero)>(*params, static_cast<cudaStream_t>(stream));
+      });
+}

@@ -1,0 +1,313 @@
+// Tensors of any float type and any strides, read and written in the type of the sums, and what the
+// scan's kernels compute with them.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include <cmath>
+#include <cstdint>
+
+#include "../scan_check.h"
+
+namespace causal_conv1d::gpu::scan {
+
+// Time steps that a thread owns: 16 or 32 bytes of a tensor.
+template <typename F>
+constexpr int kItems = sizeof(F) == 8 ? 4 : 8;
+
+// Strides are in bytes. Time is the last dimension; vectors tells that time steps are adjacent and
+// any kItems of them from a multiple of kItems on are aligned for vector access.
+struct View {
+  char* data;
+  int64_t strides[4];
+  int64_t step;  // of the last dimension
+  int32_t dtype;
+  bool vectors;
+
+  __host__ __device__ __forceinline__ bool given() const { return data != nullptr; }
+  __device__ __forceinline__ char* at(int64_t i, int64_t j = 0, int64_t k = 0) const {
+    return data + i * strides[0] + j * strides[1] + k * strides[2];
+  }
+};
+
+inline int64_t element_size(int32_t dtype) {
+  return dtype == CAUSAL_CONV1D_FLOAT64 || dtype == CAUSAL_CONV1D_INT64 ? 8
+         : dtype == CAUSAL_CONV1D_FLOAT32 || dtype == CAUSAL_CONV1D_INT32 ? 4
+                                                                          : 2;
+}
+
+// One without elements counts as not given.
+inline View view(const Tensor4& t) {
+  View v{};
+  if (!has_elements(t)) return v;
+  const int64_t size = element_size(t.dtype);
+  const int last = t.ndim - 1;
+  v.data = static_cast<char*>(t.data);
+  v.dtype = t.dtype;
+  for (int i = 0; i < t.ndim; ++i) v.strides[i] = t.strides[i] * size;
+  v.step = v.strides[last];
+  v.vectors = t.sizes[last] > 1 && v.step == size && reinterpret_cast<uintptr_t>(v.data) % 16 == 0;
+  for (int i = 0; i < last; ++i) {
+    v.vectors = v.vectors && (t.sizes[i] == 1 || v.strides[i] % 16 == 0);
+  }
+  return v;
+}
+
+// The four bytes or fewer of an element as a float. Selects, as callers unroll.
+__device__ __forceinline__ float to_float(uint32_t bits, int32_t dtype) {
+  const float half = __half2float(__ushort_as_half(static_cast<uint16_t>(bits)));
+  const float other = __uint_as_float(dtype == CAUSAL_CONV1D_BFLOAT16 ? bits << 16 : bits);
+  return dtype == CAUSAL_CONV1D_FLOAT16 ? half : other;
+}
+
+template <typename F>
+__device__ __forceinline__ F load_number(const void* from, int32_t dtype) {
+  if constexpr (sizeof(F) == 8) return *static_cast<const double*>(from);
+  const uint32_t bits = dtype == CAUSAL_CONV1D_FLOAT32 ? *static_cast<const uint32_t*>(from)
+                                                       : *static_cast<const uint16_t*>(from);
+  return to_float(bits, dtype);
+}
+
+template <typename F>
+__device__ __forceinline__ F load_or(const View& v, F otherwise, int64_t i, int64_t j = 0,
+                                     int64_t k = 0) {
+  return v.given() ? load_number<F>(v.at(i, j, k), v.dtype) : otherwise;
+}
+
+__device__ __forceinline__ uint16_t to_half_word(float x, int32_t dtype) {
+  return dtype == CAUSAL_CONV1D_BFLOAT16 ? __bfloat16_as_ushort(__float2bfloat16_rn(x))
+                                         : __half_as_ushort(__float2half_rn(x));
+}
+
+template <typename F>
+__device__ __forceinline__ void store(void* to, int32_t dtype, F x) {
+  if constexpr (sizeof(F) == 8) {
+    *static_cast<double*>(to) = x;
+  } else if (dtype == CAUSAL_CONV1D_FLOAT32) {
+    *static_cast<float*>(to) = x;
+  } else {
+    *static_cast<uint16_t*>(to) = to_half_word(x, dtype);
+  }
+}
+
+// N numbers in accesses of 16 bytes, from or to shared or global memory.
+template <typename F, int N>
+__device__ __forceinline__ void load_vector(const F* from, F (&x)[N]) {
+  if constexpr (sizeof(F) == 8) {
+#pragma unroll
+    for (int i = 0; i < N; i += 2) {
+      const double2 v = *reinterpret_cast<const double2*>(from + i);
+      x[i] = v.x, x[i + 1] = v.y;
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < N; i += 4) {
+      const float4 v = *reinterpret_cast<const float4*>(from + i);
+      x[i] = v.x, x[i + 1] = v.y, x[i + 2] = v.z, x[i + 3] = v.w;
+    }
+  }
+}
+template <typename F, int N>
+__device__ __forceinline__ void store_vector(F* to, const F (&x)[N]) {
+  if constexpr (sizeof(F) == 8) {
+#pragma unroll
+    for (int i = 0; i < N; i += 2) {
+      *reinterpret_cast<double2*>(to + i) = make_double2(x[i], x[i + 1]);
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < N; i += 4) {
+      *reinterpret_cast<float4*>(to + i) = make_float4(x[i], x[i + 1], x[i + 2], x[i + 3]);
+    }
+  }
+}
+
+// N elements of 16 bits, in words, in one access.
+template <int N>
+__device__ __forceinline__ void load_words(const char* from, uint32_t (&w)[N / 2]) {
+  if constexpr (N == 8) {
+    const uint4 q = *reinterpret_cast<const uint4*>(from);
+    w[0] = q.x, w[1] = q.y, w[2] = q.z, w[3] = q.w;
+  } else {
+    static_assert(N == 4, "8 or 16 bytes");
+    const uint2 q = *reinterpret_cast<const uint2*>(from);
+    w[0] = q.x, w[1] = q.y;
+  }
+}
+template <int N>
+__device__ __forceinline__ void store_words(const uint32_t (&w)[N / 2], char* to) {
+  if constexpr (N == 8) {
+    *reinterpret_cast<uint4*>(to) = make_uint4(w[0], w[1], w[2], w[3]);
+  } else {
+    static_assert(N == 4, "8 or 16 bytes");
+    *reinterpret_cast<uint2*>(to) = make_uint2(w[0], w[1]);
+  }
+}
+
+template <int N>
+__device__ __forceinline__ void unpack(const uint32_t (&w)[N / 2], bool bfloat16, float (&x)[N]) {
+  if (bfloat16) {
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+      x[i] = __uint_as_float(i % 2 == 0 ? w[i / 2] << 16 : w[i / 2] & 0xffff0000u);
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < N; i += 2) {
+      __half2 h;
+      __builtin_memcpy(&h, &w[i / 2], 4);
+      const float2 f = __half22float2(h);
+      x[i] = f.x, x[i + 1] = f.y;
+    }
+  }
+}
+template <int N>
+__device__ __forceinline__ void pack(const float (&x)[N], bool bfloat16, uint32_t (&w)[N / 2]) {
+  if (bfloat16) {
+#pragma unroll
+    for (int i = 0; i < N; i += 2) {
+      const __nv_bfloat162 two = __floats2bfloat162_rn(x[i], x[i + 1]);
+      __builtin_memcpy(&w[i / 2], &two, 4);
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < N; i += 2) {
+      const __half2 two = __floats2half2_rn(x[i], x[i + 1]);
+      __builtin_memcpy(&w[i / 2], &two, 4);
+    }
+  }
+}
+
+// Those of t .. t + N - 1 that are in begin .. end - 1, as first .. last - 1.
+struct Part {
+  int first, last;
+  __device__ __forceinline__ Part(int64_t t, int64_t begin, int64_t end, int n) {
+    first = static_cast<int>(begin <= t ? 0 : begin - t < n ? begin - t : n);
+    last = static_cast<int>(end <= t ? 0 : end - t < n ? end - t : n);
+  }
+  __device__ __forceinline__ bool has(int i) const { return i >= first && i < last; }
+};
+
+// N adjacent elements as they lie in memory, or as floats: a thread starts all its loads before it
+// converts what comes first. Two elements of 16 bits are in one number.
+template <typename F, int N>
+struct Raw {
+  F x[N] = {};  // or registers would be kept for what it held before
+
+  __device__ __forceinline__ void load_adjacent(const char* from, int32_t dtype) {
+    if (sizeof(F) == 8 || dtype == CAUSAL_CONV1D_FLOAT32) {
+      load_vector(reinterpret_cast<const F*>(from), x);
+    } else if constexpr (sizeof(F) == 4) {
+      uint32_t w[N / 2];
+      load_words<N>(from, w);
+#pragma unroll
+      for (int i = 0; i < N / 2; ++i) x[i] = __uint_as_float(w[i]);
+    }
+  }
+
+  // Time steps t .. t + N - 1 of a row, where any of them is in begin .. end - 1; 0 where none is. t
+  // is a multiple of N, v.vectors true, and the row's length a multiple of N, so that all are there.
+  __device__ __forceinline__ void load_together(const View& v, const char* row, int64_t t,
+                                                int64_t begin, int64_t end, bool whole) {
+    if (whole || (t < end && t + N > begin)) load_adjacent(row + t * v.step, v.dtype);
+  }
+
+  // The same for any strides, and 0 outside begin .. end - 1.
+  __device__ __forceinline__ void load_any(const View& v, const char* row, int64_t t,
+                                           int64_t begin, int64_t end) {
+    const char* p = row + t * v.step;
+    if (v.vectors && t >= begin && t + N <= end) {
+      load_adjacent(p, v.dtype);
+      return;
+    }
+    const Part part(t, begin, end, N);
+    if (sizeof(F) == 8 || v.dtype == CAUSAL_CONV1D_FLOAT32) {
+#pragma unroll
+      for (int i = 0; i < N; ++i) {
+        x[i] = part.has(i) ? *reinterpret_cast<const F*>(p + i * v.step) : F(0);
+      }
+    } else if constexpr (sizeof(F) == 4) {
+      uint32_t bits[N];
+#pragma unroll
+      for (int i = 0; i < N; ++i) {
+        bits[i] = part.has(i) ? *reinterpret_cast<const uint16_t*>(p + i * v.step) : 0;
+      }
+#pragma unroll
+      for (int i = 0; i < N / 2; ++i) {
+        x[i] = __uint_as_float(bits[2 * i] | bits[2 * i + 1] << 16);
+      }
+    }
+  }
+
+  __device__ __forceinline__ void get(int32_t dtype, F (&to)[N]) const {
+    if (sizeof(F) == 8 || dtype == CAUSAL_CONV1D_FLOAT32) {
+#pragma unroll
+      for (int i = 0; i < N; ++i) to[i] = x[i];
+    } else if constexpr (sizeof(F) == 4) {
+      uint32_t w[N / 2];
+#pragma unroll
+      for (int i = 0; i < N / 2; ++i) w[i] = __float_as_uint(x[i]);
+      unpack<N>(w, dtype == CAUSAL_CONV1D_BFLOAT16, to);
+    }
+  }
+};
+
+// FAST tells which of the two ways suits all tensors of a call.
+template <bool FAST, typename F, int N>
+__device__ __forceinline__ void start_load(Raw<F, N>& raw, const View& v, const char* row,
+                                           int64_t t, int64_t begin, int64_t end, bool whole) {
+  if constexpr (FAST) {
+    raw.load_together(v, row, t, begin, end, whole);
+  } else {
+    raw.load_any(v, row, t, begin, end);
+  }
+}
+template <bool FAST, typename F, int N>
+__device__ __forceinline__ void end_load(const Raw<F, N>& raw, const View& v, int64_t t,
+                                         int64_t begin, int64_t end, bool whole, F (&x)[N]) {
+  raw.get(v.dtype, x);
+  if (!FAST || whole || (t >= begin && t + N <= end)) return;
+  const Part part(t, begin, end, N);
+#pragma unroll
+  for (int i = 0; i < N; ++i) {
+    if (!part.has(i)) x[i] = 0;
+  }
+}
+
+template <typename F, int N>
+__device__ __forceinline__ void load_times(const View& v, const char* row, int64_t t,
+                                           int64_t begin, int64_t end, F (&x)[N]) {
+  Raw<F, N> raw;
+  raw.load_any(v, row, t, begin, end);
+  raw.get(v.dtype, x);
+}
+
+// Brings steps that are read later near, if they can be read together.
+__device__ __forceinline__ void prefetch(const View& v, const char* row, int64_t t, int64_t end) {
+  if (v.vectors && t < end) asm volatile("prefetch.global.L1 [%0];" ::"l"(row + t * v.step));
+}
+
+template <typename F, int N>
+__device__ __forceinline__ void store_times(const View& v, char* row, int64_t t, int64_t begin,
+                                            int64_t end, const F (&x)[N], bool whole = false) {
+  char* p = row + t * v.step;
+  if (v.vectors && (whole || (t >= begin && t + N <= end))) {
+    if (sizeof(F) == 8 || v.dtype == CAUSAL_CONV1D_FLOAT32) {
+      store_vector(reinterpret_cast<F*>(p), x);
+    } else if constexpr (sizeof(F) == 4) {
+      uint32_t w[N / 2];
+      pack<N>(x, v.dtype == CAUSAL_CONV1D_BFLOAT16, w);
+      store_words<N>(w, p);
+    }
+    return;
+  }
+  const Part part(t, begin, end, N);
+#pragma unroll
+  for (int i = 0; i < N; ++i) {
+    if (part.has(i)) store<F>(p + i * v.step, v.dtype, x[i]);
+  }
+}
+
+}  // namespace causal_conv1d::gpu::scan
