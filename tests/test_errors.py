@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from helpers import operation
+from helpers import ALL_FLOATS, dtype_id, operation, ops
 
 from causal_conv1d import (
     _ctypes_ops,
@@ -314,3 +314,13 @@ def test_cuda_error_is_not_left_for_the_next_kernel(name, cuda):
     status = call(params, ctypes.c_int(torch.cuda.device_count()), None, *workspace)
     assert status.code != 0 and b"invalid device ordinal" in status.message
     assert (torch.ones(3, device=cuda) + 1).tolist() == [2, 2, 2]
+
+
+OTHER_DTYPES = [dtype for dtype in _ctypes_ops.DTYPES if dtype not in ALL_FLOATS]
+
+
+@pytest.mark.parametrize("dtype", OTHER_DTYPES, ids=dtype_id)
+def test_the_dtype_given_is_named(dtype, device):
+    x, weight = torch.empty(2, 6, 9, dtype=dtype, device=device), torch.ones(6, 4, device=device)
+    with pytest.raises(RuntimeError, match=rf"_fn: x must be .*, got {dtype_id(dtype)}$"):
+        ops.forward(x, weight, None, None, None, False)
