@@ -76,7 +76,8 @@ def call(function, params, threads=1):
 def set_tensors(params, tensors):
     """Fills a struct's members, and those of its inputs, by name."""
     for name, value in tensors.items():
-        to = params.inputs if hasattr(params, "inputs") and name in dict(Inputs._fields_) else params
+        is_input = hasattr(params, "inputs") and name in dict(Inputs._fields_)
+        to = params.inputs if is_input else params
         setattr(to, name, value if isinstance(value, int) else Tensor(value))
     return params
 
