@@ -11,9 +11,7 @@ import causal_conv1d
 from causal_conv1d._ctypes_ops import DTYPES, Status
 
 INPUTS = "u delta A B C D z delta_bias initial_states".split()
-GRADIENTS = {
-    name: f"d{name}" for name in "u delta A B C D z delta_bias initial_states".split()
-}
+GRADIENTS = {name: f"d{name}" for name in "u delta A B C D z delta_bias initial_states".split()}
 
 
 class Tensor(ctypes.Structure):
