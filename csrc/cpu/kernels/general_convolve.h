@@ -23,7 +23,8 @@ struct Taps {
 
 // kWidth 0: any width. z of n rows and the rest of the last vector.
 template <class V, int kWidth, bool kIds, class S>
-void convolve_channel_first(Epilogue epilogue, Taps<S> taps, const S* x, Ids ids, S* z, int64_t n) {
+void convolve_channel_first(Epilogue epilogue, const Taps<S>& taps, const S* x, Ids ids, S* z,
+                            int64_t n) {
   constexpr int kKept = kWidth == 0 ? 1 : kWidth;
   const S* const w = taps.w;
   const int64_t step = taps.step, count = kWidth == 0 ? taps.count : kWidth;
@@ -48,8 +49,8 @@ void convolve_channel_first(Epilogue epilogue, Taps<S> taps, const S* x, Ids ids
 
 // Each tap is a row, or the row `zeros` where its id differs.
 template <class V, class S>
-void convolve_channel_last(Epilogue epilogue, Taps<S> taps, const S* x, Ids ids, const S* zeros,
-                           int64_t pitch, S* z, int64_t rows) {
+void convolve_channel_last(Epilogue epilogue, const Taps<S>& taps, const S* x, Ids ids,
+                           const S* zeros, int64_t pitch, S* z, int64_t rows) {
   const S *const w = taps.w, *const bias = taps.bias;
   const int64_t step = taps.step, count = taps.count;
   for (int64_t r = 0; r < rows; ++r) {
@@ -73,7 +74,7 @@ void convolve_channel_last(Epilogue epilogue, Taps<S> taps, const S* x, Ids ids,
 
 // z[r] = epilogue(bias + sum over k of w[k] * x[r + k]) for `rows` rows, 0 where the id is padding.
 template <class V, class S>
-void convolve(Epilogue epilogue, const Tile& tile, Taps<S> taps, const S* x, Ids ids,
+void convolve(Epilogue epilogue, const Tile& tile, const Taps<S>& taps, const S* x, Ids ids,
               const S* zeros, S* z, int64_t rows) {
   if (!tile.channel_first) {
     convolve_channel_last<V>(epilogue, taps, x, ids, zeros, tile.pitch, z, rows);
