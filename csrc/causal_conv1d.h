@@ -160,12 +160,14 @@ CAUSAL_CONV1D_API causal_conv1d_status
 causal_conv1d_cpu_update(const causal_conv1d_update_params* params, int num_threads);
 CAUSAL_CONV1D_API causal_conv1d_status
 causal_conv1d_cpu_varlen_states(const causal_conv1d_varlen_states_params* params, int num_threads);
-// The instruction set in use: "avx512", "avx2", "neon" or "baseline", the best that this CPU runs, or
-// what the environment variable CAUSAL_CONV1D_CPU_ISA names when the library is loaded. If that is
-// none that this CPU runs, the functions above return CAUSAL_CONV1D_RUNTIME_ERROR, and this "none".
+// The instruction set in use: "avx512", "avx2", "neon" or "baseline". It is the best that this CPU
+// runs, or what the environment variable CAUSAL_CONV1D_CPU_ISA names when the library is loaded. If
+// that is none that this CPU runs, the functions above return CAUSAL_CONV1D_RUNTIME_ERROR, and this
+// one "none".
 //
-// On one CPU all give the same bits of float64, and without silu of all but dweight and dbias, whose
-// sums go over lanes (and but for the payloads of NaN). With silu values differ in their last bits.
+// On one CPU all give the same bits of float64, and without silu of all but dweight and dbias,
+// whose sums go over lanes (and but for the payloads of NaN). With silu values differ in their last
+// bits.
 CAUSAL_CONV1D_API const char* causal_conv1d_cpu_isa(void);
 
 // CUDA, in a library of its own. stream is a cudaStream_t of device; nothing synchronises, and all

@@ -63,8 +63,8 @@ template <class Params, class Run>
 Status checked(const char* name, const Params* params, int num_threads, Run run) noexcept {
   try {
     Status status = check(params);
-    if (status.code == CAUSAL_CONV1D_OK) status = check_active_kernels(name);
     if (status.code != CAUSAL_CONV1D_OK || !has_work(*params)) return status;
+    if (active_kernels == nullptr) return no_kernels(name);
     status = check_values(*params);
     if (status.code == CAUSAL_CONV1D_OK) run(*params, num_threads);
     return status;

@@ -16,7 +16,7 @@ const KernelTable* choose_kernels(const char* name);
 // test may set others.
 extern const KernelTable* active_kernels;
 
-// Whether there are, else the error that each function of the C API ends in.
-Status check_active_kernels(const char* function);
+// What each function of the C API returns if there are none.
+Status no_kernels(const char* function);
 
 }  // namespace causal_conv1d

@@ -413,8 +413,8 @@ template <class Params, class Run>
 Status checked(const char* op, const Params* params, int num_threads, Run run) noexcept {
   try {
     Status status = check(params);
-    if (status.code == CAUSAL_CONV1D_OK) status = check_active_kernels(op);
     if (status.code != CAUSAL_CONV1D_OK || !has_work(*params)) return status;
+    if (active_kernels == nullptr) return no_kernels(op);
     status = check_values(op, *params);
     if (status.code == CAUSAL_CONV1D_OK) run(*params, num_threads);
     return status;

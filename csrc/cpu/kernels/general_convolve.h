@@ -23,12 +23,14 @@ struct Taps {
 
 // kWidth 0: any width. z of n rows and the rest of the last vector.
 template <class V, int kWidth, bool kIds, class S>
-void convolve_channel_first(Epilogue epilogue, Taps<S> taps, const S* x, Ids ids, S* z, int64_t n) {
+void convolve_channel_first(Epilogue epilogue, const Taps<S>& taps, const S* x, Ids ids, S* z,
+                            int64_t n) {
   constexpr int kKept = kWidth == 0 ? 1 : kWidth;
+  const S* const w = taps.w;
+  const int64_t step = taps.step, count = kWidth == 0 ? taps.count : kWidth;
   V kept[kKept];
-  for (int k = 0; k < kKept; ++k) kept[k] = V::set(taps.w[k * taps.step]);
+  for (int k = 0; k < kKept; ++k) kept[k] = V::set(w[k * step]);
   const V start = V::set(*taps.bias);
-  const int64_t count = kWidth == 0 ? taps.count : kWidth;
   for (int64_t i = 0; i < n; i += V::kLanes) {
     V acc = start;
     for (int64_t k = 0; k < count; ++k) {
@@ -37,7 +39,7 @@ void convolve_channel_first(Epilogue epilogue, Taps<S> taps, const S* x, Ids ids
         const auto same = equal_ids(V(), ids.ids + i + k, ids.ids + i + ids.center);
         tap = select_or_zero(same, tap);
       }
-      acc = fma(kWidth == 0 ? V::set(taps.w[k * taps.step]) : kept[k], tap, acc);
+      acc = fma(kWidth == 0 ? V::set(w[k * step]) : kept[k], tap, acc);
     }
     acc = apply(epilogue, acc, z + i);
     if (kIds) acc = select_or_zero(valid_ids(V(), ids.ids + i + ids.center), acc);
@@ -47,8 +49,10 @@ void convolve_channel_first(Epilogue epilogue, Taps<S> taps, const S* x, Ids ids
 
 // Each tap is a row, or the row `zeros` where its id differs.
 template <class V, class S>
-void convolve_channel_last(Epilogue epilogue, Taps<S> taps, const S* x, Ids ids, const S* zeros,
-                           int64_t pitch, S* z, int64_t rows) {
+void convolve_channel_last(Epilogue epilogue, const Taps<S>& taps, const S* x, Ids ids,
+                           const S* zeros, int64_t pitch, S* z, int64_t rows) {
+  const S *const w = taps.w, *const bias = taps.bias;
+  const int64_t step = taps.step, count = taps.count;
   for (int64_t r = 0; r < rows; ++r) {
     S* const out = z + r * pitch;
     const int32_t id = ids.ids != nullptr ? ids.ids[r + ids.center] : 0;
@@ -57,11 +61,11 @@ void convolve_channel_last(Epilogue epilogue, Taps<S> taps, const S* x, Ids ids,
       continue;
     }
     for (int64_t c = 0; c < pitch; c += V::kLanes) {
-      V acc = V::load(taps.bias + c);
-      for (int64_t k = 0; k < taps.count; ++k) {
+      V acc = V::load(bias + c);
+      for (int64_t k = 0; k < count; ++k) {
         const bool same = ids.ids == nullptr || ids.ids[r + k] == id;
         const S* const row = same ? x + (r + k) * pitch : zeros;
-        acc = fma(V::load(taps.w + k * taps.step + c), V::load(row + c), acc);
+        acc = fma(V::load(w + k * step + c), V::load(row + c), acc);
       }
       apply(epilogue, acc, out + c).store(out + c);
     }
@@ -70,7 +74,7 @@ void convolve_channel_last(Epilogue epilogue, Taps<S> taps, const S* x, Ids ids,
 
 // z[r] = epilogue(bias + sum over k of w[k] * x[r + k]) for `rows` rows, 0 where the id is padding.
 template <class V, class S>
-void convolve(Epilogue epilogue, const Tile& tile, Taps<S> taps, const S* x, Ids ids,
+void convolve(Epilogue epilogue, const Tile& tile, const Taps<S>& taps, const S* x, Ids ids,
               const S* zeros, S* z, int64_t rows) {
   if (!tile.channel_first) {
     convolve_channel_last<V>(epilogue, taps, x, ids, zeros, tile.pitch, z, rows);
