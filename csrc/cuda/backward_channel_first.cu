@@ -225,17 +225,19 @@ class FirstWalk {
                                               const float (&h)[H + V], float (&dz)[V],
                                               Registers& r) const {
     const auto dweight = [&](int k) -> float& { return r.dw[k]; };
+#pragma unroll
+    for (int i = 0; i < V; ++i) {
+      if (MIXED) dz[i] = same.is_padding(i) ? 0.0f : dz[i];
+      r.db += dz[i];
+    }
     if (PLAIN || (!MIXED && (p_.silu || plain))) {
 #pragma unroll
       for (int i = 0; i < V; ++i) {
-        r.db += dz[i];
         accumulate<WMAX>(dz[i], first_, dweight, [&](int k) { return h[i + k]; });
       }
     } else {
 #pragma unroll
       for (int i = 0; i < V; ++i) {
-        if (MIXED) dz[i] = same.is_padding(i) ? 0.0f : dz[i];
-        r.db += dz[i];
         const bool inside = t + i >= at_.s.lo && t + i < at_.s.hi;
         accumulate<WMAX>(dz[i], first_, dweight, [&](int k) {
           return inside && (!MIXED || same.takes(i, k)) ? h[i + k] : 0.0f;
