@@ -1,7 +1,8 @@
 #include "tiling.h"
 
 #include <algorithm>
-#include <cstdlib>
+
+#include "../layout.h"
 
 namespace causal_conv1d {
 namespace {
@@ -20,13 +21,6 @@ constexpr int64_t kDirectRows = 512;
 constexpr int64_t kChunkStep = 64;
 // Channels of a unit that has final states alone.
 constexpr int64_t kFinalStatesChannels = 1024;
-
-// Vectors run along whichever of time and channels is contiguous in x.
-bool is_channel_first(const Tensor& x, int64_t dim, int64_t seqlen) {
-  if (seqlen <= 1) return false;
-  if (dim == 1 || x.strides[2] == 1) return true;
-  return x.strides[1] != 1 && std::abs(x.strides[2]) <= std::abs(x.strides[1]);
-}
 
 int64_t size_of(int32_t dtype) {
   return dtype == CAUSAL_CONV1D_FLOAT64 ? 8 : dtype == CAUSAL_CONV1D_FLOAT32 ? 4 : 2;
@@ -85,7 +79,7 @@ Tiling make_tiling(const Tensor& x, const Tensor& weight, const Tensor& seq_idx,
   t.width = weight.sizes[1];
   const bool update = operation == Operation::kUpdate;
   const int64_t size = size_of(x.dtype);
-  t.channel_first = is_channel_first(x, t.dim, t.seqlen) && !(update && t.seqlen < 32);
+  t.channel_first = !is_channel_last(x) && !(update && t.seqlen < 32);
   t.stream = t.batch * t.dim * t.seqlen * size >= kStreamBytes;
   t.direct = has_direct && !update && !t.fp64 && !given(seq_idx) && t.width >= 2 && t.width <= 4;
   set_block(&t, operation, size);

@@ -90,19 +90,19 @@ class FirstWalk {
     const bool has_x = lane_ < 2 * H && s.end - H + lane_ < s.hi;
     const bool has_dz = lane_ < H && s.end + lane_ < s.hi;
     const float x_of = has_x ? to_compute(*p_.x.at(b, d, end - H + lane_)) : 0.0f;
-    const float g[1] = {has_dz ? to_compute(*p_.dout.at(b, d, end + lane_)) : 0.0f};
+    const float g = has_dz ? to_compute(*p_.dout.at(b, d, end + lane_)) : 0.0f;
     const int id_of = SEQ && has_x ? ids.at(0, s.end - H + lane_) : -1;
     const int id = SEQ ? __shfl_sync(0xffffffff, id_of, lane_ + H) : 0;
-    float dz[1] = {convolve<WMAX>(
+    const float z = convolve<WMAX>(
         r.bias, first_, [&](int k) { return r.w[k]; },
         [&](int k) {
-          float xk = __shfl_sync(0xffffffff, x_of, lane_ + k);
-          if (SEQ) xk = __shfl_sync(0xffffffff, id_of, lane_ + k) == id ? xk : 0.0f;
-          return xk;
-        })};
-    p_.gradients(g, has_dz && id >= 0, dz);
+          const float xk = __shfl_sync(0xffffffff, x_of, lane_ + k);
+          return !SEQ || __shfl_sync(0xffffffff, id_of, lane_ + k) == id ? xk : 0.0f;
+        });
+    const float own = p_.gradient(z, g);  // of all lanes, which part less so
+    const float dz = has_dz && id >= 0 ? own : 0.0f;
 #pragma unroll
-    for (int j = 0; j < H; ++j) above[j] = __shfl_sync(0xffffffff, dz[0], j);
+    for (int j = 0; j < H; ++j) above[j] = __shfl_sync(0xffffffff, dz, j);
   }
 
   // The tile at base: waits for it, and writes its dx. mixed: not all ids in reach are one.
@@ -225,17 +225,19 @@ class FirstWalk {
                                               const float (&h)[H + V], float (&dz)[V],
                                               Registers& r) const {
     const auto dweight = [&](int k) -> float& { return r.dw[k]; };
+#pragma unroll
+    for (int i = 0; i < V; ++i) {
+      if (MIXED) dz[i] = same.is_padding(i) ? 0.0f : dz[i];
+      r.db += dz[i];
+    }
     if (PLAIN || (!MIXED && (p_.silu || plain))) {
 #pragma unroll
       for (int i = 0; i < V; ++i) {
-        r.db += dz[i];
         accumulate<WMAX>(dz[i], first_, dweight, [&](int k) { return h[i + k]; });
       }
     } else {
 #pragma unroll
       for (int i = 0; i < V; ++i) {
-        if (MIXED) dz[i] = same.is_padding(i) ? 0.0f : dz[i];
-        r.db += dz[i];
         const bool inside = t + i >= at_.s.lo && t + i < at_.s.hi;
         accumulate<WMAX>(dz[i], first_, dweight, [&](int k) {
           return inside && (!MIXED || same.takes(i, k)) ? h[i + k] : 0.0f;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "../element_size.h"
 #include "../layout.h"
 
 namespace causal_conv1d::gpu {
@@ -11,9 +12,7 @@ namespace {
 // four each. They hold for any GPU, as the order of sums must not depend on it.
 constexpr int64_t kBlocksAtATime = 132 * 4;
 
-int element_size(int32_t dtype) {
-  return dtype == CAUSAL_CONV1D_FLOAT64 ? 8 : dtype == CAUSAL_CONV1D_FLOAT32 ? 4 : 2;
-}
+int size_of(const Tensor& t) { return static_cast<int>(element_size(t.dtype)); }
 
 // The steps per warp of a channel-last chunk, of a multiple of the W steps that a warp reads at
 // once plus 1, so that the dz before the next warp's chunk need no more than one such group.
@@ -56,7 +55,7 @@ int64_t idle_places(int64_t dim, int bits) {
 
 BackwardPlan::BackwardPlan(const BackwardParams& params) {
   const Tensor& x = params.x;
-  const int size = element_size(x.dtype);
+  const int size = size_of(x);
   const bool none = !has_elements(x);  // the other sizes may then be of any magnitude
   const int64_t batch = none ? 0 : x.sizes[0], dim = x.sizes[1], seqlen = none ? 0 : x.sizes[2];
   const int64_t width = params.weight.sizes[1];
@@ -85,7 +84,7 @@ void BackwardPlan::plan_any_width(int64_t batch, int64_t seqlen) {
 void BackwardPlan::plan_channel_last(const BackwardParams& params, int64_t batch, int64_t seqlen) {
   const Tensor &x = params.x, &dout = params.dout, &dx = params.dx;
   const int64_t dim = x.sizes[1], width = params.weight.sizes[1];
-  const int size = element_size(x.dtype), widest = channels_per_thread(width, size);
+  const int size = size_of(x), widest = channels_per_thread(width, size);
   vector = common_channels(widest, size, dim, {&x, &dout, &dx}) == widest;
   wide = common_channels(16 / size, size, dim, {&x, &dout}) == 16 / size;
   chunk = choose_chunk(batch, seqlen, ceil_div(ceil_div(dim, widest), 32), width > 4 ? 8 : 4);
@@ -96,7 +95,7 @@ void BackwardPlan::plan_channel_last(const BackwardParams& params, int64_t batch
 // A part is a warp's: some tiles of a row, or whole rows of a channel.
 void BackwardPlan::plan_channel_first(const BackwardParams& params, int64_t batch, int64_t seqlen) {
   const int64_t dim = params.x.sizes[1];
-  const int size = element_size(params.x.dtype), G = 16 / size;
+  const int size = size_of(params.x), G = 16 / size;
   const int64_t tile = 32 * steps_per_lane(params.weight.sizes[1], size);
   access = common_access({&params.x, &params.dout, &params.dx}, size);
   // Rows of other lengths than whole vectors may begin their first tile up to G - 1 steps early.

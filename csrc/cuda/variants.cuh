@@ -50,6 +50,9 @@ struct ChannelLast {
 template <typename... Vs>
 struct Variants {};
 
+constexpr bool kExact = true, kUpTo = false;       // W is WMAX, or up to that
+constexpr bool kSeqIdx = true, kNoSeqIdx = false;  // may seq_idx be given
+
 // Those there are, the fastest first. Several sequences with W > 4 are rare enough for few of them.
 template <typename T, int WMAX>
 struct Tables;
@@ -57,30 +60,32 @@ struct Tables;
 template <typename T>
 struct Tables<T, 4> {
   static constexpr int C = channels_per_thread(4, sizeof(T));
-  using First = Variants<ChannelFirst<T, 4, true, false, Access::kAligned>,
-                         ChannelFirst<T, 4, true, false, Access::kDense>,
-                         ChannelFirst<T, 4, true, false, Access::kUnit>,
-                         ChannelFirst<T, 4, false, false, Access::kUnit>,
-                         ChannelFirst<T, 4, true, true, Access::kAligned>,
-                         ChannelFirst<T, 4, false, true, Access::kUnit>,
-                         ChannelFirst<T, 4, false, true, Access::kStrided>>;
-  using Last = Variants<ChannelLast<T, C, 4, true, false>, ChannelLast<T, C, 4, false, false>,
-                        ChannelLast<T, C, 4, false, true>, ChannelLast<T, 1, 4, false, true>>;
+  using First = Variants<ChannelFirst<T, 4, kExact, kNoSeqIdx, Access::kAligned>,
+                         ChannelFirst<T, 4, kExact, kNoSeqIdx, Access::kDense>,
+                         ChannelFirst<T, 4, kExact, kNoSeqIdx, Access::kUnit>,
+                         ChannelFirst<T, 4, kUpTo, kNoSeqIdx, Access::kUnit>,
+                         ChannelFirst<T, 4, kExact, kSeqIdx, Access::kAligned>,
+                         ChannelFirst<T, 4, kUpTo, kSeqIdx, Access::kUnit>,
+                         ChannelFirst<T, 4, kUpTo, kSeqIdx, Access::kStrided>>;
+  using Last =
+      Variants<ChannelLast<T, C, 4, kExact, kNoSeqIdx>, ChannelLast<T, C, 4, kUpTo, kNoSeqIdx>,
+               ChannelLast<T, C, 4, kUpTo, kSeqIdx>, ChannelLast<T, 1, 4, kUpTo, kSeqIdx>>;
 };
 
 template <typename T>
 struct Tables<T, 8> {
   static constexpr int C = channels_per_thread(8, sizeof(T));
-  using First = Variants<ChannelFirst<T, 8, false, false, Access::kAligned>,
-                         ChannelFirst<T, 8, false, false, Access::kUnit>,
-                         ChannelFirst<T, 8, false, true, Access::kStrided>>;
-  using Last = Variants<ChannelLast<T, C, 8, false, false>, ChannelLast<T, C, 8, false, true>,
-                        ChannelLast<T, 1, 8, false, true>>;
+  using First = Variants<ChannelFirst<T, 8, kUpTo, kNoSeqIdx, Access::kAligned>,
+                         ChannelFirst<T, 8, kUpTo, kNoSeqIdx, Access::kUnit>,
+                         ChannelFirst<T, 8, kUpTo, kSeqIdx, Access::kStrided>>;
+  using Last = Variants<ChannelLast<T, C, 8, kUpTo, kNoSeqIdx>,
+                        ChannelLast<T, C, 8, kUpTo, kSeqIdx>, ChannelLast<T, 1, 8, kUpTo, kSeqIdx>>;
 };
 
 // With CAUSAL_CONV1D_SMALL_PTX the PTX, which serves the GPUs that there is no machine code for,
-// has kernels for any strides alone; the others are empty there and not chosen. Of a wheel by
-// CUDA 12.4, whose compression is weak, the PTX of all kernels would be half (2.5 MB).
+// has kernels for any strides alone; the others are empty there and not chosen. In a wheel by CUDA
+// 12.4 the PTX of all kernels is half of it (2.5 MB): nvcc's compression is weak, and the wheel's
+// own makes no less of PTX that is not compressed.
 #if defined(CAUSAL_CONV1D_SMALL_PTX) && defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 800
 constexpr bool kSmallPtx = true;
 #else

@@ -8,6 +8,7 @@
 #include <cstring>
 
 #include "causal_conv1d.h"
+#include "layout.h"
 
 namespace causal_conv1d {
 namespace {
@@ -72,6 +73,19 @@ TEST(SelfTest, FindsOneWrongElementAndNamesItsTensor) {
       EXPECT_EQ(found, (output.end - output.begin) / size) << output.name;
     }
   });
+}
+
+TEST(SelfTest, CallsTheKernelsOfItsLayout) {
+  for (const auto which : {SelfTest::kForward, SelfTest::kBackward}) {
+    for (const bool last : {false, true}) {
+      const SelfTest test(which, CAUSAL_CONV1D_FLOAT32, last);
+      std::vector<char> memory = test.inputs();
+      test.call(memory.data(), [&](const auto& params) {
+        EXPECT_EQ(is_channel_last(params.x), last);
+        return Status{};
+      });
+    }
+  }
 }
 
 TEST(SelfTest, AllowsRoundingAndNoMore) {
