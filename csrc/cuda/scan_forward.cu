@@ -34,6 +34,8 @@ struct Shared {
   // Of SPLIT warps: dt, dt u, and y of what is another's.
   alignas(16) F exchange[K::SPLIT == 1 ? 4 : 3 * K::kChannels * K::kRow];
   F bias[K::kChannels], skip[K::kChannels];
+  const char *u[K::kChannels], *delta[K::kChannels], *z[K::kChannels];  // rows
+  char *out[K::kChannels];
   Segment segment;
   int64_t sequence;
   Channels<K::kChannels> channels;
@@ -61,8 +63,9 @@ __device__ __forceinline__ void begin_block(const ForwardArgs& p, Shared<K>& sha
   constexpr int channels = K::kChannels;
   const int64_t blocks = p.groups * p.blocks_a_group(channels), sequence = blockIdx.x / blocks;
   const Channels<channels> own(p, blockIdx.x % blocks);
+  const Segment segment = p.sequences.segment(sequence);
   if (threadIdx.x == 0) {
-    shared.segment = p.sequences.segment(sequence);
+    shared.segment = segment;
     shared.sequence = sequence;
     shared.channels = own;
   }
@@ -71,6 +74,10 @@ __device__ __forceinline__ void begin_block(const ForwardArgs& p, Shared<K>& sha
     const int64_t d = own.first + threadIdx.x;
     shared.bias[threadIdx.x] = active ? load_or(p.delta_bias, F(0), d) : F(0);
     shared.skip[threadIdx.x] = active ? load_or(p.D, F(0), d) : F(0);
+    shared.u[threadIdx.x] = p.u.at(segment.batch, d);
+    shared.delta[threadIdx.x] = p.delta.at(segment.batch, d);
+    shared.z[threadIdx.x] = p.z.at(segment.batch, d);
+    shared.out[threadIdx.x] = p.out.at(segment.batch, d);
   }
   const int dstate = static_cast<int>(p.dstate);
   for (int n0 = 0; n0 < dstate; n0 += kStates) {
@@ -111,19 +118,16 @@ __device__ __forceinline__ void fill_tiles(const ForwardArgs& p, Shared<K>& shar
   fill_rates(p, shared, n0, many);
 }
 
-// Where a thread reads and writes: kOwn steps from t on, of its channel.
+// What a thread reads and writes: kOwn steps from t on, of which part is there.
 template <typename K>
 struct Own {
-  int64_t batch, d, t, begin, end;
-  bool whole;  // the block's chunk and channels are all there
+  int64_t t;
+  Part part;
   __device__ __forceinline__ Own(const Shared<K>& shared, const Place<K>& at, int64_t t0) {
-    batch = shared.segment.batch;
-    d = shared.channels.first + at.channel;
-    t = t0 + at.lane * K::N + at.part * K::kOwn;
-    begin = shared.segment.begin;
-    end = at.channel < shared.channels.count ? shared.segment.end : begin;
-    whole = t0 >= begin && t0 + K::kRow <= shared.segment.end &&
-            shared.channels.count == K::kChannels;
+    const int first = at.lane * K::N + at.part * K::kOwn;
+    const Part chunk = Part::of(t0, shared.segment.begin, shared.segment.end);
+    t = t0 + first;
+    part = {chunk.first - first, at.channel < shared.channels.count ? chunk.last - first : 0};
   }
 };
 
@@ -139,15 +143,19 @@ struct Loads {
   using F = typename K::F;
   Raw<F, K::kOwn> u, delta;
 
-  __device__ __forceinline__ void start(const ForwardArgs& p, const Own<K>& own) {
-    const char* const u_row = p.u.at(own.batch, own.d);
-    const char* const delta_row = p.delta.at(own.batch, own.d);
-    start_load<K::FAST>(delta, p.delta, delta_row, own.t, own.begin, own.end, own.whole);
-    start_load<K::FAST>(u, p.u, u_row, own.t, own.begin, own.end, own.whole);
+  __device__ __forceinline__ void start(const ForwardArgs& p, const Shared<K>& shared,
+                                        const Place<K>& at, const Own<K>& own) {
+    const char* const u_from = shared.u[at.channel] + own.t * p.u.step;
+    const char* const delta_from = shared.delta[at.channel] + own.t * p.delta.step;
+    start_load<K::FAST>(delta, p.delta, delta_from, own.part);
+    start_load<K::FAST>(u, p.u, u_from, own.part);
     if (!K::FAST) return;
-    if (p.z.given()) prefetch(p.z, p.z.at(own.batch, own.d), own.t, own.end);
-    prefetch(p.delta, delta_row, own.t + K::kRow, own.end);
-    prefetch(p.u, u_row, own.t + K::kRow, own.end);
+    if (p.z.given()) {
+      prefetch(shared.z[at.channel] + own.t * p.z.step, own.part.has_any(K::kOwn));
+    }
+    const bool next = own.part.last > K::kRow;
+    prefetch(delta_from + K::kRow * p.delta.step, next);
+    prefetch(u_from + K::kRow * p.u.step, next);
   }
 };
 
@@ -159,8 +167,8 @@ __device__ __forceinline__ void end_loads(const ForwardArgs& p, Shared<K>& share
   using F = typename K::F;
   F u[K::kOwn], dt[K::kOwn];
   loads.delta.get(p.delta.dtype, dt);
-  to_dt(p, shared.bias[at.channel], own.t, own.begin, own.end, own.whole, dt);
-  end_load<K::FAST>(loads.u, p.u, own.t, own.begin, own.end, own.whole, u);
+  to_dt(p, shared.bias[at.channel], own.part, dt);
+  end_load<K::FAST>(loads.u, p.u, own.part, u);
   const F skip = shared.skip[at.channel];
 #pragma unroll
   for (int i = 0; i < K::N; ++i) {
@@ -200,7 +208,7 @@ __device__ __forceinline__ void begin_chunk(const ForwardArgs& p, Shared<K>& sha
   const int many = static_cast<int>(min(p.dstate, static_cast<int64_t>(kStates)));
   Loads<K> loads;
   Projections<typename K::F, K::TL, kStates, K::FAST> projections;
-  loads.start(p, Own<K>(shared, at, t0));
+  loads.start(p, shared, at, Own<K>(shared, at, t0));
   projections.load(p, shared.segment, shared.channels.group, 0, many, t0);
   __syncthreads();
   typename Shared<K>::Row& row = shared.rows[0];
@@ -239,17 +247,19 @@ __device__ __forceinline__ void store_steps(const ForwardArgs& p, Shared<K>& sha
   }
   const Own<K> own(shared, at, t0);
   if (p.ungated.given()) {
-    store_times(p.ungated, p.ungated.at(own.batch, own.d), own.t, own.begin, own.end, y);
+    const int64_t d = shared.channels.first + at.channel;
+    store_part(p.ungated, p.ungated.at(shared.segment.batch, d) + own.t * p.ungated.step, own.part,
+               y);
   }
   if (p.z.given()) {
     Raw<F, K::kOwn> raw;
     F z[K::kOwn];
-    start_load<K::FAST>(raw, p.z, p.z.at(own.batch, own.d), own.t, own.begin, own.end, own.whole);
-    end_load<K::FAST>(raw, p.z, own.t, own.begin, own.end, own.whole, z);
+    start_load<K::FAST>(raw, p.z, shared.z[at.channel] + own.t * p.z.step, own.part);
+    end_load<K::FAST>(raw, p.z, own.part, z);
 #pragma unroll
     for (int i = 0; i < K::kOwn; ++i) y[i] *= z[i] * sigmoid(z[i]);
   }
-  store_times(p.out, p.out.at(own.batch, own.d), own.t, own.begin, own.end, y, own.whole);
+  store_part(p.out, shared.out[at.channel] + own.t * p.out.step, own.part, y);
 }
 
 // B or C of a lane's steps: from the tile, or the channel's number if constant in time.

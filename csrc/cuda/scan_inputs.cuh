@@ -124,7 +124,8 @@ struct TileRow {
       const int n = states_adjacent ? i % count : i / kVectors;
       const int q = states_adjacent ? i / count : i % kVectors;
       F x[kVector];
-      load_times(v, v.at(s.batch, group, n0 + n), t0 + q * kVector, s.begin, s.end, x);
+      const int64_t t = t0 + q * kVector;
+      load_part(v, v.at(s.batch, group, n0 + n) + t * v.step, Part::of(t, s.begin, s.end), x);
       store_vector(to + n * pitch + place(q), x);
     }
   }
@@ -166,10 +167,9 @@ struct PendingChannels {
   }
 };
 
-// Delta of steps to dt; 0 outside the segment, where a step changes nothing.
+// Delta of steps to dt; 0 for what is not part's, where a step changes nothing.
 template <typename F, int N>
-__device__ __forceinline__ void to_dt(const Inputs& p, F bias, int64_t t, int64_t begin,
-                                      int64_t end, bool whole, F (&dt)[N]) {
+__device__ __forceinline__ void to_dt(const Inputs& p, F bias, Part part, F (&dt)[N]) {
   if (p.softplus) {
 #pragma unroll
     for (int i = 0; i < N; ++i) dt[i] = softplus(dt[i] + bias);
@@ -177,12 +177,7 @@ __device__ __forceinline__ void to_dt(const Inputs& p, F bias, int64_t t, int64_
 #pragma unroll
     for (int i = 0; i < N; ++i) dt[i] += bias;
   }
-  if (whole || (t >= begin && t + N <= end)) return;
-  const Part part(t, begin, end, N);
-#pragma unroll
-  for (int i = 0; i < N; ++i) {
-    if (!part.has(i)) dt[i] = 0;
-  }
+  keep_part(part, dt);
 }
 
 // B and C of the states from n0 on to two tiles; load() starts as much as registers allow.
