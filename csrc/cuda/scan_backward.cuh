@@ -11,6 +11,9 @@
 
 namespace causal_conv1d::gpu::scan {
 
+#ifndef ENDS_MINB
+#define ENDS_MINB 3
+#endif
 constexpr int kLanes = 8, kLaneChannels = kWarps * 32 / kLanes;  // a channel's lanes, in time
 using BlockChannels = Channels<kLaneChannels>;
 
@@ -136,14 +139,14 @@ __device__ __forceinline__ void read_projection(const View& v, bool constant, co
 #pragma unroll
     for (int i = 0; i < kItems<F>; ++i) x[i] = value;
   } else {
-    TileRow<F, kLanes>::read(row, x);
+    TileRow<F, kLanes, kItems<F>>::read(row, x);
   }
 }
 
 // B, C and A, the last times log2(e), of the states from n0 on.
 template <typename F, int STATES, bool FAST>
 struct TileLoads {
-  Projections<F, kLanes, STATES, FAST> projections;
+  Projections<F, kLanes, kItems<F>, STATES, FAST> projections;
   PendingChannels<F, STATES, kLaneChannels> A;
 
   __device__ __forceinline__ void start(const BackwardArgs& p, const BlockChannels& channels,

@@ -27,8 +27,11 @@ struct View {
   bool vectors;
 
   __host__ __device__ __forceinline__ bool given() const { return data != nullptr; }
+  __device__ __forceinline__ int64_t offset(int64_t i, int64_t j = 0, int64_t k = 0) const {
+    return i * strides[0] + j * strides[1] + k * strides[2];
+  }
   __device__ __forceinline__ char* at(int64_t i, int64_t j = 0, int64_t k = 0) const {
-    return data + i * strides[0] + j * strides[1] + k * strides[2];
+    return data + offset(i, j, k);
   }
 };
 
@@ -189,6 +192,7 @@ struct Part {
     return {static_cast<int>(max(-far, min(far, begin - t))),
             static_cast<int>(max(-far, min(far, end - t)))};
   }
+  __device__ __forceinline__ Part from(int i) const { return {first - i, last - i}; }
   __device__ __forceinline__ bool has(int i) const { return i >= first && i < last; }
   __device__ __forceinline__ bool has_all(int n) const { return first <= 0 && last >= n; }
   __device__ __forceinline__ bool has_any(int n) const { return first < n && last > 0; }
