@@ -11,6 +11,9 @@
 
 namespace causal_conv1d::gpu::scan {
 
+#ifndef ENDS_MINB
+#define ENDS_MINB 3
+#endif
 constexpr int kLanes = 8, kLaneChannels = kWarps * 32 / kLanes;  // a channel's lanes, in time
 using BlockChannels = Channels<kLaneChannels>;
 
@@ -56,11 +59,12 @@ __device__ __forceinline__ Chunk find_chunk(const BackwardArgs& p, int64_t index
   return {s, low, s.first() + (index - p.first_chunks[low]) * STEPS, true};
 }
 
-// A thread's channel, and what it reads and writes of a chunk.
+// A thread's channel, and its steps of a chunk, of which part is there.
 struct Row {
   int channel, lane;
-  int64_t batch, d, t, begin, end;
-  bool active, whole;  // whole: the block's chunk and channels are all there
+  int64_t batch, d, t;
+  Part part;
+  bool active;
   __device__ __forceinline__ Row(const BlockChannels& channels, const Chunk& chunk, int items) {
     channel = threadIdx.x / kLanes;
     lane = threadIdx.x % kLanes;
@@ -68,10 +72,8 @@ struct Row {
     batch = chunk.segment.batch;
     d = channels.first + channel;
     t = chunk.t0 + lane * items;
-    begin = chunk.segment.begin;
-    end = active ? chunk.segment.end : begin;
-    whole = chunk.t0 >= begin && chunk.t0 + kLanes * items <= chunk.segment.end &&
-            channels.count == kLaneChannels;
+    part = Part::of(t, chunk.segment.begin, chunk.segment.end);
+    if (!active) part.last = 0;
   }
 };
 
@@ -82,17 +84,16 @@ struct RowLoad {
 
   __device__ __forceinline__ void start(const View& v, const Row& at) {
     if (!v.given()) return;
-    start_load<FAST>(raw, v, v.at(at.batch, at.d), at.t, at.begin, at.end, at.whole);
+    start_load<FAST>(raw, v, v.at(at.batch, at.d) + at.t * v.step, at.part);
   }
   __device__ __forceinline__ void end(const View& v, const Row& at, F (&x)[kItems<F>]) const {
-    end_load<FAST>(raw, v, at.t, at.begin, at.end, at.whole, x);
+    end_load<FAST>(raw, v, at.part, x);
   }
 };
 
 template <typename F>
 __device__ __forceinline__ void store_row(const View& v, const Row& at, const F (&x)[kItems<F>]) {
-  if (!v.given()) return;
-  store_times(v, v.at(at.batch, at.d), at.t, at.begin, at.end, x, at.whole);
+  if (v.given()) store_part(v, v.at(at.batch, at.d) + at.t * v.step, at.part, x);
 }
 
 // dt, dt u and dy, the gradient of y: dout, through the gate.
@@ -111,7 +112,7 @@ struct StepLoads {
   __device__ __forceinline__ void end(const BackwardArgs& p, const Row& at, F (&dt)[kItems<F>],
                                       F (&dtu)[kItems<F>], F (&dy)[kItems<F>]) const {
     delta.raw.get(p.delta.dtype, dt);
-    to_dt(p, bias, at.t, at.begin, at.end, at.whole, dt);
+    to_dt(p, bias, at.part, dt);
     u.end(p.u, at, dtu);
 #pragma unroll
     for (int i = 0; i < kItems<F>; ++i) dtu[i] *= dt[i];
@@ -138,14 +139,14 @@ __device__ __forceinline__ void read_projection(const View& v, bool constant, co
 #pragma unroll
     for (int i = 0; i < kItems<F>; ++i) x[i] = value;
   } else {
-    TileRow<F, kLanes>::read(row, x);
+    TileRow<F, kLanes, kItems<F>>::read(row, x);
   }
 }
 
 // B, C and A, the last times log2(e), of the states from n0 on.
 template <typename F, int STATES, bool FAST>
 struct TileLoads {
-  Projections<F, kLanes, STATES, FAST> projections;
+  Projections<F, kLanes, kItems<F>, STATES, FAST> projections;
   PendingChannels<F, STATES, kLaneChannels> A;
 
   __device__ __forceinline__ void start(const BackwardArgs& p, const BlockChannels& channels,

@@ -169,9 +169,8 @@ __device__ __forceinline__ void finish_steps(const BackwardArgs& p, StepGradient
     s.gB[i] = fma(s.gB[i], s.dt[i], skip * s.dy[i]);
     if (Y) s.y[i] = fma(skip, u[i], s.y[i]);
   }
-  const Part part(at.t, at.begin, at.end, N);
 #pragma unroll
-  for (int i = 0; i < N; ++i) dbias += part.has(i) ? ddelta[i] : F(0);
+  for (int i = 0; i < N; ++i) dbias += at.part.has(i) ? ddelta[i] : F(0);
   store_row(p.du, at, s.gB);
   store_row(p.ddelta, at, ddelta);
   dD = sum_lanes(dD);

@@ -51,7 +51,7 @@ struct EndsShared {
 };
 
 template <typename F, bool FAST>
-__global__ void __launch_bounds__(kThreads, sizeof(F) == 8 ? 1 : FAST ? 3 : 2)
+__global__ void __launch_bounds__(kThreads, sizeof(F) == 8 ? 1 : FAST ? ENDS_MINB : 2)
     chunk_ends(const BackwardArgs p) {
   using Shared = EndsShared<F>;
   constexpr int N = kItems<F>;
@@ -128,7 +128,7 @@ __device__ __forceinline__ void pass_state(const BackwardArgs& p, bool reverse, 
   const F* const sums = static_cast<const F*>(p.sum_dt) + d;
   const int64_t pitch = p.dim * p.dstate;
   F state = load_or(reverse ? p.dlast_states : p.initial_states, F(0), sequence, d, n);
-  constexpr int ahead = 8;
+  constexpr int ahead = sizeof(F) == 8 ? 4 : 8;
   for (int64_t done = 0; done < end - first; done += ahead) {
     F own[ahead], decay[ahead];
 #pragma unroll

@@ -14,11 +14,12 @@ struct ForwardArgs : Inputs {
 };
 
 // One choice of kernel.
-template <typename Float, int LANES, int SPLIT_, bool FAST_>
+template <typename Float, int LANES, int ITEMS, int SPLIT_, bool FAST_>
 struct Form {
   using F = Float;
   static constexpr int TL = LANES, SPLIT = SPLIT_, kChannels = kWarps / SPLIT * (32 / TL);
-  static constexpr int N = kItems<F>, kOwn = N / SPLIT, kRow = kSteps<F, TL>;
+  static constexpr int N = ITEMS, kOwn = N / SPLIT, kRow = TL * N;
+  static constexpr int kPiece = kOwn < kItems<F> ? kOwn : kItems<F>;  // in one Raw
   static constexpr bool FAST = FAST_;  // suits_vectors(), as all tensors do
 };
 
@@ -34,6 +35,7 @@ struct Shared {
   // Of SPLIT warps: dt, dt u, and y of what is another's.
   alignas(16) F exchange[K::SPLIT == 1 ? 4 : 3 * K::kChannels * K::kRow];
   F bias[K::kChannels], skip[K::kChannels];
+  int64_t u[K::kChannels], delta[K::kChannels], z[K::kChannels], out[K::kChannels];  // rows
   Segment segment;
   int64_t sequence;
   Channels<K::kChannels> channels;
@@ -61,8 +63,9 @@ __device__ __forceinline__ void begin_block(const ForwardArgs& p, Shared<K>& sha
   constexpr int channels = K::kChannels;
   const int64_t blocks = p.groups * p.blocks_a_group(channels), sequence = blockIdx.x / blocks;
   const Channels<channels> own(p, blockIdx.x % blocks);
+  const Segment segment = p.sequences.segment(sequence);
   if (threadIdx.x == 0) {
-    shared.segment = p.sequences.segment(sequence);
+    shared.segment = segment;
     shared.sequence = sequence;
     shared.channels = own;
   }
@@ -71,6 +74,10 @@ __device__ __forceinline__ void begin_block(const ForwardArgs& p, Shared<K>& sha
     const int64_t d = own.first + threadIdx.x;
     shared.bias[threadIdx.x] = active ? load_or(p.delta_bias, F(0), d) : F(0);
     shared.skip[threadIdx.x] = active ? load_or(p.D, F(0), d) : F(0);
+    shared.u[threadIdx.x] = p.u.offset(segment.batch, d);
+    shared.delta[threadIdx.x] = p.delta.offset(segment.batch, d);
+    shared.z[threadIdx.x] = p.z.offset(segment.batch, d);
+    shared.out[threadIdx.x] = p.out.offset(segment.batch, d);
   }
   const int dstate = static_cast<int>(p.dstate);
   for (int n0 = 0; n0 < dstate; n0 += kStates) {
@@ -99,7 +106,7 @@ __device__ __forceinline__ void fill_rates(const ForwardArgs& p, Shared<K>& shar
 template <typename K>
 __device__ __forceinline__ void fill_tiles(const ForwardArgs& p, Shared<K>& shared, int n0,
                                            int many, int64_t t0) {
-  using Tile = TileRow<typename K::F, K::TL>;
+  using Tile = TileRow<typename K::F, K::TL, K::N>;
   const Segment s = shared.segment;
   const int64_t group = shared.channels.group;
   if (K::FAST || !p.B_constant) {
@@ -111,43 +118,79 @@ __device__ __forceinline__ void fill_tiles(const ForwardArgs& p, Shared<K>& shar
   fill_rates(p, shared, n0, many);
 }
 
-// Where a thread reads and writes: kOwn steps from t on, of its channel.
+// What a thread reads and writes: kOwn steps from t on, of which part is there.
 template <typename K>
 struct Own {
-  int64_t batch, d, t, begin, end;
-  bool whole;  // the block's chunk and channels are all there
+  int64_t t;
+  Part part;
   __device__ __forceinline__ Own(const Shared<K>& shared, const Place<K>& at, int64_t t0) {
-    batch = shared.segment.batch;
-    d = shared.channels.first + at.channel;
-    t = t0 + at.lane * K::N + at.part * K::kOwn;
-    begin = shared.segment.begin;
-    end = at.channel < shared.channels.count ? shared.segment.end : begin;
-    whole = t0 >= begin && t0 + K::kRow <= shared.segment.end &&
-            shared.channels.count == K::kChannels;
+    const int first = at.lane * K::N + at.part * K::kOwn;
+    const Part chunk = Part::of(t0, shared.segment.begin, shared.segment.end);
+    t = t0 + first;
+    part = {chunk.first - first, at.channel < shared.channels.count ? chunk.last - first : 0};
   }
 };
 
 // What a thread knows of its lane's steps.
-template <typename F>
+template <typename K>
 struct Steps {
-  F dt[kItems<F>], dtu[kItems<F>], y[kItems<F>], sum;
+  typename K::F dt[K::N], dtu[K::N], y[K::N], sum;
 };
 
-// A thread's own steps on their way.
+// A thread's own steps of a tensor on their way.
+template <typename K>
+struct OwnLoad {
+  using F = typename K::F;
+  static constexpr int kPieces = K::kOwn / K::kPiece;
+  Raw<F, K::kPiece> raw[kPieces];
+
+  __device__ __forceinline__ void start(const View& v, const char* from, Part part) {
+#pragma unroll
+    for (int i = 0; i < kPieces; ++i) {
+      const int first = i * K::kPiece;
+      start_load<K::FAST>(raw[i], v, from + first * v.step, part.from(first));
+    }
+  }
+  __device__ __forceinline__ void end(const View& v, Part part, F (&x)[K::kOwn]) const {
+#pragma unroll
+    for (int i = 0; i < kPieces; ++i) {
+      F piece[K::kPiece];
+      end_load<K::FAST>(raw[i], v, part.from(i * K::kPiece), piece);
+#pragma unroll
+      for (int j = 0; j < K::kPiece; ++j) x[i * K::kPiece + j] = piece[j];
+    }
+  }
+};
+
+template <typename K>
+__device__ __forceinline__ void store_own(const View& v, char* to, Part part,
+                                          const typename K::F (&x)[K::kOwn]) {
+#pragma unroll
+  for (int i = 0; i < K::kOwn; i += K::kPiece) {
+    typename K::F piece[K::kPiece];
+#pragma unroll
+    for (int j = 0; j < K::kPiece; ++j) piece[j] = x[i + j];
+    store_part(v, to + i * v.step, part.from(i), piece);
+  }
+}
+
 template <typename K>
 struct Loads {
-  using F = typename K::F;
-  Raw<F, K::kOwn> u, delta;
+  OwnLoad<K> u, delta;
 
-  __device__ __forceinline__ void start(const ForwardArgs& p, const Own<K>& own) {
-    const char* const u_row = p.u.at(own.batch, own.d);
-    const char* const delta_row = p.delta.at(own.batch, own.d);
-    start_load<K::FAST>(delta, p.delta, delta_row, own.t, own.begin, own.end, own.whole);
-    start_load<K::FAST>(u, p.u, u_row, own.t, own.begin, own.end, own.whole);
+  __device__ __forceinline__ void start(const ForwardArgs& p, const Shared<K>& shared,
+                                        const Place<K>& at, const Own<K>& own) {
+    const char* const u_from = p.u.data + shared.u[at.channel] + own.t * p.u.step;
+    const char* const delta_from = p.delta.data + shared.delta[at.channel] + own.t * p.delta.step;
+    delta.start(p.delta, delta_from, own.part);
+    u.start(p.u, u_from, own.part);
     if (!K::FAST) return;
-    if (p.z.given()) prefetch(p.z, p.z.at(own.batch, own.d), own.t, own.end);
-    prefetch(p.delta, delta_row, own.t + K::kRow, own.end);
-    prefetch(p.u, u_row, own.t + K::kRow, own.end);
+    if (p.z.given()) {
+      prefetch(p.z.data + shared.z[at.channel] + own.t * p.z.step, own.part.has_any(K::kOwn));
+    }
+    const bool next = own.part.last > K::kRow;
+    prefetch(delta_from + K::kRow * p.delta.step, next);
+    prefetch(u_from + K::kRow * p.u.step, next);
   }
 };
 
@@ -155,12 +198,12 @@ struct Loads {
 template <typename K>
 __device__ __forceinline__ void end_loads(const ForwardArgs& p, Shared<K>& shared,
                                           const Place<K>& at, const Own<K>& own,
-                                          const Loads<K>& loads, Steps<typename K::F>& steps) {
+                                          const Loads<K>& loads, Steps<K>& steps) {
   using F = typename K::F;
   F u[K::kOwn], dt[K::kOwn];
-  loads.delta.get(p.delta.dtype, dt);
-  to_dt(p, shared.bias[at.channel], own.t, own.begin, own.end, own.whole, dt);
-  end_load<K::FAST>(loads.u, p.u, own.t, own.begin, own.end, own.whole, u);
+  loads.delta.end(p.delta, own.part, dt);
+  to_dt(p, shared.bias[at.channel], own.part, dt);
+  loads.u.end(p.u, own.part, u);
   const F skip = shared.skip[at.channel];
 #pragma unroll
   for (int i = 0; i < K::N; ++i) {
@@ -181,7 +224,7 @@ __device__ __forceinline__ void end_loads(const ForwardArgs& p, Shared<K>& share
 
 template <typename K>
 __device__ __forceinline__ void take_steps(const Shared<K>& shared, const Place<K>& at,
-                                           Steps<typename K::F>& steps) {
+                                           Steps<K>& steps) {
   if constexpr (K::SPLIT > 1) {
     const auto* const from = shared.exchange + (at.channel * K::TL + at.lane) * K::N;
     load_vector(from, steps.dt);
@@ -196,11 +239,11 @@ __device__ __forceinline__ void take_steps(const Shared<K>& shared, const Place<
 template <typename K>
 __device__ __forceinline__ void begin_chunk(const ForwardArgs& p, Shared<K>& shared,
                                             const Place<K>& at, int64_t t0,
-                                            Steps<typename K::F>& steps) {
+                                            Steps<K>& steps) {
   const int many = static_cast<int>(min(p.dstate, static_cast<int64_t>(kStates)));
   Loads<K> loads;
-  Projections<typename K::F, K::TL, kStates, K::FAST> projections;
-  loads.start(p, Own<K>(shared, at, t0));
+  Projections<typename K::F, K::TL, K::N, kStates, K::FAST> projections;
+  loads.start(p, shared, at, Own<K>(shared, at, t0));
   projections.load(p, shared.segment, shared.channels.group, 0, many, t0);
   __syncthreads();
   typename Shared<K>::Row& row = shared.rows[0];
@@ -216,7 +259,7 @@ __device__ __forceinline__ void begin_chunk(const ForwardArgs& p, Shared<K>& sha
 template <typename K>
 __device__ __forceinline__ void store_steps(const ForwardArgs& p, Shared<K>& shared,
                                             const Place<K>& at, int64_t t0,
-                                            const Steps<typename K::F>& steps) {
+                                            const Steps<K>& steps) {
   using F = typename K::F;
   F y[K::kOwn];
 #pragma unroll
@@ -239,17 +282,19 @@ __device__ __forceinline__ void store_steps(const ForwardArgs& p, Shared<K>& sha
   }
   const Own<K> own(shared, at, t0);
   if (p.ungated.given()) {
-    store_times(p.ungated, p.ungated.at(own.batch, own.d), own.t, own.begin, own.end, y);
+    const int64_t d = shared.channels.first + at.channel;
+    store_own<K>(p.ungated, p.ungated.at(shared.segment.batch, d) + own.t * p.ungated.step,
+                 own.part, y);
   }
   if (p.z.given()) {
-    Raw<F, K::kOwn> raw;
+    OwnLoad<K> load;
     F z[K::kOwn];
-    start_load<K::FAST>(raw, p.z, p.z.at(own.batch, own.d), own.t, own.begin, own.end, own.whole);
-    end_load<K::FAST>(raw, p.z, own.t, own.begin, own.end, own.whole, z);
+    load.start(p.z, p.z.data + shared.z[at.channel] + own.t * p.z.step, own.part);
+    load.end(p.z, own.part, z);
 #pragma unroll
     for (int i = 0; i < K::kOwn; ++i) y[i] *= z[i] * sigmoid(z[i]);
   }
-  store_times(p.out, p.out.at(own.batch, own.d), own.t, own.begin, own.end, y, own.whole);
+  store_own<K>(p.out, p.out.data + shared.out[at.channel] + own.t * p.out.step, own.part, y);
 }
 
 // B or C of a lane's steps: from the tile, or the channel's number if constant in time.
@@ -264,7 +309,7 @@ __device__ __forceinline__ void read_projection(const View& v, bool constant, co
 #pragma unroll
     for (int i = 0; i < K::N; ++i) x[i] = value;
   } else {
-    TileRow<F, K::TL>::read(row, x);
+    TileRow<F, K::TL, K::N>::read(row, x);
   }
 }
 
@@ -272,7 +317,7 @@ __device__ __forceinline__ void read_projection(const View& v, bool constant, co
 template <typename K>
 __device__ __forceinline__ void add_states(const ForwardArgs& p, Shared<K>& shared,
                                            const Place<K>& at, int n0, int many,
-                                           Steps<typename K::F>& steps) {
+                                           Steps<K>& steps) {
   using F = typename K::F;
   constexpr int N = K::N;
   const bool first = at.lane == 0, last = at.lane == K::TL - 1;
@@ -316,7 +361,7 @@ __global__ void __launch_bounds__(kThreads, BLOCKS) forward(const ForwardArgs p)
   for (int chunk = 0;; ++chunk) {
     const int64_t t0 = shared.segment.first() + static_cast<int64_t>(chunk) * K::kRow;
     if (t0 >= shared.segment.end) break;
-    Steps<typename K::F> steps;
+    Steps<K> steps;
     begin_chunk(p, shared, at, t0, steps);
     add_states(p, shared, at, 0, min(kStates, dstate), steps);
 #pragma unroll 1
@@ -347,8 +392,9 @@ cudaError_t run_form(const ForwardArgs& p, cudaStream_t stream) {
 
 #ifndef FWD_TL
 #define FWD_TL 16
+#define FWD_N 8
 #define FWD_SPLIT 1
-#define FWD_MINB 4
+#define FWD_MINB 3
 #endif
 
 template <typename F>
@@ -359,10 +405,10 @@ cudaError_t run(const ScanForwardParams& params, cudaStream_t stream) {
   p.ungated = view(params.ungated);
   p.last_states = view(params.last_states);
   if constexpr (sizeof(F) == 8) {
-    return run_form<Form<F, 8, 1, false>, 1>(p, stream);
+    return run_form<Form<F, 8, 4, 1, false>, 1>(p, stream);
   } else {
-    if (!suits_vectors(p)) return run_form<Form<F, 16, 1, false>, 2>(p, stream);
-    return run_form<Form<F, FWD_TL, FWD_SPLIT, true>, FWD_MINB>(p, stream);
+    if (!suits_vectors(p)) return run_form<Form<F, 16, 8, 1, false>, 2>(p, stream);
+    return run_form<Form<F, FWD_TL, FWD_N, FWD_SPLIT, true>, FWD_MINB>(p, stream);
   }
 }
 

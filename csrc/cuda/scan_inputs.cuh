@@ -73,12 +73,12 @@ struct Channels {
   }
 };
 
-// A row of a tile holds a state's kSteps numbers so that lanes which read 16 bytes each meet no
+// A row of a tile holds a state's numbers of a chunk, N of each lane, so that lanes which read 16 bytes each meet no
 // bank twice: first 16 bytes of every lane, then the next.
-template <typename F, int TL>
+template <typename F, int TL, int N>
 struct TileRow {
-  static constexpr int kVector = 16 / sizeof(F), kSize = kSteps<F, TL>;
-  static constexpr int kVectors = kSize / kVector, kOfLane = kItems<F> / kVector;
+  static constexpr int kVector = 16 / sizeof(F), kSize = TL * N;
+  static constexpr int kVectors = kSize / kVector, kOfLane = N / kVector;
   static constexpr int kTogether = kThreads / kVectors;  // rows that the block fills at a time
 
   static __device__ __forceinline__ int place(int vector) {
@@ -124,15 +124,16 @@ struct TileRow {
       const int n = states_adjacent ? i % count : i / kVectors;
       const int q = states_adjacent ? i / count : i % kVectors;
       F x[kVector];
-      load_times(v, v.at(s.batch, group, n0 + n), t0 + q * kVector, s.begin, s.end, x);
+      const int64_t t = t0 + q * kVector;
+      load_part(v, v.at(s.batch, group, n0 + n) + t * v.step, Part::of(t, s.begin, s.end), x);
       store_vector(to + n * pitch + place(q), x);
     }
   }
 
   // A lane's steps; row points at its first 16 bytes.
-  static __device__ __forceinline__ void read(const F* row, F (&x)[kItems<F>]) {
+  static __device__ __forceinline__ void read(const F* row, F (&x)[N]) {
 #pragma unroll
-    for (int i = 0; i < kItems<F>; i += kVector) {
+    for (int i = 0; i < N; i += kVector) {
       F v[kVector];
       load_vector(row + i * TL, v);
 #pragma unroll
@@ -166,10 +167,9 @@ struct PendingChannels {
   }
 };
 
-// Delta of steps to dt; 0 outside the segment, where a step changes nothing.
+// Delta of steps to dt; 0 for what is not part's, where a step changes nothing.
 template <typename F, int N>
-__device__ __forceinline__ void to_dt(const Inputs& p, F bias, int64_t t, int64_t begin,
-                                      int64_t end, bool whole, F (&dt)[N]) {
+__device__ __forceinline__ void to_dt(const Inputs& p, F bias, Part part, F (&dt)[N]) {
   if (p.softplus) {
 #pragma unroll
     for (int i = 0; i < N; ++i) dt[i] = softplus(dt[i] + bias);
@@ -177,18 +177,13 @@ __device__ __forceinline__ void to_dt(const Inputs& p, F bias, int64_t t, int64_
 #pragma unroll
     for (int i = 0; i < N; ++i) dt[i] += bias;
   }
-  if (whole || (t >= begin && t + N <= end)) return;
-  const Part part(t, begin, end, N);
-#pragma unroll
-  for (int i = 0; i < N; ++i) {
-    if (!part.has(i)) dt[i] = 0;
-  }
+  keep_part(part, dt);
 }
 
 // B and C of the states from n0 on to two tiles; load() starts as much as registers allow.
-template <typename F, int TL, int STATES, bool FAST>
+template <typename F, int TL, int N, int STATES, bool FAST>
 struct Projections {
-  using Tile = TileRow<F, TL>;
+  using Tile = TileRow<F, TL, N>;
   typename Tile::template Pending<STATES> B, C;
 
   static __device__ __forceinline__ bool whole(const Segment& s, int64_t t0) {

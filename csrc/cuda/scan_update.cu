@@ -153,16 +153,18 @@ __global__ void __launch_bounds__(kThreads) update_any(const UpdateArgs p) {
   }
   for (int64_t n = lane * V; active && used && n < p.dstate; n += p.lanes * V) {
     F A[V], B[V], C[V], s[V];
-    load_times(p.state, p.state.at(row, h, d), n, 0, p.dstate, s);
-    load_times(p.A, p.A.at(h, d), n, 0, p.dstate, A);
-    load_times(p.B, p.B.at(b, group), n, 0, p.dstate, B);
-    load_times(p.C, p.C.at(b, group), n, 0, p.dstate, C);
+    const Part part{0, static_cast<int>(p.dstate - n)};
+    char* const place = p.state.at(row, h, d) + n * p.state.step;
+    load_part(p.state, place, part, s);
+    load_part(p.A, p.A.at(h, d) + n * p.A.step, part, A);
+    load_part(p.B, p.B.at(b, group) + n * p.B.step, part, B);
+    load_part(p.C, p.C.at(b, group) + n * p.C.step, part, C);
 #pragma unroll
     for (int i = 0; i < V; ++i) {
       s[i] = fma(exp2_of(dt * F(kLog2e) * A[i]), s[i], dt * x * B[i]);
       y = fma(C[i], s[i], y);
     }
-    store_times(p.state, p.state.at(row, h, d), n, 0, p.dstate, s);
+    store_part(p.state, place, part, s);
   }
   for (int mask = p.lanes / 2; mask > 0; mask /= 2) y += __shfl_xor_sync(~0u, y, mask);
   if (!active || lane != 0) return;

@@ -27,8 +27,11 @@ struct View {
   bool vectors;
 
   __host__ __device__ __forceinline__ bool given() const { return data != nullptr; }
+  __device__ __forceinline__ int64_t offset(int64_t i, int64_t j = 0, int64_t k = 0) const {
+    return i * strides[0] + j * strides[1] + k * strides[2];
+  }
   __device__ __forceinline__ char* at(int64_t i, int64_t j = 0, int64_t k = 0) const {
-    return data + i * strides[0] + j * strides[1] + k * strides[2];
+    return data + offset(i, j, k);
   }
 };
 
@@ -180,14 +183,19 @@ __device__ __forceinline__ void pack(const float (&x)[N], bool bfloat16, uint32_
   }
 }
 
-// Those of t .. t + N - 1 that are in begin .. end - 1, as first .. last - 1.
+// Which of a thread's steps 0 .. n - 1 are its own: first .. last - 1, which may lie beyond them.
 struct Part {
   int first, last;
-  __device__ __forceinline__ Part(int64_t t, int64_t begin, int64_t end, int n) {
-    first = static_cast<int>(begin <= t ? 0 : begin - t < n ? begin - t : n);
-    last = static_cast<int>(end <= t ? 0 : end - t < n ? end - t : n);
+  // Of steps from t on, those in begin .. end - 1.
+  static __device__ __forceinline__ Part of(int64_t t, int64_t begin, int64_t end) {
+    constexpr int64_t far = 1 << 20;
+    return {static_cast<int>(max(-far, min(far, begin - t))),
+            static_cast<int>(max(-far, min(far, end - t)))};
   }
+  __device__ __forceinline__ Part from(int i) const { return {first - i, last - i}; }
   __device__ __forceinline__ bool has(int i) const { return i >= first && i < last; }
+  __device__ __forceinline__ bool has_all(int n) const { return first <= 0 && last >= n; }
+  __device__ __forceinline__ bool has_any(int n) const { return first < n && last > 0; }
 };
 
 // N adjacent elements as they lie in memory, or as floats: a thread starts all its loads before it
@@ -207,23 +215,17 @@ struct Raw {
     }
   }
 
-  // Time steps t .. t + N - 1 of a row, where any of them is in begin .. end - 1; 0 where none is. t
-  // is a multiple of N, v.vectors true, and the row's length a multiple of N, so that all are there.
-  __device__ __forceinline__ void load_together(const View& v, const char* row, int64_t t,
-                                                int64_t begin, int64_t end, bool whole) {
-    if (whole || (t < end && t + N > begin)) load_adjacent(row + t * v.step, v.dtype);
+  // Steps from p on where any of them is part's, else 0. v.vectors is true, and rows have a multiple
+  // of N steps, so that all of them are there.
+  __device__ __forceinline__ void load_together(const View& v, const char* p, Part part) {
+    if (part.has_any(N)) load_adjacent(p, v.dtype);
   }
 
-  // The same for any strides, and 0 outside begin .. end - 1.
-  __device__ __forceinline__ void load_any(const View& v, const char* row, int64_t t,
-                                           int64_t begin, int64_t end) {
-    const char* p = row + t * v.step;
-    if (v.vectors && t >= begin && t + N <= end) {
+  // The same for any strides, and 0 for what is not part's.
+  __device__ __forceinline__ void load_any(const View& v, const char* p, Part part) {
+    if (v.vectors && part.has_all(N)) {
       load_adjacent(p, v.dtype);
-      return;
-    }
-    const Part part(t, begin, end, N);
-    if (sizeof(F) == 8 || v.dtype == CAUSAL_CONV1D_FLOAT32) {
+    } else if (sizeof(F) == 8 || v.dtype == CAUSAL_CONV1D_FLOAT32) {
 #pragma unroll
       for (int i = 0; i < N; ++i) {
         x[i] = part.has(i) ? *reinterpret_cast<const F*>(p + i * v.step) : F(0);
@@ -254,46 +256,47 @@ struct Raw {
   }
 };
 
-// FAST tells which of the two ways suits all tensors of a call.
-template <bool FAST, typename F, int N>
-__device__ __forceinline__ void start_load(Raw<F, N>& raw, const View& v, const char* row,
-                                           int64_t t, int64_t begin, int64_t end, bool whole) {
-  if constexpr (FAST) {
-    raw.load_together(v, row, t, begin, end, whole);
-  } else {
-    raw.load_any(v, row, t, begin, end);
-  }
-}
-template <bool FAST, typename F, int N>
-__device__ __forceinline__ void end_load(const Raw<F, N>& raw, const View& v, int64_t t,
-                                         int64_t begin, int64_t end, bool whole, F (&x)[N]) {
-  raw.get(v.dtype, x);
-  if (!FAST || whole || (t >= begin && t + N <= end)) return;
-  const Part part(t, begin, end, N);
+template <typename F, int N>
+__device__ __forceinline__ void keep_part(Part part, F (&x)[N]) {
+  if (part.has_all(N)) return;
 #pragma unroll
   for (int i = 0; i < N; ++i) {
     if (!part.has(i)) x[i] = 0;
   }
 }
 
+// FAST tells which of the two ways suits all tensors of a call.
+template <bool FAST, typename F, int N>
+__device__ __forceinline__ void start_load(Raw<F, N>& raw, const View& v, const char* p,
+                                           Part part) {
+  if constexpr (FAST) {
+    raw.load_together(v, p, part);
+  } else {
+    raw.load_any(v, p, part);
+  }
+}
+template <bool FAST, typename F, int N>
+__device__ __forceinline__ void end_load(const Raw<F, N>& raw, const View& v, Part part,
+                                         F (&x)[N]) {
+  raw.get(v.dtype, x);
+  if (FAST) keep_part(part, x);
+}
+
 template <typename F, int N>
-__device__ __forceinline__ void load_times(const View& v, const char* row, int64_t t,
-                                           int64_t begin, int64_t end, F (&x)[N]) {
+__device__ __forceinline__ void load_part(const View& v, const char* p, Part part, F (&x)[N]) {
   Raw<F, N> raw;
-  raw.load_any(v, row, t, begin, end);
+  raw.load_any(v, p, part);
   raw.get(v.dtype, x);
 }
 
 // Brings steps that are read later near, if they can be read together.
-__device__ __forceinline__ void prefetch(const View& v, const char* row, int64_t t, int64_t end) {
-  if (v.vectors && t < end) asm volatile("prefetch.global.L1 [%0];" ::"l"(row + t * v.step));
+__device__ __forceinline__ void prefetch(const char* p, bool there) {
+  if (there) asm volatile("prefetch.global.L1 [%0];" ::"l"(p));
 }
 
 template <typename F, int N>
-__device__ __forceinline__ void store_times(const View& v, char* row, int64_t t, int64_t begin,
-                                            int64_t end, const F (&x)[N], bool whole = false) {
-  char* p = row + t * v.step;
-  if (v.vectors && (whole || (t >= begin && t + N <= end))) {
+__device__ __forceinline__ void store_part(const View& v, char* p, Part part, const F (&x)[N]) {
+  if (v.vectors && part.has_all(N)) {
     if (sizeof(F) == 8 || v.dtype == CAUSAL_CONV1D_FLOAT32) {
       store_vector(reinterpret_cast<F*>(p), x);
     } else if constexpr (sizeof(F) == 4) {
@@ -303,7 +306,6 @@ __device__ __forceinline__ void store_times(const View& v, char* row, int64_t t,
     }
     return;
   }
-  const Part part(t, begin, end, N);
 #pragma unroll
   for (int i = 0; i < N; ++i) {
     if (part.has(i)) store<F>(p + i * v.step, v.dtype, x[i]);
