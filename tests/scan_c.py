@@ -11,9 +11,7 @@ import causal_conv1d
 from causal_conv1d._ctypes_ops import DTYPES, Status
 
 INPUTS = "u delta A B C D z delta_bias initial_states".split()
-GRADIENTS = {
-    name: f"d{name}" for name in "u delta A B C D z delta_bias initial_states".split()
-}
+GRADIENTS = {name: f"d{name}" for name in "u delta A B C D z delta_bias initial_states".split()}
 
 
 class Tensor(ctypes.Structure):
@@ -76,7 +74,9 @@ def call(function, params, threads=1):
 def set_tensors(params, tensors):
     """Fills a struct's members, and those of its inputs, by name."""
     for name, value in tensors.items():
-        to = params.inputs if hasattr(params, "inputs") and name in dict(Inputs._fields_) else params
+        to = (
+            params.inputs if hasattr(params, "inputs") and name in dict(Inputs._fields_) else params
+        )
         setattr(to, name, value if isinstance(value, int) else Tensor(value))
     return params
 
@@ -131,12 +131,17 @@ def _over_time(projection, dim, seqlen):
 
 
 def _scan(dt, u, A, B, C, state):
-    outs = [torch.zeros_like(u[:, :, :0])]
-    for t in range(u.shape[2]):
-        now = dt[:, :, t, None]
-        state = torch.exp(now * A) * state + now * B[..., t] * u[:, :, t, None]
-        outs.append((C[..., t] * state).sum(-1, keepdim=True))
-    return torch.cat(outs, 2), state
+    outs = []
+    for now, x, b, c in zip(
+        dt[..., None, :].unbind(-1),
+        u[..., None, :].unbind(-1),
+        B.unbind(-1),
+        C.unbind(-1),
+        strict=True,
+    ):
+        state = torch.exp(now * A) * state + now * b * x
+        outs.append((c * state).sum(-1))
+    return torch.stack(outs, 2) if outs else torch.zeros_like(u), state
 
 
 def reference(u, delta, A, B, C, D=None, z=None, delta_bias=None, initial_states=None,

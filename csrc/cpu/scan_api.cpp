@@ -54,7 +54,7 @@ ScanPlan make_plan(const ScanInputs& in, int64_t segments) {
   plan.row = round_up(plan.dstate, plan.lanes);
   plan.tile = std::min<int64_t>(64, std::max<int64_t>(16, kTileValues / plan.dstate / 16 * 16));
   plan.span = std::max(plan.tile, kSpanValues / plan.dstate / plan.tile * plan.tile);
-  const int64_t wanted = divide_up(plan.dim * std::max<int64_t>(1, segments), kUnits);
+  const int64_t wanted = std::max<int64_t>(1, plan.dim * segments / kUnits);
   plan.block = std::min({round_up(wanted, plan.lanes), kMostChannels,
                          round_up(std::max<int64_t>(1, plan.group_dim), plan.lanes)});
   plan.blocks = divide_up(plan.group_dim, plan.block);
@@ -330,9 +330,15 @@ class Backward {
 
 void run_backward(ScanBackwardParams p, int num_threads) {
   // Without elements it gives sums of 0 whatever its sizes, which need no loop over them.
-  if (!has_elements(p.inputs.u) && !has_elements(p.dinitial_states)) {
-    for (Tensor4* t : {&p.inputs.u, &p.inputs.delta}) t->sizes[0] = t->sizes[2] = 0;
-    p.inputs.cu_seqlens = {};
+  if (!has_elements(p.inputs.u)) {
+    for (Tensor4* t : {&p.dB, &p.dC}) {  // they may have elements, of no channel
+      if (t->ndim == 4) clear_steps(*t, 0, t->sizes[3]);
+      if (t->ndim == 4) *t = {};
+    }
+    if (!has_elements(p.dinitial_states)) {
+      for (Tensor4* t : {&p.inputs.u, &p.inputs.delta}) t->sizes[0] = t->sizes[2] = 0;
+      p.inputs.cu_seqlens = {};
+    }
   }
   if (p.inputs.u.dtype == CAUSAL_CONV1D_FLOAT64) {
     Backward<double>(p, num_threads).run();
