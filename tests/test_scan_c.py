@@ -156,7 +156,7 @@ def check_backward(draw, problem, leaves, want, threads):
             check(c.GRADIENTS[name], got[c.GRADIENTS[name]], grad, tolerance)
 
 
-@pytest.mark.parametrize("seed", range(300))
+@pytest.mark.parametrize("seed", range(150))
 def test_random_options(seed):
     draw_, problem = draw(seed)
     leaves, want = check_forward(draw_, problem, draw_.one_of(1, 2, 3))
@@ -173,9 +173,7 @@ def plain_problem(batch, dim, seqlen, dstate, groups=1, dtype=torch.float32, **o
     return {name: t.to(dtype) for name, t in p.items()} | {"delta_softplus": 1} | options
 
 
-@pytest.mark.parametrize(
-    "shape", ((1, 72, 2100, 16), (2, 70, 700, 64), (1, 20, 300, 256), (3, 9, 4500, 5))
-)
+@pytest.mark.parametrize("shape", ((1, 37, 2100, 16), (2, 70, 600, 64), (1, 20, 300, 256)))
 def test_many_spans(shape):
     """More steps than the backward takes at a time."""
     torch.manual_seed(0)
@@ -188,9 +186,9 @@ def test_many_spans(shape):
 def test_many_segments():
     """More than the backward takes at a time."""
     torch.manual_seed(0)
-    problem = plain_problem(1, 67, 3000, 16)
-    problem["cu_seqlens"] = torch.tensor([*range(0, 2001, 4), 2500, 2500, 3000])
-    problem["initial_states"] = torch.randn(len(problem["cu_seqlens"]) - 1, 67, 16)
+    problem = plain_problem(1, 65, 500, 256)
+    problem["cu_seqlens"] = torch.tensor([*range(0, 301, 2), 400, 400, 500])
+    problem["initial_states"] = torch.randn(len(problem["cu_seqlens"]) - 1, 65, 256)
     draw_ = Draw(0)
     leaves, want = check_forward(draw_, problem, 2)
     check_backward(draw_, problem, leaves, want, 2)
@@ -301,12 +299,18 @@ def test_packed_sequences_are_as_alone():
                     assert (value[..., outside] == 0).all(), name
 
 
-@pytest.mark.parametrize("value", (float("nan"), float("inf"), -float("inf"), 1e38, -1e38))
-@pytest.mark.parametrize("name", ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "dout"))
+# With huge steps it depends on the order of products which overflows first.
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        (name, value)
+        for name in ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "dout")
+        for value in (float("nan"), float("inf"), -float("inf"), 1e38, -1e38)
+        if abs(value) != 1e38 or name not in ("delta", "delta_bias")
+    ],
+)
 def test_values_that_are_not_finite(name, value):
     """Results are finite, infinite or NaN where the reference, in float32, is."""
-    if abs(value) == 1e38 and name in ("delta", "delta_bias"):
-        pytest.skip("which product overflows first depends on their order")
     torch.manual_seed(0)
     problem = plain_problem(1, 5, 20, 3)
     tensors = problem | {"dout": torch.randn_like(problem["u"])}
@@ -378,7 +382,7 @@ def draw_update(seed):
     return d, {name: value for name, value in p.items() if value is not None}
 
 
-@pytest.mark.parametrize("seed", range(200))
+@pytest.mark.parametrize("seed", range(100))
 def test_random_updates(seed):
     d, p = draw_update(seed) if seed else draw_update(1000)
     inputs = doubles({name: value for name, value in p.items() if name != "out"})

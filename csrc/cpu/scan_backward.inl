@@ -46,7 +46,11 @@ struct Sums {
   S *g, *dA, *dB, *dC, *dD, *dbias;
 
   Sums(S* p, int64_t values)
-      : g(p), dA(p + values), dB(p + 2 * values), dC(p + 3 * values), dD(p + 4 * values),
+      : g(p),
+        dA(p + values),
+        dB(p + 2 * values),
+        dC(p + 3 * values),
+        dD(p + 4 * values),
         dbias(p + 4 * values + L) {}
 };
 

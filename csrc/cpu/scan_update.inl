@@ -15,10 +15,10 @@ struct UpdateBuffers {
   using S = typename V::Scalar;
   static constexpr int64_t L = V::kLanes;
 
-  S *rates, *D, *bias;          // [vector][dstate][lane], [vector][lane], [vector][lane]
-  S *B, *C;                     // [dstate]
-  S *h;                         // [dstate][lane]
-  S *x, *dt, *z, *out;          // [lane]
+  S *rates, *D, *bias;  // [vector][dstate][lane], [vector][lane], [vector][lane]
+  S *B, *C;             // [dstate]
+  S* h;                 // [dstate][lane]
+  S *x, *dt, *z, *out;  // [lane]
 
   UpdateBuffers(int64_t dstate, Scratch* scratch) {
     rates = scratch->take<S>(kUpdateBlock * dstate);
@@ -58,8 +58,8 @@ struct UpdateUnit {
   }
   Place channels(const Tensor4& t, int64_t b, int64_t v) const {
     const int64_t* const strides = t.strides + 1;
-    return place(t, b * t.strides[0] + head * strides[0] + (first + v * L) * strides[1],
-                 strides[1], 0);
+    return place(t, b * t.strides[0] + head * strides[0] + (first + v * L) * strides[1], strides[1],
+                 0);
   }
 
   void load_parameters() const {
