@@ -340,11 +340,9 @@ def test_softplus_everywhere():
     """Of every size of its argument, to a few units in the last place."""
     x = torch.cat([torch.linspace(-80, 40, 20011), torch.tensor([0.0, -0.0, 1e30, -1e30])])
     x = torch.cat([x, torch.tensor([float("inf"), -float("inf"), float("nan")])])
-    ones = torch.ones(1, 1, len(x))
-    constant = torch.ones(1, 1)
-    problem = {"u": ones, "delta": x[None, None], "A": constant * -float("inf"), "B": constant}
-    problem |= {"C": constant, "delta_softplus": 1}
-    got = c.forward(problem)["out"][0, 0].double()  # dt itself
+    ones = torch.ones(len(x), 1)
+    problem = {"u": ones[None], "delta": x[None, :, None], "A": -ones, "B": ones, "C": ones}
+    got = c.forward(problem | {"delta_softplus": 1})["out"][0, :, 0].double()  # dt itself
     want = torch.nn.functional.softplus(x.double())
     finite = want.isfinite() & (want > 0)
     assert ((got - want).abs() / want)[finite].max() < 4e-7

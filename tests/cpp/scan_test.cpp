@@ -1,6 +1,6 @@
 // The CPU's selective scan, by each instruction set that this machine has, against the formulas in
 // double precision. All memory is as large as the tensors in it, for AddressSanitizer.
-#include <cpu/kernels.h>
+#include <cpu/dispatch.h>
 #include <gtest/gtest.h>
 #include <selective_scan.h>
 
@@ -194,24 +194,6 @@ struct Scan {
   }
 };
 
-const std::vector<const causal_conv1d::Kernels*>& instruction_sets() {
-  static const std::vector<const causal_conv1d::Kernels*> all = [] {
-    std::vector<const causal_conv1d::Kernels*> found;
-#if defined(__x86_64__)
-    found.push_back(&causal_conv1d::baseline::kernels);
-    const bool avx512 = causal_conv1d::active_kernels == &causal_conv1d::avx512::kernels;
-    if (avx512 || causal_conv1d::active_kernels == &causal_conv1d::avx2::kernels) {
-      found.push_back(&causal_conv1d::avx2::kernels);
-    }
-    if (avx512) found.push_back(&causal_conv1d::avx512::kernels);
-#else
-    found.push_back(causal_conv1d::active_kernels);
-#endif
-    return found;
-  }();
-  return all;
-}
-
 std::vector<Sizing> sizings() {
   std::vector<Sizing> all;
   const int32_t f32 = CAUSAL_CONV1D_FLOAT32, f64 = CAUSAL_CONV1D_FLOAT64;
@@ -231,15 +213,15 @@ std::vector<Sizing> sizings() {
 }
 
 TEST(Scan, MatchesTheFormulas) {
-  const causal_conv1d::Kernels* const best = causal_conv1d::active_kernels;
+  const causal_conv1d::KernelTable* const best = causal_conv1d::active_kernels;
   for (const Sizing& sizing : sizings()) {
     Scan x(sizing);
     x.reference();
-    for (const causal_conv1d::Kernels* kernels : instruction_sets()) {
-      SCOPED_TRACE(testing::Message() << kernels->name << ", dtype " << sizing.dtype << ", layout "
+    for (auto k = causal_conv1d::runnable_kernels(); *k != nullptr; ++k) {
+      SCOPED_TRACE(testing::Message() << (*k)->name << ", dtype " << sizing.dtype << ", layout "
                                       << static_cast<int>(sizing.layout) << ", dstate "
                                       << sizing.dstate << ", seqlen " << sizing.seqlen);
-      causal_conv1d::active_kernels = kernels;
+      causal_conv1d::active_kernels = *k;
       causal_conv1d_scan_forward_params f{};
       f.inputs = x.inputs();
       f.out = x.out.t;
@@ -282,12 +264,12 @@ TEST(Scan, MatchesTheFormulas) {
 
 // A token of a scan of one step, whose dim is the update's.
 TEST(StateUpdate, IsAScanOfOneStep) {
-  const causal_conv1d::Kernels* const best = causal_conv1d::active_kernels;
-  for (const causal_conv1d::Kernels* kernels : instruction_sets()) {
-    causal_conv1d::active_kernels = kernels;
+  const causal_conv1d::KernelTable* const best = causal_conv1d::active_kernels;
+  for (auto k = causal_conv1d::runnable_kernels(); *k != nullptr; ++k) {
+    causal_conv1d::active_kernels = *k;
     for (int64_t dstate : {1, 3, 16, 67}) {
       for (Layout layout : {Layout::kChannelFirst, Layout::kChannelLast, Layout::kStrided}) {
-        SCOPED_TRACE(testing::Message() << kernels->name << ' ' << dstate);
+        SCOPED_TRACE(testing::Message() << (*k)->name << ' ' << dstate);
         Scan x({CAUSAL_CONV1D_FLOAT32, layout, 3, 70, 1, dstate, 1, false, false, true});
         x.reference();
         const auto with_head = [](Tensor4 t, int32_t ndim, int at) {  // a dimension of 1 there
