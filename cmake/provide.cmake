@@ -30,13 +30,15 @@ function(provide_library target)
   install(FILES ${PROJECT_BINARY_DIR}/${target}.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig)
 endfunction()
 
-# The header, and the CMake package of all libraries provided.
+# The headers, and the CMake package of all libraries provided.
 function(provide_package)
-  configure_file(csrc/causal_conv1d.h include/causal_conv1d.h COPYONLY)
+  foreach(header causal_conv1d.h selective_scan.h)
+    configure_file(csrc/${header} include/${header} COPYONLY)
+  endforeach()
   if(CAUSAL_CONV1D_PYTHON)
     return()
   endif()
-  install(FILES csrc/causal_conv1d.h DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
+  install(FILES csrc/causal_conv1d.h csrc/selective_scan.h DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
   include(CMakePackageConfigHelpers)
   set(folder ${CMAKE_INSTALL_LIBDIR}/cmake/causal_conv1d)
   configure_package_config_file(cmake/causal_conv1dConfig.cmake.in causal_conv1dConfig.cmake

@@ -74,8 +74,9 @@ def call(function, params, threads=1):
 def set_tensors(params, tensors):
     """Fills a struct's members, and those of its inputs, by name."""
     for name, value in tensors.items():
-        is_input = hasattr(params, "inputs") and name in dict(Inputs._fields_)
-        to = params.inputs if is_input else params
+        to = (
+            params.inputs if hasattr(params, "inputs") and name in dict(Inputs._fields_) else params
+        )
         setattr(to, name, value if isinstance(value, int) else Tensor(value))
     return params
 
@@ -130,12 +131,17 @@ def _over_time(projection, dim, seqlen):
 
 
 def _scan(dt, u, A, B, C, state):
-    outs = [torch.zeros_like(u[:, :, :0])]
-    for t in range(u.shape[2]):
-        now = dt[:, :, t, None]
-        state = torch.exp(now * A) * state + now * B[..., t] * u[:, :, t, None]
-        outs.append((C[..., t] * state).sum(-1, keepdim=True))
-    return torch.cat(outs, 2), state
+    outs = []
+    for now, x, b, c in zip(
+        dt[..., None, :].unbind(-1),
+        u[..., None, :].unbind(-1),
+        B.unbind(-1),
+        C.unbind(-1),
+        strict=True,
+    ):
+        state = torch.exp(now * A) * state + now * b * x
+        outs.append((c * state).sum(-1))
+    return torch.stack(outs, 2) if outs else torch.zeros_like(u), state
 
 
 def reference(u, delta, A, B, C, D=None, z=None, delta_bias=None, initial_states=None,

@@ -26,6 +26,7 @@ def test_installed_files(prefix):
     package = "lib/cmake/causal_conv1d/causal_conv1d"
     assert files == {
         "include/causal_conv1d.h",
+        "include/selective_scan.h",
         library,
         "lib/libcausal_conv1d_cpu.so.1",
         "lib/libcausal_conv1d_cpu.so",

@@ -54,7 +54,7 @@ ScanPlan make_plan(const ScanInputs& in, int64_t segments) {
   plan.row = round_up(plan.dstate, plan.lanes);
   plan.tile = std::min<int64_t>(64, std::max<int64_t>(16, kTileValues / plan.dstate / 16 * 16));
   plan.span = std::max(plan.tile, kSpanValues / plan.dstate / plan.tile * plan.tile);
-  const int64_t wanted = divide_up(plan.dim * std::max<int64_t>(1, segments), kUnits);
+  const int64_t wanted = std::max<int64_t>(1, plan.dim * segments / kUnits);
   plan.block = std::min({round_up(wanted, plan.lanes), kMostChannels,
                          round_up(std::max<int64_t>(1, plan.group_dim), plan.lanes)});
   plan.blocks = divide_up(plan.group_dim, plan.block);
@@ -91,7 +91,9 @@ std::vector<ScanSegment> segments_of(const ScanInputs& in) {
 // Steps begin .. end - 1, the last dimension, of all of a tensor become 0.
 void clear_steps(const Tensor4& t, int64_t begin, int64_t end) {
   if (!has_elements(t) || begin >= end) return;
-  const size_t size = t.dtype == CAUSAL_CONV1D_FLOAT64 ? 8 : t.dtype == CAUSAL_CONV1D_FLOAT32 ? 4 : 2;
+  const size_t size = t.dtype == CAUSAL_CONV1D_FLOAT64   ? 8
+                      : t.dtype == CAUSAL_CONV1D_FLOAT32 ? 4
+                                                         : 2;
   const bool four = t.ndim == 4;
   const int64_t last = t.ndim - 1;
   for (int64_t i = 0; i < t.sizes[0]; ++i) {
@@ -169,9 +171,7 @@ class Backward {
   }
 
  private:
-  bool wants(const Tensor4& gradient, bool constant) const {
-    return given(gradient) && !constant;
-  }
+  bool wants(const Tensor4& gradient, bool constant) const { return given(gradient) && !constant; }
   int64_t spans_of(const ScanSegment& segment) const {
     return std::max<int64_t>(1, divide_up(segment.end - segment.begin, plan_.span));
   }
@@ -185,8 +185,8 @@ class Backward {
     while (last < segments_.size()) {
       const int64_t n = spans_of(segments_[last]);
       const int64_t steps = std::min(plan_.span, segments_[last].end - segments_[last].begin);
-      const int64_t more = units_ * (of_block_.sums + (n - 1) * of_block_.starts +
-                                     partials * steps * plan_.row);
+      const int64_t more =
+          units_ * (of_block_.sums + (n - 1) * of_block_.starts + partials * steps * plan_.row);
       if (last > first && values + more > kWaveValues) break;
       wave_.push_back({segments_[last], n, starts, steps * plan_.row});
       values += more;
@@ -207,7 +207,7 @@ class Backward {
   struct Member {
     ScanSegment segment;
     int64_t spans, starts;
-    int64_t partial;  // values of a block's partial sums of B or C
+    int64_t partial;         // values of a block's partial sums of B or C
     int64_t dB = 0, dC = 0;  // where those begin
   };
 
@@ -257,8 +257,8 @@ class Backward {
                    span.first = number == 0;
                    span.last = number == m.spans - 1;
                    if (!span.first) {
-                     span.start = starts_.get() + m.starts +
-                                  ((number - 1) * units_ + i) * of_block_.starts;
+                     span.start =
+                         starts_.get() + m.starts + ((number - 1) * units_ + i) * of_block_.starts;
                    }
                    span.sums = sums_.get() + (member * units_ + i) * of_block_.sums;
                    if (wants(p_.dB, plan_.constant_B)) {
@@ -274,7 +274,7 @@ class Backward {
     if (wants(p_.dC, plan_.constant_C)) reduce(p_.dC, number, &Member::dC);
   }
 
-  void reduce(const Tensor4& out, int64_t number, int64_t Member::* at) {
+  void reduce(const Tensor4& out, int64_t number, int64_t Member::*at) {
     const int64_t chunks = divide_up(plan_.span, kReducedSteps);
     const int64_t count = static_cast<int64_t>(wave_.size()) * plan_.groups * chunks;
     parallel_for(count, threads_, wave_work(1) / 16, 0, [&](int64_t unit, char*) {
@@ -285,11 +285,10 @@ class Backward {
       const int64_t end = std::min(m.segment.end, span + plan_.span);
       const int64_t begin = span + chunk * kReducedSteps;
       if (begin >= end) return;
-      scan_kernels().reduce(out, plan_, m.segment.batch, group, begin,
-                            std::min(end, begin + kReducedSteps),
-                            partials_.get() + m.*at + group * plan_.blocks * m.partial +
-                                (begin - span) * plan_.row,
-                            m.partial);
+      scan_kernels().reduce(
+          out, plan_, m.segment.batch, group, begin, std::min(end, begin + kReducedSteps),
+          partials_.get() + m.*at + group * plan_.blocks * m.partial + (begin - span) * plan_.row,
+          m.partial);
     });
   }
 
@@ -330,9 +329,15 @@ class Backward {
 
 void run_backward(ScanBackwardParams p, int num_threads) {
   // Without elements it gives sums of 0 whatever its sizes, which need no loop over them.
-  if (!has_elements(p.inputs.u) && !has_elements(p.dinitial_states)) {
-    for (Tensor4* t : {&p.inputs.u, &p.inputs.delta}) t->sizes[0] = t->sizes[2] = 0;
-    p.inputs.cu_seqlens = {};
+  if (!has_elements(p.inputs.u)) {
+    for (Tensor4* t : {&p.dB, &p.dC}) {  // they may have elements, of no channel
+      if (t->ndim == 4) clear_steps(*t, 0, t->sizes[3]);
+      if (t->ndim == 4) *t = {};
+    }
+    if (!has_elements(p.dinitial_states)) {
+      for (Tensor4* t : {&p.inputs.u, &p.inputs.delta}) t->sizes[0] = t->sizes[2] = 0;
+      p.inputs.cu_seqlens = {};
+    }
   }
   if (p.inputs.u.dtype == CAUSAL_CONV1D_FLOAT64) {
     Backward<double>(p, num_threads).run();
@@ -344,14 +349,15 @@ void run_backward(ScanBackwardParams p, int num_threads) {
 // --------------------------------------------------------------------------------------- update
 
 void run_update(const StateUpdateParams& p, int num_threads) {
-  constexpr int64_t kBlock = CAUSAL_CONV1D_UPDATE_BLOCK;
+  constexpr int64_t kBlock = CAUSAL_CONV1D_UPDATE_BLOCK, kUnitStates = 1 << 16;
   const int64_t batch = p.x.sizes[0], heads = p.x.sizes[1], dim = p.x.sizes[2];
   const int64_t dstate = p.state.sizes[3];
   std::vector<int64_t> rows;
   for (int64_t b = 0; given(p.state_indices) && b < batch; ++b) {
     rows.push_back(read_index(p.state_indices, b));
   }
-  const int64_t entries = std::max<int64_t>(1, std::min(batch, 16384 / (kBlock * dstate)));
+  const int64_t entries =
+      std::max<int64_t>(1, std::min(batch, kUnitStates / (std::min(kBlock, dim) * dstate)));
   const int64_t blocks = divide_up(dim, kBlock), parts = divide_up(batch, entries);
   parallel_for(parts * heads * blocks, num_threads, batch * heads * dim * (dstate + 8),
                scan_kernels().update_scratch(p), [&](int64_t unit, char* scratch) {
@@ -405,8 +411,9 @@ Status check_values(const char* op, const StateUpdateParams& p) {
   std::sort(rows.begin(), rows.end());
   const auto twice = std::adjacent_find(rows.begin(), rows.end());
   if (twice == rows.end()) return ok();
-  return error(CAUSAL_CONV1D_INVALID_ARGUMENT, "%s: state_indices must name a row once, got %lld twice",
-               op, static_cast<long long>(*twice));
+  return error(CAUSAL_CONV1D_INVALID_ARGUMENT,
+               "%s: state_indices must name a row once, got %lld twice", op,
+               static_cast<long long>(*twice));
 }
 
 template <class Params, class Run>

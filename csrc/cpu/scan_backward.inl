@@ -46,7 +46,11 @@ struct Sums {
   S *g, *dA, *dB, *dC, *dD, *dbias;
 
   Sums(S* p, int64_t values)
-      : g(p), dA(p + values), dB(p + 2 * values), dC(p + 3 * values), dD(p + 4 * values),
+      : g(p),
+        dA(p + values),
+        dB(p + 2 * values),
+        dC(p + 3 * values),
+        dD(p + 4 * values),
         dbias(p + 4 * values + L) {}
 };
 
@@ -279,6 +283,14 @@ struct BackwardUnit {
     }
   }
 
+  // Takes lanes without a channel, which may have become NaN, out of sums over lanes.
+  void clear_lanes(S* d, int64_t channels, int64_t steps) const {
+    if (d == nullptr) return;
+    for (int64_t i = 0; i < steps * unit.plan.dstate; ++i) {
+      for (int64_t k = channels; k < L; ++k) d[i * L + k] = 0;
+    }
+  }
+
   void run() const {
     const ScanPlan& plan = unit.plan;
     const bool wide = plan.constant_B || plan.constant_C;
@@ -290,12 +302,15 @@ struct BackwardUnit {
       unit.load_projections(t, steps);
       for (int64_t i = 0; b.dB != nullptr && i < steps * unit.values(); ++i) b.dB[i] = 0;
       for (int64_t i = 0; b.dC != nullptr && i < steps * unit.values(); ++i) b.dC[i] = 0;
-      for (int64_t v = 0; v < unit.vectors; ++v) {
+      for (int64_t v = unit.vectors - 1; v >= 0; --v) {  // the one that may be partial first
         unit.load_inputs(v, t, steps);
         load_gradient(v, t, steps);
         wide ? there_and_back<true>(v, t, steps) : there_and_back<false>(v, t, steps);
         finish_gate(v, t, steps);
         finish_inputs(v, t, steps);
+        if (unit.channels_of(v) == L) continue;
+        clear_lanes(b.dB, unit.channels_of(v), steps);
+        clear_lanes(b.dC, unit.channels_of(v), steps);
       }
       add_lanes(b.dB, span.partial_dB, t, steps);
       add_lanes(b.dC, span.partial_dC, t, steps);

@@ -46,7 +46,7 @@ struct ScanSpan {
 // span, of A, of constant B and C (dstate each), of D and of delta_bias.
 #define CAUSAL_CONV1D_SCAN_SUMS(dstate) (4 * (dstate) + 2)
 
-#define CAUSAL_CONV1D_UPDATE_BLOCK 64
+#define CAUSAL_CONV1D_UPDATE_BLOCK 256
 
 struct ScanKernels {
   int64_t lanes;  // of float; one of double

@@ -57,8 +57,8 @@ void scan_backward(const ScanBackwardParams& p, const ScanPlan& plan, const Scan
 void scan_reduce(const Tensor4& out, const ScanPlan& plan, int64_t batch, int64_t group,
                  int64_t begin, int64_t end, void* partials, int64_t stride) {
   if (plan.fp64) {
-    reduce_partials<DoubleVec>(out, plan, batch, group, begin, end,
-                               static_cast<double*>(partials), stride);
+    reduce_partials<DoubleVec>(out, plan, batch, group, begin, end, static_cast<double*>(partials),
+                               stride);
   } else {
     reduce_partials<Native>(out, plan, batch, group, begin, end, static_cast<float*>(partials),
                             stride);
@@ -80,8 +80,8 @@ namespace CAUSAL_CONV1D_ISA {
 
 extern const ScanKernels scan_kernels;
 const ScanKernels scan_kernels = {
-    Native::kLanes, scan_forward_scratch, scan_backward_scratch, state_update_scratch,
-    scan_forward,   scan_span_starts,     scan_backward,         scan_reduce,
+    Native::kLanes,  scan_forward_scratch, scan_backward_scratch, state_update_scratch,
+    scan_forward,    scan_span_starts,     scan_backward,         scan_reduce,
     scan_store_sums, state_update,
 };
 

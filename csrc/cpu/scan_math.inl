@@ -57,7 +57,8 @@ CAUSAL_CONV1D_INLINE Native exp_of_negative(Native x) {
   x = max(Native::set(-128.0f), x);
   const Native log2e = Native::set(1.44269504f);
   const Native whole = mul(x, log2e);
-  const Native cut_off = fma(x, log2e, sub(Native::set(0.0f), whole));
+  Native cut_off = fma(x, log2e, sub(Native::set(0.0f), whole));
+  cut_off = madd(x, Native::set(1.925963e-8f), cut_off);  // the rest of log2(e)
   const Native power = exp2(whole);
   return madd(power, mul(cut_off, Native::set(0.69314718f)), power);
 }
@@ -74,9 +75,7 @@ CAUSAL_CONV1D_INLINE Native rate_scale(Native) { return Native::set(0.69314718f)
 CAUSAL_CONV1D_INLINE DoubleVec rate_scale(DoubleVec) { return DoubleVec::set(1.0); }
 
 // -|x|
-CAUSAL_CONV1D_INLINE Native minus_magnitude(Native x) {
-  return min(sub(Native::set(0.0f), x), x);
-}
+CAUSAL_CONV1D_INLINE Native minus_magnitude(Native x) { return min(sub(Native::set(0.0f), x), x); }
 
 // (1 or e) / (1 + e) for e = e^-|x|. For NaN it may be anything.
 CAUSAL_CONV1D_INLINE Native sigmoid(Native x) {
@@ -84,9 +83,7 @@ CAUSAL_CONV1D_INLINE Native sigmoid(Native x) {
   const NativeMask positive = not_less(x, Native::set(0.0f));
   return mul(add(e, select_or_zero(positive, sub(one, e))), reciprocal(add(one, e)));
 }
-CAUSAL_CONV1D_INLINE DoubleVec sigmoid(DoubleVec x) {
-  return {1 / (1 + exp_without_errno(-x.v))};
-}
+CAUSAL_CONV1D_INLINE DoubleVec sigmoid(DoubleVec x) { return {1 / (1 + exp_without_errno(-x.v))}; }
 
 // log(1 + e^x) = max(x, 0) + log1p(w), w = e^-|x|; log1p(w) = 2 atanh(w / (2 + w)), a series in
 // odd powers of numbers up to 1 / 3.

@@ -128,8 +128,7 @@ struct Tiles<Native> {
 
 template <>
 struct Tiles<DoubleVec> {
-  static void load(const Place& at, int64_t channels, int64_t steps, double* out,
-                   int64_t row = 1) {
+  static void load(const Place& at, int64_t channels, int64_t steps, double* out, int64_t row = 1) {
     load_tile_of<DoubleVec>(reinterpret_cast<const double*>(at.data), at, channels, steps, out,
                             row);
   }
