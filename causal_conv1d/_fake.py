@@ -1,8 +1,8 @@
 """The operators on meta and fake tensors: the real ones' checks, and results without values.
 
 Sizes may be symbols there, which C++ cannot be given, so the checks of ``csrc/check.cpp`` stand
-here once more; ``tests/test_operators.py`` compares the two, message by message. What needs addresses,
-the overlap of tensors, is left to the real call.
+here once more; ``tests/test_operators.py`` compares the two, message by message. What needs
+addresses, the overlap of tensors, is left to the real call.
 """
 
 from __future__ import annotations
