@@ -7,10 +7,10 @@ namespace causal_conv1d::gpu {
 
 // Of the row at hand, computed once per row. Time is that of its Segment, whose tiles begin at 0:
 //
-//     0     TILE                                        end of the part, a multiple of TILE
-//     |  lo |         |         |         |         | hi  |
-//        |<---------------- the row --------------->|
-//           |<----------- plain tiles ----->|               whole tiles and vectors of the row
+//     0         TILE
+//     |   lo    |         |         |         |   hi    |
+//         |<---------- the row ---------------->|
+//               |<------- plain tiles ------->|           whole tiles and vectors of the row
 //
 // A simple tile takes no states, and needs no care for what is not finite outside the row; without
 // SEQ it has SiLU.
