@@ -6,6 +6,7 @@
 #include "find_matches.cuh"
 #include "launch.cuh"
 #include "parameters.cuh"
+#include "row_geometry.cuh"
 #include "states.cuh"
 #include "taps.cuh"
 #include "tile_pipeline.cuh"
