@@ -1,7 +1,8 @@
 """Depthwise causal 1-D convolution for state-space models, on any CPU and NVIDIA GPU.
 
 A drop-in replacement of Dao-AILab's ``causal_conv1d``. The public functions are
-:func:`causal_conv1d_fn`, :func:`causal_conv1d_update` and :func:`causal_conv1d_varlen_states`;
+:func:`causal_conv1d_fn`, :func:`causal_conv1d_update` and :func:`causal_conv1d_varlen_states`, and
+Mamba's selective scan, :func:`selective_scan_fn` and :func:`selective_state_update`;
 ``python -m causal_conv1d`` checks the installation.
 """
 
@@ -14,8 +15,10 @@ try:
     _installation.require_torch()
 
     from . import _distributed, onnx
+    from ._transformers import use_in_transformers
     from .causal_conv1d_interface import causal_conv1d_fn, causal_conv1d_update
     from .causal_conv1d_varlen import causal_conv1d_varlen_states
+    from .selective_scan.functions import selective_scan_fn, selective_state_update
 except ImportError as problem:
     if not _installation.doctor_is_starting():
         raise
@@ -29,4 +32,7 @@ __all__ = [
     "causal_conv1d_update",
     "causal_conv1d_varlen_states",
     "onnx",
+    "selective_scan_fn",
+    "selective_state_update",
+    "use_in_transformers",
 ]

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from causal_conv1d import _elf, _library
+from causal_conv1d import _elf, _library, selective_scan_fn, selective_state_update
 from causal_conv1d import causal_conv1d_fn as fn
 from causal_conv1d import causal_conv1d_update as update
 from causal_conv1d import causal_conv1d_varlen_states as varlen_states
@@ -27,6 +27,8 @@ from causal_conv1d.reference import (
     causal_conv1d_ref,
     causal_conv1d_update_ref,
     causal_conv1d_varlen_states_ref,
+    selective_scan_ref,
+    selective_state_update_ref,
 )
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -214,6 +216,45 @@ def check_varlen_states(i: Inputs):
     yield got, causal_conv1d_varlen_states_ref(x, bounds, 4)
 
 
+def scan_inputs(i: Inputs):
+    """u, delta, A, B, C, D, z, delta_bias and initial_states."""
+    steps, dstate = 70, 16
+    in_time, of_state = (BATCH, DIM, steps), (BATCH, 1, dstate, steps)
+    u, delta, z = i.normal(*in_time), i.normal(*in_time).abs() / 2, i.normal(*in_time)
+    A, D, bias = -i.normal(DIM, dstate).exp(), i.normal(DIM), i.normal(DIM).abs() / 2
+    states = i.normal(BATCH, DIM, dstate)
+    return [u, delta, A, i.normal(*of_state), i.normal(*of_state), D, z, bias, states]
+
+
+def check_scan(i: Inputs):
+    """out, the last states, and the gradients of u, delta, z and the initial states."""
+    inputs, results = scan_inputs(i), []
+    douts = i.normal(*inputs[0].shape), i.normal(*inputs[8].shape)
+    for function, tensors in (
+        (selective_scan_fn, [*inputs, *douts]),
+        (selective_scan_ref, doubled(*inputs, *douts)),
+    ):
+        *leaves, dout, dlast = [tensor.detach().requires_grad_() for tensor in tensors]
+        *given, states = leaves
+        out, last = function(*given, True, True, initial_states=states)
+        wanted = [leaves[k] for k in (0, 1, 6, 8)]
+        grads = torch.autograd.grad((out, last), wanted, (dout, dlast.to(last.dtype)))
+        results.append((out, last, *grads))
+    yield from zip(*results, strict=True)
+
+
+def check_state_update(i: Inputs):
+    u, delta, A, B, C, D, z, bias, state = scan_inputs(i)
+    A64, D64, bias64 = doubled(A, D, bias)
+    for step in range(3):
+        x, dt, b, c, gate = (tensor[..., step] for tensor in (u, delta, B[:, 0], C[:, 0], z))
+        (state64,) = doubled(state)
+        out = selective_state_update(state, x, dt, A, b, c, D, gate, bias, True)
+        x, dt, b, c, gate = doubled(x, dt, b, c, gate)
+        yield out, selective_state_update_ref(state64, x, dt, A64, b, c, D64, gate, bias64, True)
+        yield state, state64
+
+
 CHECKS = {
     "fn forward": check_forward,
     "fn backward": check_backward,
@@ -224,6 +265,8 @@ CHECKS = {
     "update of a ring": check_ring,
     "update, indexed": check_indexed,
     "varlen_states": check_varlen_states,
+    "selective scan": check_scan,
+    "selective_state_update": check_state_update,
 }
 
 

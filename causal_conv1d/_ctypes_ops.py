@@ -25,10 +25,7 @@ DTYPES = {
     getattr(torch, name): number for number, name in enumerate(_DTYPE_NAMES) if hasattr(torch, name)
 }
 _UNSUPPORTED_DTYPE = _DTYPE_NAMES.index("an_unsupported_dtype")
-# causal_conv1d_tensor: data, sizes[3], strides[3], ndim, dtype
-_TENSOR = "Q3q3qii"
-_NOT_GIVEN = (0,) * 9
-_PADDING = {1: (0, 0), 2: (0,), 3: ()}
+_FLAGS = ("silu", "delta_softplus", "dt_softplus")
 
 
 class Status(ctypes.Structure):
@@ -53,16 +50,28 @@ def schemas(cpu_library: ctypes.CDLL) -> dict[str, str]:
 class Packer:
     """Turns an operation's arguments into the parameter struct of the C function of its name.
 
-    The struct has the tensors in order, and then ``silu`` if there is one.
+    The struct has the tensors in order, and a flag if there is one: at its end or, of a scan,
+    behind the inputs.
     """
 
     def __init__(self, operation: str):
         self.caller = CALLERS[operation]
-        names = argument_names(operation)
-        self.tensors = [(i, name) for i, name in enumerate(names) if name != "silu"]
-        self.silu = names.index("silu") if "silu" in names else None
-        ending = "" if self.silu is None else "i4x"
-        self.struct = struct.Struct("=" + _TENSOR * len(self.tensors) + ending)
+        self.names = argument_names(operation)
+        self.tensors = [(i, name) for i, name in enumerate(self.names) if name not in _FLAGS]
+        is_scan = operation in ("scan_forward", "scan_backward")
+        # causal_conv1d_tensor, or _tensor4: data, sizes, strides, ndim, dtype
+        self.dims = 4 if is_scan or operation == "state_update" else 3
+        tensor = f"Q{self.dims}q{self.dims}qii"
+        self.not_given = (0,) * (2 * self.dims + 3)
+        self.padding = {n: (0,) * (self.dims - n) for n in range(1, self.dims + 1)}
+        self.flag = next((i for i, name in enumerate(self.names) if name in _FLAGS), None)
+        before = len(self.tensors)
+        if is_scan and self.flag is not None:
+            before = self.flag
+        self.flag_at = before * len(self.not_given)
+        flag = "" if self.flag is None else "i4x"
+        after = len(self.tensors) - before
+        self.struct = struct.Struct("=" + tensor * before + flag + tensor * after)
 
     def __call__(self, args) -> bytes:
         """The struct's bytes. RuntimeError for a tensor that the struct cannot describe."""
@@ -71,20 +80,22 @@ class Packer:
         for i, name in self.tensors:
             tensor = args[i]
             if tensor is None:
-                fields += _NOT_GIVEN
+                fields += self.not_given
                 continue
             if tensor.layout is not torch.strided:
                 raise RuntimeError(f"{self.caller}: {name} must be a strided tensor")
             shape = tensor.shape
             ndim = len(shape)
-            padding = _PADDING.get(ndim)
+            padding = self.padding.get(ndim)
             if padding is None:
+                most = "three" if self.dims == 3 else "four"
                 raise RuntimeError(
-                    f"{self.caller}: {name} must have one to three dimensions, got {ndim}"
+                    f"{self.caller}: {name} must have one to {most} dimensions, got {ndim}"
                 )
             if tensor.device != device:
                 raise RuntimeError(
-                    f"{self.caller}: {name} must be on x's device {device}, got {tensor.device}"
+                    f"{self.caller}: {name} must be on {self.names[0]}'s device {device}, got "
+                    f"{tensor.device}"
                 )
             fields += (
                 tensor.data_ptr(),
@@ -95,8 +106,8 @@ class Packer:
                 ndim,
                 DTYPES.get(tensor.dtype, _UNSUPPORTED_DTYPE),
             )
-        if self.silu is not None:
-            fields.append(bool(args[self.silu]))
+        if self.flag is not None:
+            fields.insert(self.flag_at, bool(args[self.flag]))
         return self.struct.pack(*fields)
 
 
@@ -166,32 +177,36 @@ def cuda_operations(library: ctypes.CDLL) -> dict:
 
         return run
 
-    workspace_size = library.causal_conv1d_cuda_backward_workspace_size
-    workspace_size.restype = ctypes.c_int64
-    workspace_size.argtypes = [ctypes.c_char_p]
-    pack_backward = Packer("backward")
-    call_backward = _function(
-        library,
-        "causal_conv1d_cuda_backward",
-        ctypes.c_int,
-        ctypes.c_void_p,
-        ctypes.c_void_p,
-        ctypes.c_int64,
-    )
-
-    def backward(*args):
-        device = args[0].device
-        params = pack_backward(args)
-        size = workspace_size(params)
-        workspace = torch.empty(max(size, 0), dtype=torch.uint8, device=device)
-        status = call_backward(
-            params, device.index, current_stream(device.index), workspace.data_ptr(), size
+    def make_with_workspace(operation, *device_type):
+        pack = Packer(operation)
+        size_of = getattr(library, f"causal_conv1d_cuda_{operation}_workspace_size")
+        size_of.restype, size_of.argtypes = ctypes.c_int64, [ctypes.c_char_p, *device_type]
+        call = _function(
+            library,
+            f"causal_conv1d_cuda_{operation}",
+            ctypes.c_int,
+            ctypes.c_void_p,
+            ctypes.c_void_p,
+            ctypes.c_int64,
         )
-        if status.code != 0:
-            raise_if_failed(status)
 
-    others = {operation: make(operation) for operation in CALLERS if operation != "backward"}
-    functions = others | {"backward": backward}
+        def run(*args):
+            device = args[0].device
+            params, index = pack(args), device.index
+            size = size_of(params, *(index for _ in device_type))
+            workspace = torch.empty(max(size, 0), dtype=torch.uint8, device=device)
+            status = call(params, index, current_stream(index), workspace.data_ptr(), size)
+            if status.code != 0:
+                raise_if_failed(status)
+
+        return run
+
+    functions = {
+        "backward": make_with_workspace("backward"),
+        "scan_forward": make_with_workspace("scan_forward", ctypes.c_int),
+        "scan_backward": make_with_workspace("scan_backward", ctypes.c_int),
+    }
+    functions |= {operation: make(operation) for operation in CALLERS if operation not in functions}
     return {name: telling_torch(name, functions[name]) for name in CALLERS}
 
 

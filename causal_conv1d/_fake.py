@@ -24,19 +24,24 @@ def _name(dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-class _Checker:
-    """The arguments of one call by name; what is not given is None."""
+class Checker:
+    """The arguments of one call by name; what is not given is None.
 
-    def __init__(self, operation: str, tensors: dict):
-        self.caller, self.tensors = CALLERS[operation], tensors
-        device = tensors["x"].device
+    first: the one that tells whether all are float64.
+    """
+
+    def __init__(self, operation: str, tensors: dict, first: str = "x", most_dims: int = 3):
+        self.caller, self.tensors, self.first = CALLERS[operation], tensors, first
+        leader = next(iter(tensors))
+        device = tensors[leader].device
+        most = {3: "three", 4: "four"}[most_dims]
         for name, tensor in tensors.items():
             if tensor is None:
                 continue
-            if not 1 <= tensor.dim() <= 3:
-                self.fail(name, f"must have one to three dimensions, got {tensor.dim()}")
+            if not 1 <= tensor.dim() <= most_dims:
+                self.fail(name, f"must have one to {most} dimensions, got {tensor.dim()}")
             if tensor.device != device:
-                self.fail(name, f"must be on x's device {device}, got {tensor.device}")
+                self.fail(name, f"must be on {leader}'s device {device}, got {tensor.device}")
 
     def fail(self, name: str, text: str):
         raise RuntimeError(f"{self.caller}: {name} {text}")
@@ -54,14 +59,15 @@ class _Checker:
         with_dim = f" with dim = {known[0]}" if known else ""
         self.fail(name, f"must be {dims}{with_dim}, got {_text(shape)}")
 
-    def float_like_x(self, name: str) -> None:
-        dtype, x = self.tensors[name].dtype, self.tensors["x"].dtype
+    def float_like_first(self, name: str) -> None:
+        first = self.first
+        dtype, leading = self.tensors[name].dtype, self.tensors[first].dtype
         if dtype not in _FLOATS:
-            wanted = "float32, float16 or bfloat16 (or float64 with x)"
+            wanted = f"float32, float16 or bfloat16 (or float64 with {first})"
             self.fail(name, f"must be {wanted}, got {_name(dtype)}")
-        if (dtype == torch.float64) != (x == torch.float64):
-            got = f"{_name(dtype)} with x {_name(x)}"
-            self.fail(name, f"must be float64 if and only if x is, got {got}")
+        if (dtype == torch.float64) != (leading == torch.float64):
+            got = f"{_name(dtype)} with {first} {_name(leading)}"
+            self.fail(name, f"must be float64 if and only if {first} is, got {got}")
 
     def like_x(self, name: str) -> None:
         x = self.tensors["x"]
@@ -84,17 +90,17 @@ class _Checker:
 
     def x(self) -> None:
         self.sizes("x", "(batch, dim, seqlen)", (None, None, None))
-        self.float_like_x("x")
+        self.float_like_first("x")
 
     def parameters(self) -> None:
         dim = self.tensors["x"].shape[1]
         self.sizes("weight", "(dim, width)", (dim, None))
-        self.float_like_x("weight")
+        self.float_like_first("weight")
         if self.tensors["weight"].shape[1] < 1:
             self.fail("weight", f"must have width >= 1, got {_text(self.tensors['weight'].shape)}")
         if self.tensors["bias"] is not None:
             self.sizes("bias", "(dim,)", (dim,))
-            self.float_like_x("bias")
+            self.float_like_first("bias")
 
     def states(self, name: str, is_written=False) -> None:
         if self.tensors.get(name) is None:
@@ -102,7 +108,7 @@ class _Checker:
         batch, dim, _ = self.tensors["x"].shape
         want = (batch, dim, self.tensors["weight"].shape[1] - 1)
         self.sizes(name, "(batch, dim, width - 1)", want)
-        self.float_like_x(name)
+        self.float_like_first(name)
         if is_written:
             self.writable(name)
 
@@ -111,7 +117,7 @@ class _Checker:
         self.index("seq_idx", "(batch, seqlen)", (batch, seqlen))
 
 
-def _check_forward(c: _Checker) -> None:
+def _check_forward(c: Checker) -> None:
     c.x()
     c.parameters()
     c.seq_idx()
@@ -122,7 +128,7 @@ def _check_forward(c: _Checker) -> None:
     c.states("final_states_out", is_written=True)
 
 
-def _check_backward(c: _Checker) -> None:
+def _check_backward(c: Checker) -> None:
     c.x()
     c.parameters()
     c.like_x("dout")
@@ -136,19 +142,19 @@ def _check_backward(c: _Checker) -> None:
         if c.tensors.get(name) is not None:
             shape = c.tensors["weight"].shape
             c.sizes(name, dims, shape if like else shape[:1])
-            c.float_like_x(name)
+            c.float_like_first(name)
             c.writable(name)
     c.states("dinitial_states", is_written=True)
 
 
-def _check_update(c: _Checker) -> None:
+def _check_update(c: Checker) -> None:
     x, state = c.tensors["x"], c.tensors["conv_state"]
     if x.dim() not in (2, 3):
         c.fail("x", f"must be (batch, dim) or (batch, dim, seqlen), got {_text(x.shape)}")
-    c.float_like_x("x")
+    c.float_like_first("x")
     c.parameters()
     c.sizes("conv_state", "(batch, dim, state_len)", (None, x.shape[1], None))
-    c.float_like_x("conv_state")
+    c.float_like_first("conv_state")
     width = c.tensors["weight"].shape[1]
     if state.shape[2] < width - 1:
         text = f"must have state_len >= width - 1 = {width - 1}, got {_text(state.shape)}"
@@ -165,9 +171,9 @@ def _check_update(c: _Checker) -> None:
 
 
 def check_varlen_states(x, cu_seqlens, state_len) -> None:
-    c = _Checker("varlen_states", {"x": x, "cu_seqlens": cu_seqlens})
+    c = Checker("varlen_states", {"x": x, "cu_seqlens": cu_seqlens})
     c.sizes("x", "(total_tokens, dim)", (None, None))
-    c.float_like_x("x")
+    c.float_like_first("x")
     c.sizes("cu_seqlens", "(batch + 1,)", (None,))
     c.index("cu_seqlens", "(batch + 1,)", (None,))
     if cu_seqlens.shape[0] < 1:
@@ -182,7 +188,7 @@ _CHECKS = {"forward": _check_forward, "backward": _check_backward, "update": _ch
 
 def check(operation: str, tensors: dict) -> None:
     """Raises RuntimeError, as the real operation does, for tensors by name that it refuses."""
-    _CHECKS[operation](_Checker(operation, tensors))
+    _CHECKS[operation](Checker(operation, tensors))
 
 
 def _operation(name: str):

@@ -21,6 +21,8 @@ from . import _ctypes_ops, _elf, _operators, _plain, _self_test
 from ._ctypes_ops import Status
 from ._installation import REINSTALL
 from ._ops import NAMESPACE, ops
+from .selective_scan import fallback
+from .selective_scan import operators as scan_operators
 
 STABLE_ABI, CTYPES = "torch's stable C ABI", "Python"
 
@@ -175,22 +177,43 @@ def _replacements(loaded: Loaded, operators: dict) -> dict:
     return {f"python_{name}": telling_errors(name, run) for name, run in operators.items()}
 
 
+def _operators_over(operations: dict, cpu: ctypes.CDLL) -> dict:
+    """All operators by name, over all operations by name."""
+    check = _ctypes_ops.varlen_sizes_check(cpu)
+    return _operators.over(operations, check) | scan_operators.over(operations)
+
+
+def _plain_operations(modules, cpu: ctypes.CDLL) -> dict:
+    """Those in plain torch operations, by name."""
+    checks = _ctypes_ops.checks(cpu)
+    found: dict = {}
+    for module in modules:
+        found |= module.operations(checks)
+    return {name: _ctypes_ops.telling_torch(name, run) for name, run in found.items()}
+
+
 def _register_cuda(loaded: Loaded) -> None:
     cpu, cuda = loaded.cpu.library, loaded.cuda
-    check = _ctypes_ops.varlen_sizes_check(cpu)
     if _self_test.is_wanted():
-        fallback = _plain.operations(_ctypes_ops.checks(cpu))
-        fallback = {name: _ctypes_ops.telling_torch(name, run) for name, run in fallback.items()}
-        loaded.self_test = _self_test.SelfTest(cuda.library, cpu, fallback)
+        plain = _plain_operations((_plain, fallback), cpu)
+        loaded.self_test = _self_test.SelfTest(cuda.library, cpu, plain)
     if cuda.registration == CTYPES:
         operations = _ctypes_ops.cuda_operations(cuda.library)
         if loaded.self_test is not None:
             operations = {n: loaded.self_test.checked(n, run) for n, run in operations.items()}
-        loaded.register(_with_plain(_operators.over(operations, check)), "CUDA")
+        loaded.register(_with_plain(_operators_over(operations, cpu)), "CUDA")
     elif loaded.self_test is not None:
         loaded.define(f"python_{schema}" for schema in loaded.schemas.values())
         operations = {name: loaded.self_test.replacement(name) for name in _operators.CALLERS}
-        loaded.register(_replacements(loaded, _operators.over(operations, check)), "CUDA")
+        loaded.register(_replacements(loaded, _operators_over(operations, cpu)), "CUDA")
+
+
+def _register_without_cuda(loaded: Loaded) -> None:
+    """Of CUDA tensors without the library: the scan in plain torch, and the reason for the rest."""
+    library, problem = loaded.cpu.library, loaded.cuda.problem or ""
+    refusals = dict.fromkeys(loaded.schemas, _refusal(problem))
+    plain = fallback.warning_once(_plain_operations((fallback,), library), problem)
+    loaded.register(_with_plain(refusals | scan_operators.over(plain)), "CUDA")
 
 
 def _load_all() -> Loaded:
@@ -201,19 +224,17 @@ def _load_all() -> Loaded:
         loaded.define(loaded.schemas.values())
         loaded.define(schema.replace("(", ".plain(", 1) for schema in loaded.schemas.values())
         operations = _ctypes_ops.cpu_operations(library)
-        check = _ctypes_ops.varlen_sizes_check(library)
-        loaded.register(_with_plain(_operators.over(operations, check)), "CPU")
+        loaded.register(_with_plain(_operators_over(operations, library)), "CPU")
     if loaded.cuda.problem is None:
         _register_cuda(loaded)
     elif torch.version.cuda is not None:
-        refusals = dict.fromkeys(loaded.schemas, _refusal(loaded.cuda.problem))
-        loaded.register(_with_plain(refusals), "CUDA")
+        _register_without_cuda(loaded)
 
     from . import _autograd, _dtensor, _fake, _flops, _vmap
+    from .selective_scan import autograd, fake, vmap
 
-    _fake.register(loaded)
-    _autograd.register(loaded)
-    _vmap.register(loaded)
+    for part in (_fake, _autograd, _vmap, fake, autograd, vmap):
+        part.register(loaded)
     _flops.register()
     _dtensor.register()
     return loaded

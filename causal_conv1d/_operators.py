@@ -18,6 +18,9 @@ CALLERS = {
     "backward": "causal_conv1d_bwd",
     "update": "causal_conv1d_update",
     "varlen_states": "causal_conv1d_varlen_states",
+    "scan_forward": "selective_scan_fwd",
+    "scan_backward": "selective_scan_bwd",
+    "state_update": "selective_state_update",
 }
 
 

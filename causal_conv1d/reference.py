@@ -12,9 +12,11 @@ arguments, float32 at least; float64 arguments therefore give float64 results.
 from __future__ import annotations
 
 import functools
+import itertools
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from ._arguments import is_silu
 
@@ -23,6 +25,8 @@ __all__ = [
     "causal_conv1d_ref",
     "causal_conv1d_update_ref",
     "causal_conv1d_varlen_states_ref",
+    "selective_scan_ref",
+    "selective_state_update_ref",
 ]
 
 # Relative errors of the kernels in the 2-norm: a few roundings of float32, one rounding of the
@@ -233,3 +237,171 @@ def causal_conv1d_varlen_states_ref(
         last = x[max(bounds[i], bounds[i + 1] - state_len) : bounds[i + 1]]
         states[i, :, state_len - len(last) :] = last.T
     return states
+
+
+def selective_scan_ref(
+    u: torch.Tensor,
+    delta: torch.Tensor,
+    A: torch.Tensor,
+    B: torch.Tensor,
+    C: torch.Tensor,
+    D: torch.Tensor | None = None,
+    z: torch.Tensor | None = None,
+    delta_bias: torch.Tensor | None = None,
+    delta_softplus: bool = False,
+    return_last_state: bool = False,
+    *,
+    initial_states: torch.Tensor | None = None,
+    cu_seqlens: torch.Tensor | None = None,
+) -> Any:
+    """The selective scan of Mamba, a step at a time; differentiable any number of times.
+
+    With g = d // (dim / groups), for each batch entry b and channel d:
+
+        dt[t]  = delta[b,d,t] + delta_bias[d], through log(1 + exp(.)) with delta_softplus
+        h[n,t] = exp(dt[t] A[d,n]) h[n,t-1] + dt[t] B[b,g,n,t] u[b,d,t]
+        y[t]   = sum over n of C[b,g,n,t] h[n,t], + D[d] u[b,d,t]
+        out[t] = y[t] z[b,d,t] sigmoid(z[b,d,t]), or y[t] without z
+
+    h before step 0 is initial_states or 0. With cu_seqlens the batch is 1, and sequence i is the
+    steps cu_seqlens[i] .. cu_seqlens[i+1] - 1, with states of its own.
+
+    Args:
+        u, delta, z: (batch, dim, seqlen), any float type; z may be None.
+        A: (dim, dstate), real or complex.
+        B, C: (batch, groups, dstate, seqlen), (batch, dstate, seqlen), or (dim, dstate) for one
+            that is constant in time. With a complex A the last is complex, the others have pairs
+            of real numbers along seqlen, and y is twice the real part of the sum.
+        D, delta_bias: (dim,) or None.
+        delta_softplus: whether dt goes through softplus.
+        return_last_state: whether to return (out, last_state) instead of out.
+        initial_states: (batch or sequences, dim, dstate) or None.
+        cu_seqlens: (sequences + 1,) int32 or int64, or None: boundaries, ascending from 0 to
+            seqlen.
+
+    Returns:
+        out (batch, dim, seqlen) in u's dtype; with return_last_state also the states after the
+        last step (batch or sequences, dim, dstate), in float32, in float64 if u is, or complex.
+    """
+    dtype = torch.float64 if u.dtype == torch.float64 else torch.float32
+    batch, dim, seqlen = u.shape
+    wide, rate = u.to(dtype), A if A.is_complex() else A.to(dtype)
+    dt = delta.to(dtype)
+    if delta_bias is not None:
+        dt = dt + delta_bias.to(dtype)[:, None]
+    if delta_softplus:
+        dt = F.softplus(dt)
+    decay = torch.exp(dt[:, :, None] * rate[:, :, None])  # (batch, dim, dstate, seqlen)
+    added = (dt * wide)[:, :, None] * _over_time(B, A, dtype, dim)
+
+    bounds = [0, seqlen] if cu_seqlens is None else cu_seqlens.tolist()
+    states, last = [], []
+    for i, (start, stop) in enumerate(itertools.pairwise(bounds)):
+        if initial_states is None:
+            state = added.new_zeros(added.shape[:3])
+        else:
+            state = initial_states if cu_seqlens is None else initial_states[i : i + 1]
+            state = state.to(added.dtype)
+        for t in range(start, stop):
+            state = decay[..., t] * state + added[..., t]
+            states.append(state)
+        last.append(state)
+    y = torch.stack(states, -1) if states else torch.zeros_like(added)
+    y = (y * _over_time(C, A, dtype, dim)).sum(2)
+    y = 2 * y.real if y.is_complex() else y
+    if D is not None:
+        y = y + D.to(dtype)[:, None] * wide
+    if z is not None:
+        gate = z.to(dtype)
+        y = y * gate * torch.sigmoid(gate)
+    out = y.to(u.dtype)
+    if not return_last_state:
+        return out
+    return out, torch.cat(last) if last else added.new_zeros(0, dim, A.shape[1])
+
+
+def _over_time(projection, A, dtype, dim):
+    """B or C as (batch or 1, dim, dstate, seqlen or 1)."""
+    if projection.dim() == 2:
+        return projection.to(A.dtype if A.is_complex() else dtype)[None, :, :, None]
+    projection = projection.to(dtype)
+    if projection.dim() == 3:
+        projection = projection[:, None]
+    if A.is_complex():
+        projection = torch.view_as_complex(projection.unflatten(-1, (-1, 2)).contiguous())
+    return projection.repeat_interleave(dim // projection.shape[1], dim=1)
+
+
+def selective_state_update_ref(
+    state: torch.Tensor,
+    x: torch.Tensor,
+    dt: torch.Tensor,
+    A: torch.Tensor,
+    B: torch.Tensor,
+    C: torch.Tensor,
+    D: torch.Tensor | None = None,
+    z: torch.Tensor | None = None,
+    dt_bias: torch.Tensor | None = None,
+    dt_softplus: bool = False,
+    state_batch_indices: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """One token of a selective scan: the state takes it in, in place.
+
+        state = exp(dt A) state + dt B x
+        out   = sum over dstate of C state, + D x, times z sigmoid(z) with z
+
+    Args:
+        state: (batch, dim, dstate) or (batch, heads, dim, dstate); with state_batch_indices any
+            number of rows instead of batch.
+        x, dt, z: (batch, dim) or (batch, heads, dim); z may be None.
+        A: (dim, dstate) or (heads, dim, dstate).
+        B, C: (batch, dstate) or (batch, groups, dstate), of groups of neighbouring heads.
+        D, dt_bias: (dim,) or (heads, dim), or None.
+        dt_softplus: whether dt + dt_bias goes through softplus.
+        state_batch_indices: (batch,) int32 or int64, or None: the row of state of each batch
+            entry. A negative one is padding: its out is 0 and no state is touched. One past the
+            last row gives NaN and touches no state.
+
+    Returns:
+        out, of x's shape and dtype.
+    """
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    rows = state if state.dim() == 4 else state[:, None]
+    count, heads, dim, dstate = rows.shape
+
+    def with_heads(tensor, dims):
+        return None if tensor is None else tensor.to(dtype).reshape(-1, *dims)
+
+    token, step, gate = (with_heads(t, (heads, dim)) for t in (x, dt, z))
+    skip, bias = (None if t is None else t.to(dtype).reshape(heads, dim) for t in (D, dt_bias))
+    B, C = (t.to(dtype).reshape(len(x), t.shape[1] if t.dim() == 3 else 1, dstate) for t in (B, C))
+    B, C = (t.repeat_interleave(heads // t.shape[1], dim=1)[:, :, None] for t in (B, C))
+    if bias is not None:
+        step = step + bias
+    if dt_softplus:
+        step = F.softplus(step)
+    step = step[..., None]
+    before = rows
+    if state_batch_indices is not None:
+        index = state_batch_indices.long()
+        before = (
+            rows[index.clamp(0, max(count - 1, 0))]
+            if count > 0
+            else rows.new_zeros(len(x), heads, dim, dstate)
+        )
+    after = torch.exp(step * A.to(dtype).reshape(heads, dim, dstate)) * before.to(dtype)
+    after = after + step * B * token[..., None]
+    out = (after * C).sum(-1)
+    if skip is not None:
+        out = out + skip * token
+    if gate is not None:
+        out = out * gate * torch.sigmoid(gate)
+    after = after.detach().to(state.dtype)
+    if state_batch_indices is None:
+        rows.copy_(after)
+    else:
+        out = out.masked_fill((index < 0)[:, None, None], 0)
+        out = out.masked_fill((index >= count)[:, None, None], torch.nan)
+        given = (index >= 0) & (index < count)
+        rows[index[given]] = after[given]
+    return out.to(x.dtype).reshape(x.shape)

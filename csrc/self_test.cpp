@@ -1,86 +1,12 @@
 #include "self_test.h"
 
-#include <cmath>
-#include <cstdio>
+#include "self_test_values.h"
+
 #include <cstring>
-#include <limits>
-
-#include "element_size.h"
-
 namespace causal_conv1d {
 namespace {
 
 constexpr int32_t kBounds[] = {0, 2, 24};  // cu_seqlens
-
-// Of errors, relative to the largest value expected: far above what rounding gives and far below
-// what a wrong kernel does.
-double tolerance(int dtype) {
-  switch (dtype) {
-    case CAUSAL_CONV1D_FLOAT32: return 1e-4;
-    case CAUSAL_CONV1D_FLOAT16: return 1e-2;
-    case CAUSAL_CONV1D_BFLOAT16: return 5e-2;
-    default: return 1e-9;
-  }
-}
-
-float from_bits(uint32_t bits) {
-  float value;
-  std::memcpy(&value, &bits, sizeof value);
-  return value;
-}
-
-uint32_t to_bits(float value) {
-  uint32_t bits;
-  std::memcpy(&bits, &value, sizeof bits);
-  return bits;
-}
-
-// A float16 is a float without 13 bits of its fraction whose exponent counts from 112 less.
-constexpr float kHalfScale = 0x1p112f;
-
-float from_half(uint16_t half) {
-  if ((half & 0x7c00) == 0x7c00) return std::numeric_limits<float>::quiet_NaN();  // or infinity
-  const float magnitude = from_bits(static_cast<uint32_t>(half & 0x7fff) << 13) * kHalfScale;
-  return (half & 0x8000) != 0 ? -magnitude : magnitude;
-}
-
-// Of values that float16 holds exactly, or NaN.
-uint16_t to_half(float value) {
-  if (std::isnan(value)) return 0x7e00;
-  const uint32_t magnitude = to_bits(std::fabs(value) / kHalfScale) >> 13;
-  return static_cast<uint16_t>(magnitude | (std::signbit(value) ? 0x8000 : 0));
-}
-
-// Of values that the dtype holds exactly, or NaN.
-void store(char* at, int dtype, float value) {
-  const double wide = value;
-  const uint16_t narrow =
-      dtype == CAUSAL_CONV1D_FLOAT16 ? to_half(value) : static_cast<uint16_t>(to_bits(value) >> 16);
-  if (dtype == CAUSAL_CONV1D_FLOAT64) {
-    std::memcpy(at, &wide, sizeof wide);
-  } else if (dtype == CAUSAL_CONV1D_FLOAT32) {
-    std::memcpy(at, &value, sizeof value);
-  } else {
-    std::memcpy(at, &narrow, sizeof narrow);
-  }
-}
-
-double load(const char* at, int dtype) {
-  if (dtype == CAUSAL_CONV1D_FLOAT64) {
-    double value;
-    std::memcpy(&value, at, sizeof value);
-    return value;
-  }
-  if (dtype == CAUSAL_CONV1D_FLOAT32) {
-    float value;
-    std::memcpy(&value, at, sizeof value);
-    return value;
-  }
-  uint16_t bits;
-  std::memcpy(&bits, at, sizeof bits);
-  return dtype == CAUSAL_CONV1D_FLOAT16 ? from_half(bits)
-                                        : from_bits(static_cast<uint32_t>(bits) << 16);
-}
 
 }  // namespace
 
@@ -153,19 +79,10 @@ std::vector<SelfTest::Output> SelfTest::outputs() const {
 
 std::string SelfTest::problem(const char* found, const char* expected) const {
   for (const Output& output : outputs()) {
-    double worst = 0, largest = 0;
-    for (int64_t at = output.begin; at < output.end; at += element_size(dtype_)) {
-      const double want = load(expected + at, dtype_);
-      const double error = std::fabs(load(found + at, dtype_) - want);
-      worst = std::isnan(error) ? INFINITY : std::fmax(worst, error);
-      largest = std::fmax(largest, std::fabs(want));
-    }
-    if (!(worst <= tolerance(dtype_) * largest)) {
-      char text[128];
-      std::snprintf(text, sizeof text, "%s in %s, %s, is wrong by %.2g of its largest value",
-                    output.name, dtype_name(dtype_),
-                    channel_last_ ? "channel-last" : "channel-first", worst / largest);
-      return text;
+    const double worst = error_between(found, expected, output.begin, output.end, dtype_);
+    if (worst > 0) {
+      return describe_error(output.name, dtype_, channel_last_ ? "channel-last" : "channel-first",
+                            worst);
     }
   }
   return {};

@@ -10,7 +10,8 @@
 # are put beside python3's own packages. mamba_ssm is tested in several releases: its wheels lie in
 # WHEELHOUSE/mamba_ssm, and what the recipe installs in WHEELHOUSE/recipe. WHEEL is this library's
 # wheel (default: built here). MAMBA_VERSIONS, separated by spaces, are other releases of mamba_ssm
-# than those below.
+# than those below. MAMBA_SOURCES is a checkout of state-spaces/mamba, whose tests/ops (which no
+# release on the index has) are then run too.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=scripts/setup_env.sh
@@ -131,6 +132,22 @@ tests() {
     "${@:2}" || status=1
 }
 
+# mamba_scan_tests OPTIONS...: those of the newest mamba_ssm's scan that MAMBA_SOURCES has. They are
+# for CUDA; on a CPU they run there instead, without the sizes that take minutes.
+mamba_scan_tests() {
+  local file=$PWD/build/ecosystem/mamba_ssm/test_selective_scan.py few=()
+  say "mamba_ssm's own tests of the scan"
+  cp "$MAMBA_SOURCES/tests/ops/test_selective_scan.py" "$file"
+  case " $* " in
+  *" --device cuda "* | *" --device=cuda "*) ;;
+  *)
+    sed -i -E "s/([\"'])cuda\1/\1cpu\1/" "$file"
+    few=(-k "not 2048 and not 4096")
+    ;;
+  esac
+  tests "$MAMBA:$SITE" -p no:cacheprovider "${few[@]}" "$file"
+}
+
 status=0
 for name in "${names[@]}"; do
   if [ "$name" = recipe ]; then
@@ -139,8 +156,6 @@ for name in "${names[@]}"; do
   fi
   environment "$name"
   if [ "$name" = mamba_ssm ]; then
-    say "the selective scan's Triton kernels"
-    tests "$SITE" tests/ecosystem/test_selective_scan_triton.py "$@"
     for version in "${mamba_versions[@]}"; do
       mamba "$version"
       say "mamba_ssm $version"
@@ -149,6 +164,7 @@ for name in "${names[@]}"; do
     done
     say "transformers with mamba_ssm $version"
     tests "$MAMBA:$SITE" tests/ecosystem/test_transformers_mamba_ssm.py "$@"
+    [ -z "${MAMBA_SOURCES:-}" ] || mamba_scan_tests "$@"
     continue
   fi
   say "$name: $(PYTHONPATH=$SITE run_python - "$name" <<'PYTHON'
@@ -159,5 +175,6 @@ print(", ".join(f"{each} {importlib.metadata.version(each)}" for each in sorted(
 PYTHON
   )"
   tests "$SITE" "tests/ecosystem/test_$name.py" "$@"
+  [ "$name" != transformers ] || tests "$SITE" tests/ecosystem/test_transformers_scan.py "$@"
 done
 exit $status

@@ -92,6 +92,15 @@ def check_values(module, device):
         reference.causal_conv1d_varlen_states_ref(tokens, bounds, 4),
     )
 
+    A, B = -randn(6, 5).exp(), randn(2, 5, 33)
+    inputs = [x, x.abs(), A, B, -B]
+    same(module.selective_scan_fn(*inputs), reference.selective_scan_ref(*inputs))
+    one = randn(2, 6, 5)
+    two, token = one.clone(), (x[:, :, 0], x[:, :, 1].abs(), A, B[:, :, 0], B[:, :, 1])
+    out = module.selective_state_update(one, *token)
+    same(out, reference.selective_state_update_ref(two, *token))
+    same(one, two)
+
 
 def check_names(module, device):
     """Each operator is of the module's own namespace, and is known to torch there."""

@@ -77,8 +77,8 @@ def fake_wheel(folder, machine, cuda=None, library="int causal_conv1d_cpu;", ver
     number = {"x86_64": 62, "aarch64": 183}[machine]
     wheel = folder / f"causal_conv1d-{version}-py3-none-linux_{machine}.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
-        for path in PACKAGE.glob("*.py"):
-            archive.write(path, f"causal_conv1d/{path.name}")
+        for path in PACKAGE.rglob("*.py"):
+            archive.write(path, f"causal_conv1d/{path.relative_to(PACKAGE)}")
         for path in folder.glob("*.so"):
             data = bytearray(path.read_bytes())
             data[18:20] = number.to_bytes(2, "little")
@@ -128,8 +128,9 @@ def test_only_what_the_kernel_uses_is_in_it_and_imports_are_relative(tmp_path):
     files = {path.name for path in variant.glob("*.py")}
     assert {"__init__.py", "layers.py", "reference.py"} < files
     assert not files & {"__main__.py", "_distributed.py", "aiter.py"}
-    assert not (variant / "selective_scan").exists()
-    for path in variant.glob("*.py"):
+    scan = {path.name for path in variant.glob("selective_scan/*.py")}
+    assert {"__init__.py", "functions.py", "autograd.py", "vmap.py"} < scan
+    for path in variant.rglob("*.py"):
         found = re.findall(r"^\s*(?:from|import) +causal_conv1d.*", path.read_text(), re.MULTILINE)
         assert not found, (path.name, found)
 

@@ -73,12 +73,23 @@ def test_torch_has_the_schemas_that_the_library_gives():
 @pytest.mark.parametrize("operation", _operators.CALLERS)
 def test_the_tensors_of_an_operation_are_those_of_its_struct(operation):
     """The C interface has them in the order of the operator that writes."""
-    text = re.sub("//.*", "", HEADER.read_text())
-    struct = re.search(rf"struct causal_conv1d_{operation}_params {{([^}}]*)}}", text)
-    fields = re.findall(r"causal_conv1d_tensor ([^;]*);", struct[1])
-    tensors = [name for name in _operators.argument_names(operation) if name != "silu"]
-    assert ", ".join(fields).split(", ") == tensors
-    assert ("int32_t silu;" in struct[1]) == ("silu" in _operators.argument_names(operation))
+    headers = (HEADER, HEADER.with_name("selective_scan.h"))
+    text = re.sub("//.*", "", "".join(header.read_text() for header in headers))
+
+    def members(struct):
+        found = re.search(rf"struct causal_conv1d_{struct} {{([^}}]*)}}", text)[1]
+        declarations = re.findall(r"(causal_conv1d_\w+|int32_t) ([^;]*);", found)
+        pairs = [(kind, name) for kind, names in declarations for name in names.split(", ")]
+        if pairs[0][1] == "inputs":
+            return members("scan_inputs") + pairs[1:]
+        return pairs
+
+    pairs = members(f"{operation}_params")
+    tensors = [name for kind, name in pairs if kind != "int32_t"]
+    flags = [name for kind, name in pairs if kind == "int32_t"]
+    names = _operators.argument_names(operation)
+    assert [name for name in names if name in tensors] == tensors
+    assert [name for name in names if name not in tensors] == flags
     assert set(_operators.written_names(operation)) <= set(tensors)
 
 
@@ -102,7 +113,9 @@ def test_every_argument_of_the_cuda_functions_has_its_type(monkeypatch):
     monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", None, raising=False)
     library = Library()
     _ctypes_ops.cuda_operations(library)
-    for operator, count in {"forward": 3, "backward": 5, "update": 3, "varlen_states": 3}.items():
+    counts = {"forward": 3, "backward": 5, "update": 3, "varlen_states": 3}
+    counts |= {"scan_forward": 5, "scan_backward": 5, "state_update": 3}
+    for operator, count in counts.items():
         function = getattr(library, f"causal_conv1d_cuda_{operator}")
         assert len(function.argtypes) == count, operator
 

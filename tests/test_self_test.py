@@ -227,7 +227,7 @@ def gpu(cuda):
 def set_verdicts(right=(), wrong=(), problem=""):
     bits = [sum(1 << number for number in numbers) for numbers in (right, wrong)]
     function = _library.cuda.library.causal_conv1d_cuda_set_verdicts
-    function.argtypes = [ctypes.c_int, ctypes.c_uint32, ctypes.c_uint32, ctypes.c_char_p]
+    function.argtypes = [ctypes.c_int, ctypes.c_uint64, ctypes.c_uint64, ctypes.c_char_p]
     function.restype = None
     function(0, *bits, problem.encode())
 
@@ -251,7 +251,7 @@ FORWARD = 0  # in float32, channel-first
 @pytest.fixture
 def broken(gpu):
     """cuda:0 with kernels that have been found wrong."""
-    set_verdicts(wrong=range(32), problem=NO_IMAGE)
+    set_verdicts(wrong=range(56), problem=NO_IMAGE)
     return gpu
 
 

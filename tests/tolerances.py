@@ -19,3 +19,13 @@ PARAM = {torch.float32: 2e-6, torch.float16: 1e-5, torch.bfloat16: 1e-5, torch.f
 # Below this number of elements rounding errors no longer average out, and one unit in the last
 # place of the largest element is always allowed.
 FEW = 256
+
+# Of the selective scan, where hundreds of roundings follow one another in a state: out, du and what
+# else has time, and last states; and the gradients that are sums over batch and time.
+SCAN = {torch.float32: 1e-6, torch.float16: 3e-4, torch.bfloat16: 2.5e-3, torch.float64: 1e-12}
+SCAN_PARAM = {
+    torch.float32: 5e-6,
+    torch.float16: 3e-4,
+    torch.bfloat16: 2.5e-3,
+    torch.float64: 1e-12,
+}

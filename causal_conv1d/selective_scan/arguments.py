@@ -1,18 +1,17 @@
-"""The arguments of a selective scan, where its gradients go, and the checks of both."""
+"""The arguments of a scan in plain PyTorch, where its gradients go, and the checks of both."""
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-
-# Steps between two states that the forward returns in x for the backward; mamba_ssm's number.
-CHUNK = 2048
 
 
 @dataclass
 class Inputs:
-    """The inputs of a scan: see :func:`selective_scan_fwd`."""
+    """The inputs of a scan: see :func:`causal_conv1d.selective_scan_fn`; B and C have groups."""
 
     u: torch.Tensor
     delta: torch.Tensor
@@ -22,7 +21,9 @@ class Inputs:
     D: torch.Tensor | None
     z: torch.Tensor | None
     delta_bias: torch.Tensor | None
-    delta_softplus: bool
+    initial_states: torch.Tensor | None = None
+    cu_seqlens: torch.Tensor | None = None
+    delta_softplus: bool = False
 
     @property
     def groups(self) -> int:
@@ -40,9 +41,17 @@ class Inputs:
         return self.real_dtype.to_complex() if self.A.is_complex() else self.real_dtype
 
     @property
-    def x_shape(self) -> tuple[int, ...]:
-        chunks = -(-self.u.shape[2] // CHUNK)
-        return (*self.u.shape[:2], chunks, 2 * self.A.shape[1])
+    def states_shape(self):
+        rows = self.u.shape[0] if self.cu_seqlens is None else self.cu_seqlens.shape[0] - 1
+        return rows, self.u.shape[1], self.A.shape[1]
+
+    def sequences(self):
+        """Of each sequence the first step, the one past the last, and its row of the states, None
+        if every batch entry has its own."""
+        if self.cu_seqlens is None:
+            return [(0, self.u.shape[2], None)]
+        bounds = self.cu_seqlens.tolist()
+        return [(*steps, i) for i, steps in enumerate(itertools.pairwise(bounds))]
 
 
 @dataclass
@@ -55,9 +64,36 @@ class Grads:
     dB: torch.Tensor
     dC: torch.Tensor
     dD: torch.Tensor | None
-    ddelta_bias: torch.Tensor | None
     dz: torch.Tensor | None
-    out_z: torch.Tensor | None
+    ddelta_bias: torch.Tensor | None
+    dinitial_states: torch.Tensor | None
+    out: torch.Tensor | None  # the forward's once more
+
+
+def empty_grads(inputs: Inputs, with_out: bool = False) -> Grads:
+    """In the types that sums have, where they are sums."""
+
+    def zeros(tensor: Any) -> Any:
+        if tensor is None:
+            return None
+        dtype = inputs.real_dtype.to_complex() if tensor.is_complex() else inputs.real_dtype
+        return torch.zeros_like(tensor, dtype=dtype)
+
+    def empty(tensor: Any) -> Any:
+        return None if tensor is None else torch.empty_like(tensor)
+
+    return Grads(
+        empty(inputs.u),
+        empty(inputs.delta),
+        zeros(inputs.A),
+        zeros(inputs.B),
+        zeros(inputs.C),
+        zeros(inputs.D),
+        empty(inputs.z),
+        zeros(inputs.delta_bias),
+        empty(inputs.initial_states),
+        empty(inputs.u) if with_out else None,
+    )
 
 
 def check(
@@ -86,6 +122,11 @@ def check(
         check_shape(argument, tensor, "batch, dim, seqlen", batch, dim, seqlen)
     check_shape("D", inputs.D, "dim,", dim)
     check_shape("delta_bias", inputs.delta_bias, "dim,", dim)
+    if inputs.cu_seqlens is not None and (batch != 1 or inputs.cu_seqlens.dim() != 1):
+        raise ValueError(f"{name}: cu_seqlens must be (sequences + 1,), and batch 1, got {batch}")
+    rows = "batch" if inputs.cu_seqlens is None else "sequences"
+    text = f"{rows}, dim, dstate"
+    check_shape("initial_states", inputs.initial_states, text, *inputs.states_shape)
     twice = "2 * " if A.is_complex() else ""
     length = 2 * seqlen if A.is_complex() else seqlen
     for argument, tensor in {"B": inputs.B, "C": inputs.C}.items():

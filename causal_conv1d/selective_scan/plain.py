@@ -9,48 +9,67 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from . import arguments
-
+# Steps between two states that the backward keeps.
+CHUNK = 2048
 # Steps of a block, and how many elements (batch, channel, state, step) it may have. On the CPU the
 # tensors of a block then stay in the caches.
 BLOCK = 64
 TILE_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 22}
 
 
-def forward(inputs, out, out_z, x):
-    """Writes out, out_z unless None, and x."""
-    seqlen = inputs.u.shape[2]
+def forward(inputs, out, ungated, last_states):
+    """Writes out, and what else is not None; steps of no sequence are 0."""
+    if inputs.cu_seqlens is not None:
+        out.zero_()
+        if ungated is not None:
+            ungated.zero_()
     for tile in _tiles(inputs):
-        state, total = tile.zero_state(), 0
-        for block in _slices(0, seqlen, BLOCK):
-            dt, _, states = tile.states(block, state)
-            state, total = states[-1], total + dt.sum(0)
-            y = tile.outputs(block, states)
-            tile.store(out, block, y)
-            if out_z is not None:
-                tile.store(out_z, block, y * F.silu(tile.load(inputs.z, block)))
-            if block.stop % arguments.CHUNK == 0 or block.stop == seqlen:
-                end = tile.part(x)[..., (block.stop - 1) // arguments.CHUNK, :]
-                end[..., 0::2] = torch.exp(total[..., None] * tile.A)
-                end[..., 1::2] = state
+        for start, stop, row in inputs.sequences():
+            state = tile.first_state(row)
+            for block in _slices(start, stop, BLOCK):
+                _, _, states = tile.states(block, state)
+                state = states[-1]
+                y = tile.outputs(block, states)
+                if ungated is not None:
+                    tile.store(ungated, block, y)
+                if inputs.z is not None:
+                    y = y * F.silu(tile.load(inputs.z, block))
+                tile.store(out, block, y)
+            if last_states is not None:
+                tile.states_part(last_states, row)[...] = state
 
 
-def backward(inputs, dout, x, grads):
-    """Fills grads. x may be None if there is one chunk."""
+def backward(inputs, dout, dlast_states, grads):
+    """Fills grads. dlast_states may be None."""
+    if inputs.cu_seqlens is not None:
+        for tensor in (grads.du, grads.ddelta, grads.dz, grads.out):
+            if tensor is not None:
+                tensor.zero_()
     for tile in _tiles(inputs):
-        carry = tile.zero_state()
-        for chunk in reversed(_slices(0, inputs.u.shape[2], arguments.CHUNK)):
-            # The state before each block of the chunk; then the blocks, from the last one on.
-            state = tile.zero_state()
-            if chunk.start > 0:
-                state = tile.part(x)[..., chunk.start // arguments.CHUNK - 1, 1::2]
-            blocks = []
-            for block in _slices(chunk.start, chunk.stop, BLOCK):
-                blocks.append((block, state))
-                if block.stop < chunk.stop:
-                    state = tile.states(block, state)[2][-1].clone()
-            for block, state in reversed(blocks):
-                carry = _backward_block(tile, block, state, carry, dout, grads)
+        for start, stop, row in inputs.sequences():
+            carry = tile.zero_state()
+            if dlast_states is not None:
+                carry = tile.states_part(dlast_states, row).to(inputs.dtype)
+            # The state before each chunk; of the last chunk before each block, and so on back.
+            chunks, state = [], tile.first_state(row)
+            for chunk in _slices(start, stop, CHUNK):
+                chunks.append((chunk, state))
+                if chunk.stop < stop:
+                    state = _states_before(tile, chunk, state)[1]
+            for chunk, state in reversed(chunks):
+                for block, before in reversed(_states_before(tile, chunk, state)[0]):
+                    carry = _backward_block(tile, block, before, carry, dout, grads)
+            if grads.dinitial_states is not None:
+                tile.states_part(grads.dinitial_states, row)[...] = carry
+
+
+def _states_before(tile, chunk, state):
+    """Each block of a chunk with the state before it, and the state after the chunk."""
+    blocks = []
+    for block in _slices(chunk.start, chunk.stop, BLOCK):
+        blocks.append((block, state))
+        state = tile.states(block, state)[2][-1].clone()
+    return blocks, state
 
 
 def _backward_block(tile, block, before, carry, dout, grads):
@@ -64,9 +83,11 @@ def _backward_block(tile, block, before, carry, dout, grads):
         y, z = tile.outputs(block, states), tile.load(inputs.z, block)
         gate = torch.sigmoid(z)
         tile.store(grads.dz, block, dy * y * gate * (1 + z * (1 - gate)))
-        if grads.out_z is not None:
-            tile.store(grads.out_z, block, y * z * gate)
+        if grads.out is not None:
+            tile.store(grads.out, block, y * z * gate)
         dy = dy * z * gate
+    elif grads.out is not None:
+        tile.store(grads.out, block, tile.outputs(block, states))
     dsum = dy[..., None] * (2 if inputs.A.is_complex() else 1)
     tile.add_projection(grads.dC, block, dsum * states.conj())
 
@@ -170,6 +191,16 @@ class _Tile:
             block = slice(2 * block.start, 2 * block.stop)
             terms = torch.view_as_real(terms).flatten(-2)
         total[self.b, self.g, :, block] += terms
+
+    def states_part(self, tensor, row):
+        """A view of a tensor of states: (batch, group, channel, state), of one row if given."""
+        rows = self.b if row is None else slice(row, row + 1)
+        return tensor.unflatten(1, (self.inputs.groups, -1))[rows, self.g, self.h]
+
+    def first_state(self, row):
+        if self.inputs.initial_states is None:
+            return self.zero_state()
+        return self.states_part(self.inputs.initial_states, row).to(self.inputs.dtype)
 
     def zero_state(self):
         return self.A.new_zeros((self.b.stop - self.b.start, *self.A.shape))

@@ -12,7 +12,15 @@
 namespace causal_conv1d::torch_abi {
 
 // In the order in which kernels are numbered, see register.h.
-enum class Operation { kForward, kBackward, kUpdate, kVarlenStates };
+enum class Operation {
+  kForward,
+  kBackward,
+  kUpdate,
+  kVarlenStates,
+  kScanForward,
+  kScanBackward,
+  kStateUpdate
+};
 
 template <class Backend>
 struct Boxed {
@@ -27,7 +35,7 @@ struct Boxed {
   static void forward_states(StableIValue* stack, uint64_t, uint64_t) {
     if (Backend::replaced(schema::kForwardStates, Operation::kForward, stack)) return;
     const Arguments a(schema::kForwardStates, stack);
-    Output out = a.empty_like(0), final_states = a.empty_states();
+    Output out = a.empty_like(0), final_states = empty_states(a);
     Backend::run(params(a, out.tensor(), final_states.tensor()), a.device_index());
     stack[0] = out.release();
     stack[1] = final_states.release();
@@ -53,7 +61,7 @@ struct Boxed {
     Output dbias = a.empty(need_dbias ? 2 : 1, 1, need_dbias ? dim : none, order);
     Output dinitial = !need_dinitial       ? a.empty(0, 1, none, order)
                       : given(a.tensor(5)) ? a.empty_like(5)
-                                           : a.empty_states();
+                                           : empty_states(a);
     Backend::run(
         BackwardParams{a.tensor(0), a.tensor(1), a.tensor(2), a.tensor(3), a.tensor(4), a.tensor(5),
                        a.tensor(6), dx.tensor(), need_dweight ? dweight.tensor() : Tensor{},

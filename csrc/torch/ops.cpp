@@ -4,6 +4,7 @@
 #include <sstream>
 #include <stdexcept>
 
+#include "../checker.h"
 #include "strides.h"
 
 namespace causal_conv1d::torch_abi {
@@ -14,8 +15,11 @@ namespace {
 constexpr const char kPlain[] = ".plain";
 
 constexpr const Signature* kSignatures[] = {
-    &schema::kForward,     &schema::kForwardStates, &schema::kForwardOut, &schema::kBackward,
-    &schema::kBackwardOut, &schema::kUpdate,        &schema::kUpdateOut,  &schema::kVarlenStates};
+    &schema::kForward,        &schema::kForwardStates, &schema::kForwardOut,
+    &schema::kBackward,       &schema::kBackwardOut,   &schema::kUpdate,
+    &schema::kUpdateOut,      &schema::kVarlenStates,  &schema::kScanForward,
+    &schema::kScanForwardOut, &schema::kScanBackward,  &schema::kScanBackwardOut,
+    &schema::kStateUpdate,    &schema::kStateUpdateOut};
 
 std::string name_of(const Signature& signature, const char* overload) {
   return std::string(signature.name) + overload;
@@ -55,7 +59,8 @@ int32_t core_dtype(int32_t torch_dtype) {
   return CAUSAL_CONV1D_UNSUPPORTED_DTYPE;
 }
 
-Output::Output(const Tensor& like, int32_t torch_dtype, int32_t device_type, int32_t device_index)
+template <class T>
+OutputOf<T>::OutputOf(const T& like, int32_t torch_dtype, int32_t device_type, int32_t device_index)
     : tensor_(like) {
   const Functions& f = functions();
   if (f.aoti_torch_empty_strided(like.ndim, like.sizes, like.strides, torch_dtype, device_type,
@@ -65,17 +70,20 @@ Output::Output(const Tensor& like, int32_t torch_dtype, int32_t device_type, int
   }
 }
 
-Output::~Output() {
+template <class T>
+OutputOf<T>::~OutputOf() {
   if (handle_ != nullptr) functions().aoti_torch_delete_tensor_object(handle_);
 }
 
-StableIValue Output::release() {
+template <class T>
+StableIValue OutputOf<T>::release() {
   const auto value = reinterpret_cast<StableIValue>(handle_);
   handle_ = nullptr;
   return value;
 }
 
-Arguments::Arguments(const Signature& signature, StableIValue* stack) {
+template <class T, int N>
+ArgumentsOf<T, N>::ArgumentsOf(const Signature& signature, StableIValue* stack) {
   // Everything is taken off the stack first: what is not owned when an error is thrown would leak.
   for (int i = 0; i < signature.count; ++i) {
     const std::string_view type = signature.arguments[i].type;
@@ -103,22 +111,27 @@ Arguments::Arguments(const Signature& signature, StableIValue* stack) {
   }
 }
 
-Arguments::~Arguments() { release(); }
+template <class T, int N>
+ArgumentsOf<T, N>::~ArgumentsOf() {
+  release();
+}
 
-void Arguments::release() {
+template <class T, int N>
+void ArgumentsOf<T, N>::release() {
   for (TensorHandle& handle : handles_) {
     if (handle != nullptr) functions().aoti_torch_delete_tensor_object(handle);
     handle = nullptr;
   }
 }
 
-void Arguments::describe(const Signature& signature, int i) {
+template <class T, int N>
+void ArgumentsOf<T, N>::describe(const Signature& signature, int i) {
   const auto fail = [&](const std::string& what) {
     throw std::runtime_error(std::string(signature.caller) + ": " +
                              std::string(signature.arguments[i].name) + " must " + what);
   };
   const Functions& f = functions();
-  Tensor& t = tensors_[i];
+  T& t = tensors_[i];
   int64_t ndim = 0;
   int64_t *sizes = nullptr, *strides = nullptr;
   int32_t device_type = 0, device_index = 0;
@@ -130,8 +143,9 @@ void Arguments::describe(const Signature& signature, int i) {
       f.aoti_torch_get_data_ptr(handles_[i], &t.data)) {
     fail("be a strided tensor");
   }
-  if (ndim < 1 || ndim > 3) {
-    fail("have one to three dimensions, got " + std::to_string(ndim));
+  if (ndim < 1 || ndim > kMostDims<T>) {
+    fail(std::string("have one to ") + (kMostDims<T> == 3 ? "three" : "four") +
+         " dimensions, got " + std::to_string(ndim));
   }
   t.ndim = static_cast<int32_t>(ndim);
   t.dtype = core_dtype(torch_dtypes_[i]);
@@ -143,40 +157,55 @@ void Arguments::describe(const Signature& signature, int i) {
     device_type_ = device_type;
     device_index_ = device_index;
   } else if (device_type != device_type_ || device_index != device_index_) {
-    fail("be on x's device " + device_name(f, device_type_, device_index_) + ", got " +
+    fail("be on " + std::string(signature.arguments[0].name) + "'s device " +
+         device_name(f, device_type_, device_index_) + ", got " +
          device_name(f, device_type, device_index));
   }
 }
 
-Output Arguments::empty_like(int i) const {
-  Tensor t = tensors_[i];
+template <class T, int N>
+OutputOf<T> ArgumentsOf<T, N>::empty_like(int i) const {
+  T t = tensors_[i];
   like_strides(t.ndim, tensors_[i].sizes, tensors_[i].strides, t.strides);
-  return Output(t, torch_dtypes_[i], device_type_, device_index_);
+  return OutputOf<T>(t, torch_dtypes_[i], device_type_, device_index_);
 }
 
-Output Arguments::empty(int i, int ndim, const int64_t* sizes, const int* order) const {
-  Tensor t = {};
+template <class T, int N>
+OutputOf<T> ArgumentsOf<T, N>::empty(int i, int ndim, const int64_t* sizes, const int* order,
+                                     bool as_sums) const {
+  T t = {};
   t.ndim = ndim;
   t.dtype = tensors_[i].dtype;
+  int32_t torch_dtype = torch_dtypes_[i];
+  if (as_sums && t.dtype != CAUSAL_CONV1D_FLOAT64) {
+    t.dtype = CAUSAL_CONV1D_FLOAT32;
+    torch_dtype = functions().float32;
+  }
   int64_t stride = 1;
   for (int k = ndim - 1; k >= 0; --k) {
     t.sizes[order[k]] = sizes[order[k]];
     t.strides[order[k]] = stride;
     stride *= sizes[order[k]] > 1 ? sizes[order[k]] : 1;
   }
-  return Output(t, torch_dtypes_[i], device_type_, device_index_);
+  return OutputOf<T>(t, torch_dtype, device_type_, device_index_);
 }
 
-Output Arguments::empty_states() const {
-  const Tensor &x = tensors_[0], &weight = tensors_[1];
+template <class T, int N>
+void ArgumentsOf<T, N>::bump_version(int i) const {
+  if (handles_[i] != nullptr) functions().bump_version(handles_[i]);
+}
+
+template class OutputOf<Tensor>;
+template class ArgumentsOf<Tensor, 12>;
+template class OutputOf<Tensor4>;
+template class ArgumentsOf<Tensor4, 24>;
+
+Output empty_states(const Arguments& a) {
+  const Tensor &x = a.tensor(0), &weight = a.tensor(1);
   if (x.ndim != 3 || weight.ndim != 2 || weight.sizes[1] < 1) return {};
   const int64_t sizes[3] = {x.sizes[0], x.sizes[1], weight.sizes[1] - 1};
   const int order[3] = {0, 1, 2};
-  return empty(0, 3, sizes, order);
-}
-
-void Arguments::bump_version(int i) const {
-  if (handles_[i] != nullptr) functions().bump_version(handles_[i]);
+  return a.empty(0, 3, sizes, order);
 }
 
 void throw_if_failed(const Status& status) {

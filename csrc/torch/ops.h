@@ -6,6 +6,7 @@
 #include <string_view>
 
 #include "../check.h"
+#include "../scan_check.h"
 #include "stable_abi.h"
 
 namespace causal_conv1d::torch_abi {
@@ -19,7 +20,7 @@ struct Signature {
 
   std::string_view schema, name;
   const char* caller;
-  Argument arguments[12] = {};
+  Argument arguments[24] = {};
   int count = 0;
 
   constexpr Signature(const char* error_name, std::string_view text)
@@ -72,53 +73,90 @@ inline constexpr Signature kVarlenStates(
     "causal_conv1d_varlen_states",
     "varlen_states(Tensor x, Tensor cu_seqlens, int state_len) -> Tensor");
 
+// The selective scan: its arguments are those of ../selective_scan.h, in that order. A result that
+// is not needed is returned as a tensor of size 0; of the gradients, bit i of needed is for the
+// i-th result.
+#define CAUSAL_CONV1D_SCAN_INPUTS                                                \
+  "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, " \
+  "Tensor? delta_bias, Tensor? initial_states, Tensor? cu_seqlens, bool delta_softplus, "
+inline constexpr Signature kScanForward(
+    "selective_scan_fwd", "scan_forward(" CAUSAL_CONV1D_SCAN_INPUTS
+                          "bool need_last_states) -> (Tensor out, Tensor last_states)");
+inline constexpr Signature kScanForwardOut(
+    "selective_scan_fwd", "scan_forward_out(" CAUSAL_CONV1D_SCAN_INPUTS
+                          "Tensor(a!) out, Tensor(b!)? ungated, Tensor(c!)? last_states) -> ()");
+inline constexpr Signature kScanBackward(
+    "selective_scan_bwd",
+    "scan_backward(" CAUSAL_CONV1D_SCAN_INPUTS
+    "Tensor dout, Tensor? dlast_states, int needed) -> "
+    "(Tensor du, Tensor ddelta, Tensor dA, Tensor dB, Tensor dC, Tensor dD, Tensor dz, "
+    "Tensor ddelta_bias, Tensor dinitial_states)");
+inline constexpr Signature kScanBackwardOut(
+    "selective_scan_bwd",
+    "scan_backward_out(" CAUSAL_CONV1D_SCAN_INPUTS
+    "Tensor dout, Tensor? dlast_states, Tensor(a!)? du, Tensor(b!)? ddelta, Tensor(c!)? dA, "
+    "Tensor(d!)? dB, Tensor(e!)? dC, Tensor(f!)? dD, Tensor(g!)? dz, Tensor(h!)? ddelta_bias, "
+    "Tensor(i!)? dinitial_states, Tensor(j!)? out) -> ()");
+#undef CAUSAL_CONV1D_SCAN_INPUTS
+inline constexpr Signature kStateUpdate(
+    "selective_state_update",
+    "state_update(Tensor(a!) state, Tensor x, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor? D, "
+    "Tensor? z, Tensor? dt_bias, Tensor? state_indices, bool dt_softplus) -> Tensor");
+inline constexpr Signature kStateUpdateOut(
+    "selective_state_update",
+    "state_update_out(Tensor(a!) state, Tensor x, Tensor dt, Tensor A, Tensor B, Tensor C, "
+    "Tensor? D, Tensor? z, Tensor? dt_bias, Tensor? state_indices, Tensor(b!) out, "
+    "bool dt_softplus) -> ()");
+
 }  // namespace schema
 
 // The causal_conv1d_dtype of one of torch's codes.
 int32_t core_dtype(int32_t torch_dtype);
 
-// A new tensor, which a functional operator returns.
-class Output {
+// A new tensor, which a functional operator returns. T: Tensor or Tensor4.
+template <class T>
+class OutputOf {
  public:
-  Output() = default;
-  Output(const Tensor& like, int32_t torch_dtype, int32_t device_type, int32_t device_index);
-  ~Output();
-  Output(Output&& other) noexcept : tensor_(other.tensor_), handle_(other.handle_) {
+  OutputOf() = default;
+  OutputOf(const T& like, int32_t torch_dtype, int32_t device_type, int32_t device_index);
+  ~OutputOf();
+  OutputOf(OutputOf&& other) noexcept : tensor_(other.tensor_), handle_(other.handle_) {
     other.handle_ = nullptr;
   }
-  Output(const Output&) = delete;
-  Output& operator=(const Output&) = delete;
+  OutputOf(const OutputOf&) = delete;
+  OutputOf& operator=(const OutputOf&) = delete;
 
   // Not given, if none was made.
-  const Tensor& tensor() const { return tensor_; }
+  const T& tensor() const { return tensor_; }
   // Hands the tensor to torch.
   StableIValue release();
 
  private:
-  Tensor tensor_ = {};
+  T tensor_ = {};
   TensorHandle handle_ = nullptr;
 };
 
-// The arguments of one call. Owns the handles and cells that torch put on the stack.
-class Arguments {
+// The arguments of one call, of at most N. Owns the handles and cells that torch put on the stack.
+template <class T, int N>
+class ArgumentsOf {
  public:
-  // Throws std::runtime_error for a tensor of more than three dimensions or on another device
-  // than the first one.
-  Arguments(const Signature& signature, StableIValue* stack);
-  ~Arguments();
-  Arguments(const Arguments&) = delete;
-  Arguments& operator=(const Arguments&) = delete;
+  // Throws std::runtime_error for a tensor of more dimensions than T's or on another device than
+  // the first one.
+  ArgumentsOf(const Signature& signature, StableIValue* stack);
+  ~ArgumentsOf();
+  ArgumentsOf(const ArgumentsOf&) = delete;
+  ArgumentsOf& operator=(const ArgumentsOf&) = delete;
 
   int32_t device_index() const { return device_index_; }
-  const Tensor& tensor(int i) const { return tensors_[i]; }
+  const T& tensor(int i) const { return tensors_[i]; }
   int64_t value(int i) const { return values_[i]; }
 
   // What torch.empty_like gives for argument i.
-  Output empty_like(int i) const;
-  // A tensor of argument i's dtype; order lists its dimensions from the slowest to the fastest.
-  Output empty(int i, int ndim, const int64_t* sizes, const int* order) const;
-  // (batch, dim, width - 1) in x's dtype, or none if x or weight have other dimensions.
-  Output empty_states() const;
+  OutputOf<T> empty_like(int i) const;
+  // A tensor of argument i's dtype, in float32 with as_sums unless it is float64; order lists its
+  // dimensions from the slowest to the fastest.
+  OutputOf<T> empty(int i, int ndim, const int64_t* sizes, const int* order,
+                    bool as_sums = false) const;
 
   // Tells torch that argument i is written, so that autograd notices. Throws for an inference
   // tensor outside of inference mode.
@@ -128,12 +166,21 @@ class Arguments {
   void release();
   void describe(const Signature& signature, int i);
 
-  TensorHandle handles_[12] = {};
-  Tensor tensors_[12] = {};
-  int32_t torch_dtypes_[12] = {};
-  int64_t values_[12] = {};
+  TensorHandle handles_[N] = {};
+  T tensors_[N] = {};
+  int32_t torch_dtypes_[N] = {};
+  int64_t values_[N] = {};
   int32_t device_type_ = -1, device_index_ = -1;
 };
+
+using Output = OutputOf<Tensor>;
+using Arguments = ArgumentsOf<Tensor, 12>;
+using Output4 = OutputOf<Tensor4>;
+using Arguments4 = ArgumentsOf<Tensor4, 24>;
+
+// Of causal_conv1d_fn: (batch, dim, width - 1) in x's dtype, or none if x or weight have other
+// dimensions.
+Output empty_states(const Arguments& a);
 
 // A status of the core as an exception, which torch hands to Python as a RuntimeError.
 void throw_if_failed(const Status& status);

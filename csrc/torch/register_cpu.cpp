@@ -3,6 +3,7 @@
 
 #include "../layout.h"
 #include "boxed.h"
+#include "scan_boxed.h"
 
 namespace causal_conv1d::torch_abi {
 namespace {
@@ -32,6 +33,15 @@ struct Cpu {
   static void run(const VarlenStatesParams& p, int32_t) {
     throw_if_failed(causal_conv1d_cpu_varlen_states(&p, num_threads()));
   }
+  static void run(const ScanForwardParams& p, int32_t) {
+    throw_if_failed(causal_conv1d_cpu_scan_forward(&p, num_threads()));
+  }
+  static void run(const ScanBackwardParams& p, int32_t) {
+    throw_if_failed(causal_conv1d_cpu_scan_backward(&p, num_threads()));
+  }
+  static void run(const StateUpdateParams& p, int32_t) {
+    throw_if_failed(causal_conv1d_cpu_state_update(&p, num_threads()));
+  }
 };
 
 }  // namespace
@@ -42,6 +52,7 @@ causal_conv1d_status causal_conv1d_register_cpu(const char* name_space) {
   try {
     torch_abi::define_schemas(name_space);
     torch_abi::Boxed<torch_abi::Cpu>::register_all(name_space, "CPU");
+    torch_abi::ScanBoxed<torch_abi::Cpu>::register_all(name_space, "CPU");
     return ok();
   } catch (const std::exception& e) {
     return error(CAUSAL_CONV1D_RUNTIME_ERROR, "%s", e.what());
@@ -75,4 +86,19 @@ causal_conv1d_status causal_conv1d_check_varlen_states(
 causal_conv1d_status causal_conv1d_check_varlen_sizes(
     const causal_conv1d_varlen_states_params* params, int64_t state_len) {
   return causal_conv1d::check_varlen_sizes(params->x, params->cu_seqlens, state_len);
+}
+
+causal_conv1d_status causal_conv1d_check_scan_forward(
+    const causal_conv1d_scan_forward_params* params) {
+  return causal_conv1d::check(params);
+}
+
+causal_conv1d_status causal_conv1d_check_scan_backward(
+    const causal_conv1d_scan_backward_params* params) {
+  return causal_conv1d::check(params);
+}
+
+causal_conv1d_status causal_conv1d_check_state_update(
+    const causal_conv1d_state_update_params* params) {
+  return causal_conv1d::check(params);
 }

@@ -5,6 +5,7 @@
 
 #include "../layout.h"
 #include "boxed.h"
+#include "scan_boxed.h"
 
 namespace causal_conv1d::torch_abi {
 namespace {
@@ -64,7 +65,9 @@ struct Cuda {
   // which then owns the stack.
   static bool replaced(const Signature& signature, Operation operation, StableIValue* stack) {
     const Functions& f = functions();
-    const auto x = reinterpret_cast<TensorHandle>(stack[0]);
+    const int index = static_cast<int>(operation);
+    const int leader = operation == Operation::kStateUpdate ? 1 : 0;  // x comes second there
+    const auto x = reinterpret_cast<TensorHandle>(stack[leader]);
     int32_t device = 0, torch_dtype = 0;
     if (f.aoti_torch_get_device_index(x, &device) != 0) return false;
     if (f.aoti_torch_get_dtype(x, &torch_dtype) != 0) return false;
@@ -72,7 +75,6 @@ struct Cuda {
     if (dtype > CAUSAL_CONV1D_FLOAT64) return false;
     bool channel_last = false;
     int64_t ndim = 0, *sizes = nullptr, *strides = nullptr;
-    const int index = static_cast<int>(operation);
     if (index < 2 && f.aoti_torch_get_dim(x, &ndim) == 0 && ndim == 3 &&
         f.aoti_torch_get_sizes(x, &sizes) == 0 && f.aoti_torch_get_strides(x, &strides) == 0) {
       channel_last = is_channel_last(sizes[1], sizes[2], strides[1], strides[2]);
@@ -101,6 +103,21 @@ struct Cuda {
   static void run(const VarlenStatesParams& p, int32_t device) {
     throw_if_failed(causal_conv1d_cuda_varlen_states(&p, device, current_stream(device)));
   }
+  static void run(const ScanForwardParams& p, int32_t device) {
+    const int64_t size = causal_conv1d_cuda_scan_forward_workspace_size(&p, device);
+    const Workspace workspace(size, device);
+    throw_if_failed(causal_conv1d_cuda_scan_forward(&p, device, current_stream(device),
+                                                    workspace.data(), size));
+  }
+  static void run(const ScanBackwardParams& p, int32_t device) {
+    const int64_t size = causal_conv1d_cuda_scan_backward_workspace_size(&p, device);
+    const Workspace workspace(size, device);
+    throw_if_failed(causal_conv1d_cuda_scan_backward(&p, device, current_stream(device),
+                                                     workspace.data(), size));
+  }
+  static void run(const StateUpdateParams& p, int32_t device) {
+    throw_if_failed(causal_conv1d_cuda_state_update(&p, device, current_stream(device)));
+  }
 };
 
 }  // namespace
@@ -114,6 +131,7 @@ causal_conv1d_status causal_conv1d_register_cuda(const char* name_space) {
     }
     if (torch_abi::python_namespace.empty()) torch_abi::python_namespace = name_space;
     torch_abi::Boxed<torch_abi::Cuda>::register_all(name_space, "CUDA");
+    torch_abi::ScanBoxed<torch_abi::Cuda>::register_all(name_space, "CUDA");
     return ok();
   } catch (const std::exception& e) {
     return error(CAUSAL_CONV1D_RUNTIME_ERROR, "%s", e.what());

@@ -8,7 +8,7 @@ namespace {
 
 // Whether the elements fill their memory; dimensions of one element do not count.
 bool is_dense(int ndim, const int64_t* sizes, const int64_t* strides) {
-  int order[3] = {}, count = 0;  // from the smallest stride to the largest
+  int order[4] = {}, count = 0;  // from the smallest stride to the largest
   for (int i = 0; i < ndim; ++i) {
     if (sizes[i] == 0) return true;
     if (sizes[i] == 1) continue;
@@ -38,7 +38,7 @@ void like_strides(int ndim, const int64_t* sizes, const int64_t* strides, int64_
     std::copy(strides, strides + ndim, result);
     return;
   }
-  int order[3];  // from the fastest to the slowest
+  int order[4];  // from the fastest to the slowest
   for (int i = 0; i < ndim; ++i) order[i] = ndim - 1 - i;
   // An insertion sort, as dimensions of stride 0 compare equal to all and so have no place of their
   // own: which one they get is for torch to say, and this is how it finds it.

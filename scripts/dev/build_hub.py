@@ -61,10 +61,10 @@ def unpacked(path: Path, folder: Path) -> Path:
 
 
 def python_files(package: Path) -> dict[str, bytes]:
-    """By name, __init__.py and the modules that it imports, directly or by way of others."""
-    found, wanted = {}, ["__init__"]
+    """By path, __init__.py and the modules that it imports, directly or by way of others."""
+    found, wanted = {}, ["__init__.py"]
     while wanted:
-        name = f"{wanted.pop()}.py"
+        name = wanted.pop()
         if name in found:
             continue
         source = HUB / name if (HUB / name).exists() else package / name
@@ -72,9 +72,36 @@ def python_files(package: Path) -> dict[str, bytes]:
             continue
         found[name] = source.read_bytes()
         for node in ast.walk(ast.parse(found[name])):
-            if isinstance(node, ast.ImportFrom) and node.level == 1:
-                wanted += [node.module] if node.module else [alias.name for alias in node.names]
+            if isinstance(node, ast.ImportFrom) and node.level > 0:
+                wanted += imported(package, Path(name), node)
     return found
+
+
+def imported(package: Path, importer: Path, node: ast.ImportFrom) -> list[str]:
+    """The paths of the modules that a relative import in a file loads, packages on the way too."""
+    folder = importer.parents[node.level - 1].joinpath(*(node.module or "").split("."))
+    names = [folder / alias.name for alias in node.names]
+    modules = [path for path in (folder, *names) if is_module(package, path)]
+    if not modules:  # one that is missing, which will be told
+        modules = [folder if node.module else names[0]]
+    paths = []
+    for module in modules:
+        if (package / module).is_dir():
+            paths.append(module / "__init__.py")
+        else:
+            paths.append(module.with_suffix(".py"))
+            if module.parent != Path("."):
+                paths.append(module.parent / "__init__.py")
+    return [path.as_posix() for path in paths]
+
+
+def is_module(package: Path, path: Path) -> bool:
+    """Whether a package has it, or the kernel here; _commit.py may be missing."""
+    if path == Path("."):
+        return False
+    files = (path.with_suffix(".py"), path / "__init__.py")
+    here = any((root / file).exists() for root in (HUB, package) for file in files)
+    return here or path.name == "_commit"
 
 
 def machine_of(library: Path) -> str:
@@ -166,6 +193,7 @@ def write(variants: dict, output: Path) -> None:
         folder = output / "build" / name
         folder.mkdir(parents=True)
         for file, data in files.items():
+            (folder / file).parent.mkdir(exist_ok=True)
             (folder / file).write_bytes(data)
         text = json.dumps(metadata(backend, files, build), indent=2)
         (folder / "metadata.json").write_text(text + "\n")

@@ -1,0 +1,76 @@
+"""The operations of a scan in plain PyTorch, for a GPU where the kernels do not run."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+
+import torch
+
+from ..reference import selective_state_update_ref
+from . import plain
+from .arguments import Inputs, empty_grads
+from .operators import INPUTS
+
+
+def _scan_forward(*args):
+    out, ungated, last_states = args[INPUTS:]
+    plain.forward(Inputs(*args[:INPUTS]), out, ungated, last_states)
+
+
+def _scan_backward(*args):
+    dout, dlast_states, *written = args[INPUTS:]
+    inputs = Inputs(*args[:INPUTS])
+    grads = empty_grads(inputs, with_out=written[-1] is not None)
+    plain.backward(inputs, dout, dlast_states, grads)
+    for target, field in zip(written, dataclasses.fields(grads), strict=True):
+        if target is not None:
+            target.copy_(getattr(grads, field.name))
+
+
+def _state_update(*args):
+    *tensors, indices, out, dt_softplus = args
+    out.copy_(selective_state_update_ref(*tensors, dt_softplus, indices))
+
+
+def operations(checks: dict) -> dict:
+    """The operations by name, each with the check of its arguments first."""
+    functions = {
+        "scan_forward": _scan_forward,
+        "scan_backward": _scan_backward,
+        "state_update": _state_update,
+    }
+
+    def checked(operation):
+        function, check = functions[operation], checks[operation]
+
+        def run(*args):
+            check(args)
+            # Inference mode allows writing to every tensor; telling_torch has refused what is not.
+            with torch.inference_mode():
+                function(*args)
+
+        return run
+
+    return {operation: checked(operation) for operation in functions}
+
+
+def warning_once(operations: dict, problem: str) -> dict:
+    """The operations, the first call of which warns that the CUDA library is missing."""
+    warned: list[bool] = []
+
+    def warning(run):
+        def call(*args):
+            if not warned:
+                warned.append(True)
+                warnings.warn(
+                    f"causal_conv1d: the selective scan runs in plain torch operations, which are "
+                    f"slower, as there are no CUDA kernels in this process: {problem}",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+            run(*args)
+
+        return call
+
+    return {name: warning(run) for name, run in operations.items()}
