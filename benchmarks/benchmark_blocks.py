@@ -1,25 +1,27 @@
 """Times Mamba and Mamba2 blocks of mamba_ssm and of transformers, forward and backward, with this
 library and without.
 
-    python benchmarks/benchmark_blocks.py [mamba_ssm] [transformers] [scan] [--dtype bf16]
+    python benchmarks/benchmark_blocks.py [mamba_ssm] [transformers] [--dtype bf16]
 
-It needs CUDA, mamba_ssm and transformers. Of mamba_ssm "fused" is the block as it is, on this
+It needs CUDA, and mamba_ssm or transformers. Of mamba_ssm "fused" is the block as it is, on this
 library; "slow path" has mamba_ssm's fused forward and backward switched off; "nn.Conv1d" is what
 mamba_ssm does where causal_conv1d is not installed; "nn.Conv1d, ref. scan" has its
 selective_scan_ref as well, so no kernel but PyTorch's (on the smallest shape only).
 
 Of transformers "library and mamba_ssm" is the block with both installed, "plain PyTorch" with
-neither, and with one of them the other's part is in plain PyTorch. In evaluation mode, as in
-training transformers takes mamba_ssm's fused function, which needs both ("fused"). The calls of
-this library's operators are counted, so that no row is about another path than it says.
+neither, and with one of them the other's part is in plain PyTorch; "library alone, its scan" is
+after causal_conv1d.use_in_transformers(). In evaluation mode, as in training transformers takes
+mamba_ssm's fused function, which needs both ("fused"). The calls of this library's operators are
+counted, so that no row is about another path than it says. Without mamba_ssm its rows are left out.
 
-Then the selective scan alone. Medians of CUDA events around one call each.
+Medians of CUDA events around one call each.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
+import importlib.util
 import json
 import statistics
 import sys
@@ -118,21 +120,25 @@ def blocks(dtype, shapes, repeats):
 
 
 def transformers_blocks(dtype, shapes, repeats):
-    import mamba_ssm  # noqa: F401 - without it the rows would not be what they say
     import transformers
     from operator_calls import OperatorCalls
     from test_transformers import import_model
 
-    library, kernels = "causal_conv1d", "mamba_ssm"
+    from causal_conv1d import _transformers
+
+    library, kernels, own_scan = "causal_conv1d", "mamba_ssm", "library alone, its scan"
     # Variant: what is hidden, in training mode or not, and forward calls of the library in a step
     # of training; the fused one computes the convolution again.
     variants = {
         "fused": ((), True, 2),
         "library and mamba_ssm": ((), False, 1),
         "mamba_ssm alone": ((library,), False, 0),
+        own_scan: ((kernels,), False, 1),
         "library alone": ((kernels,), False, 1),
         "plain PyTorch": ((library, kernels), False, 0),
     }
+    if importlib.util.find_spec(kernels) is None:
+        variants = {name: what for name, what in variants.items() if kernels in what[0]}
     for batch, seqlen, width in shapes:
         configs = {
             "Mamba2": transformers.Mamba2Config(
@@ -148,10 +154,12 @@ def transformers_blocks(dtype, shapes, repeats):
             fused_time = None
             for name, (hidden, training, calls) in variants.items():
                 # The scan is then a Python loop over seqlen.
-                is_loop = kind == "Mamba" and kernels in hidden
+                is_loop = kind == "Mamba" and kernels in hidden and name != own_scan
                 if is_loop and batch * seqlen > 2048:
                     continue
                 module = import_model(kind.lower(), ("fla", "mambapy", *hidden))
+                if name == own_scan:
+                    _transformers._replace(module)
                 torch.manual_seed(0)
                 layer = getattr(module, f"{kind}Mixer")(config, layer_idx=0)
                 layer = layer.to("cuda", dtype).train(training)
@@ -170,49 +178,12 @@ def transformers_blocks(dtype, shapes, repeats):
                 yield as_row(what, (batch, seqlen, width), forward, both, fused_time)
 
 
-def scans(dtype, shapes, repeats):
-    from causal_conv1d import selective_scan
-    from causal_conv1d.selective_scan import interface
-
-    kernels = {"plain PyTorch": None}
-    if interface._triton() is not None:
-        kernels = {"Triton": interface._triton()} | kernels
-    for batch, seqlen, width in shapes:
-        dim, dstate = 2 * width, 16
-        torch.manual_seed(0)
-
-        def rand(*shape, dtype=dtype):
-            return torch.randn(*shape, device="cuda", dtype=dtype)
-
-        inputs = (
-            rand(batch, dim, seqlen),
-            rand(batch, dim, seqlen).abs() / 10,
-            -rand(dim, dstate, dtype=torch.float32).exp(),
-            rand(batch, 1, dstate, seqlen),
-            rand(batch, 1, dstate, seqlen),
-            rand(dim, dtype=torch.float32),
-            rand(batch, dim, seqlen),
-            rand(dim, dtype=torch.float32),
-        )
-        first_time = None
-        for name, module in kernels.items():
-            with mock.patch.object(interface, "_triton", lambda module=module: module):
-                run = partial(selective_scan.selective_scan_fwd, *inputs, True)
-                out, x, _ = run()
-                forward = milliseconds(run, repeats)
-                arguments = (*inputs, out, x, None, True, True)
-                run = partial(selective_scan.selective_scan_bwd, *arguments)
-                both = forward + milliseconds(run, repeats)
-            first_time = first_time or both
-            yield as_row(f"scan, {name}", (batch, seqlen, dim), forward, both, first_time)
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--dtype", choices=DTYPES, default="bf16")
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("parts", nargs="*", help="of mamba_ssm, transformers, scan; default: all")
+    parser.add_argument("parts", nargs="*", help="of mamba_ssm, transformers; default: all")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         parser.error("no CUDA device")
@@ -220,9 +191,9 @@ def main() -> int:
     report = about(arguments)
     print(f"{report['device']}, torch {torch.__version__}, {arguments.dtype}")
     print(f"{'':42}{'shape':>18}{'forward, ms':>14}{'with backward':>15}{'times':>8}")
-    parts = {"mamba_ssm": blocks, "transformers": transformers_blocks, "scan": scans}
+    parts = {"mamba_ssm": blocks, "transformers": transformers_blocks}
     for part in arguments.parts or parts:
-        rows = report.setdefault("scan" if part == "scan" else "blocks", [])
+        rows = report.setdefault("blocks", [])
         try:
             for row in parts[part](dtype, SHAPES, arguments.repeats):
                 rows.append(row)

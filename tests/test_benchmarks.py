@@ -14,11 +14,13 @@ sys.path.append(str(ROOT / "benchmarks"))
 import benchmark  # noqa: E402
 import benchmark_blocks  # noqa: E402
 import benchmark_cpu  # noqa: E402
+import benchmark_scan  # noqa: E402
 import models  # noqa: E402
 import peers  # noqa: E402
 import tables  # noqa: E402
 import write_pages  # noqa: E402
 
+import causal_conv1d  # noqa: E402
 import causal_conv1d_cuda  # noqa: E402
 
 
@@ -171,7 +173,7 @@ def test_blocks_name_a_package_that_is_missing(fake_gpu, tmp_path, monkeypatch):
         raise ImportError("No module named 'transformers'")
         yield
 
-    parts = {"blocks": rows, "transformers_blocks": missing, "scans": rows}
+    parts = {"blocks": rows, "transformers_blocks": missing}
     for name, function in parts.items():
         monkeypatch.setattr(benchmark_blocks, name, function)
     path = tmp_path / "benchmark_blocks.json"
@@ -180,7 +182,7 @@ def test_blocks_name_a_package_that_is_missing(fake_gpu, tmp_path, monkeypatch):
     page = write_pages.performance(write_pages.load(tmp_path))
     assert "## a GPU, blocks of models\n" in page
     assert "**transformers is missing**: ImportError: No module named 'transformers'.\n" in page
-    assert "| Mamba, fused | 0.50 / 2.00 |" in page and "### Scan\n" in page
+    assert "| Mamba, fused | 0.50 / 2.00 |" in page
 
 
 def test_list_needs_no_gpu(capsys):
@@ -312,3 +314,37 @@ def test_the_command_writes_and_checks(tmp_path, monkeypatch, capsys):
 )
 def test_three_digits(value, text):
     assert tables.number(value) == text
+
+
+def test_scan_rows_are_of_the_same_computation(monkeypatch):
+    """The rows' calls, run on the CPU; a peer with other values is no peer."""
+    for name in ("randn", "rand"):
+        real = getattr(torch, name)
+        monkeypatch.setattr(
+            torch, name, lambda *size, real=real, device=None, **more: real(*size, **more)
+        )
+
+    def run_each(functions, repeats, calls):
+        return {name: float(len(function())) for name, function in functions.items()}
+
+    class Peer:
+        factor = 1.0
+
+        def forward(self, one):
+            inputs = (one[name] for name in benchmark_scan.NAMES)
+            return self.factor * causal_conv1d.selective_scan_fn(*inputs, delta_softplus=True)
+
+    monkeypatch.setattr(benchmark_scan, "medians", run_each)
+    peer = Peer()
+    peer.backward = lambda one: torch.ops.causal_conv1d.scan_backward(
+        *(one[name] for name in benchmark_scan.NAMES), None, None, True, one["dout"], None, 1
+    )
+    row = benchmark_scan.scan_row((1, 16, 40, 16, 1, "bf16", True), peer, 1)
+    assert row["z"] == "yes" and row["mamba_ssm_backward_us"] and row["copy_us"]
+    assert "mamba_ssm_forward_us" not in benchmark_scan.scan_row(
+        (1, 16, 40, 16, 4, "fp32", False), None, 1
+    )
+    peer.factor = 1.1
+    with pytest.raises(AssertionError):
+        benchmark_scan.scan_row((1, 16, 40, 16, 1, "bf16", True), peer, 1)
+    assert benchmark_scan.update_row((2, 16, 16, "bf16"), 1)["copy_us"]
