@@ -56,10 +56,12 @@ __global__ void __launch_bounds__(kThreads, sizeof(F) == 8 ? 1 : FAST ? ENDS_MIN
   using Shared = EndsShared<F>;
   constexpr int N = kItems<F>;
   __shared__ Shared shared;
-  const int64_t blocks = p.groups * p.blocks_a_group(kLaneChannels), index = blockIdx.x / blocks;
+  const uint32_t a_group = static_cast<uint32_t>(p.blocks_a_group(kLaneChannels));
+  const uint32_t groups = static_cast<uint32_t>(p.groups), row_of_blocks = blockIdx.x / a_group;
+  const int64_t index = row_of_blocks / groups;
   const Chunk chunk = find_chunk<kSteps<F, kLanes>>(p, index);
   if (!chunk.exists) return;
-  const BlockChannels channels(p, blockIdx.x % blocks);
+  const BlockChannels channels(p, row_of_blocks % groups, blockIdx.x % a_group);
   const Row at(channels, chunk, N);
   const int dstate = static_cast<int>(p.dstate);
   F dt[N], dtu[N], dy[N], sum = 0;

@@ -61,8 +61,10 @@ template <typename K>
 __device__ __forceinline__ void begin_block(const ForwardArgs& p, Shared<K>& shared) {
   using F = typename K::F;
   constexpr int channels = K::kChannels;
-  const int64_t blocks = p.groups * p.blocks_a_group(channels), sequence = blockIdx.x / blocks;
-  const Channels<channels> own(p, blockIdx.x % blocks);
+  const uint32_t a_group = static_cast<uint32_t>(p.blocks_a_group(channels));
+  const uint32_t row = blockIdx.x / a_group, groups = static_cast<uint32_t>(p.groups);
+  const int64_t sequence = row / groups;
+  const Channels<channels> own(p, row % groups, blockIdx.x % a_group);
   const Segment segment = p.sequences.segment(sequence);
   if (threadIdx.x == 0) {
     shared.segment = segment;
@@ -82,24 +84,14 @@ __device__ __forceinline__ void begin_block(const ForwardArgs& p, Shared<K>& sha
   const int dstate = static_cast<int>(p.dstate);
   for (int n0 = 0; n0 < dstate; n0 += kStates) {
     PendingChannels<F, kStates, channels> states;
-    states.load(dstate - n0, own.count, [&](int channel, int n) {
-      return load_or(p.initial_states, F(0), sequence, own.first + channel, n0 + n);
+    states.load(dstate - n0, own.count, [&](int channel, int n, bool there) {
+      return there ? load_or(p.initial_states, F(0), sequence, own.first + channel, n0 + n) : F(0);
     });
-    states.store(dstate - n0, shared.states() + n0 * channels, channels);
+    states.store(dstate - n0, [&](int channel, int n, F x) {
+      shared.states()[(n0 + n) * channels + channel] = x;
+    });
   }
   __syncthreads();
-}
-
-template <typename K>
-__device__ __forceinline__ void fill_rates(const ForwardArgs& p, Shared<K>& shared, int n0,
-                                           int many) {
-  using F = typename K::F;
-  const int64_t first = shared.channels.first;
-  PendingChannels<F, kStates, K::kChannels> A;
-  A.load(many, shared.channels.count, [&](int channel, int n) {
-    return load_number<F>(p.A.at(first + channel, n0 + n), p.A.dtype) * F(kLog2e);
-  });
-  A.store(many, shared.rows[0].A, kPitch<K>);
 }
 
 // Tiles of the states from n0 on.
@@ -115,7 +107,9 @@ __device__ __forceinline__ void fill_tiles(const ForwardArgs& p, Shared<K>& shar
   if (K::FAST || !p.C_constant) {
     Tile::fill_any(p.C, s, group, n0, many, t0, shared.rows[0].C, kPitch<K>);
   }
-  fill_rates(p, shared, n0, many);
+  PendingRates<typename K::F, kStates, K::kChannels> rates;
+  rates.load(p, shared.channels.first, n0, many, shared.channels.count);
+  rates.store(p, many, shared.rows[0].A, kPitch<K>);
 }
 
 // What a thread reads and writes: kOwn steps from t on, of which part is there.
@@ -243,14 +237,17 @@ __device__ __forceinline__ void begin_chunk(const ForwardArgs& p, Shared<K>& sha
   const int many = static_cast<int>(min(p.dstate, static_cast<int64_t>(kStates)));
   Loads<K> loads;
   Projections<typename K::F, K::TL, K::N, kStates, K::FAST> projections;
+  PendingRates<typename K::F, kStates, K::kChannels> rates;
   loads.start(p, shared, at, Own<K>(shared, at, t0));
   projections.load(p, shared.segment, shared.channels.group, 0, many, t0);
+  // Else A is there: all states are in one tile.
+  const bool new_rates = p.dstate > kStates || t0 == shared.segment.first();
+  if (new_rates) rates.load(p, shared.channels.first, 0, many, shared.channels.count);
   __syncthreads();
   typename Shared<K>::Row& row = shared.rows[0];
   projections.store(p, shared.segment, shared.channels.group, 0, many, t0, row.B, row.C,
                     kPitch<K>);
-  // Else A is there: all states are in one tile.
-  if (p.dstate > kStates || t0 == shared.segment.first()) fill_rates(p, shared, 0, many);
+  if (new_rates) rates.store(p, many, row.A, kPitch<K>);
   end_loads(p, shared, at, Own<K>(shared, at, t0), loads, steps);
   __syncthreads();
   take_steps(shared, at, steps);
