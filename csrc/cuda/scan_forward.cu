@@ -11,6 +11,7 @@ constexpr int kStates = 16;  // of a tile
 
 struct ForwardArgs : Inputs {
   View out, ungated, last_states;
+  int64_t batch;
 };
 
 // One choice of kernel.
@@ -387,25 +388,37 @@ cudaError_t run_form(const ForwardArgs& p, cudaStream_t stream) {
   return launch(forward<K, BLOCKS>, blocks, dim3(kThreads), bytes, stream, p);
 }
 
-#ifndef FWD_TL
-#define FWD_TL 16
-#define FWD_N 8
-#define FWD_SPLIT 1
-#define FWD_MINB 3
+// With few channels a channel is more lanes, up to two warps. The bounds are what was fastest on an
+// H200, which has 132 multiprocessors, as channels for each of them.
+cudaError_t run_fast(const ForwardArgs& p, int multiprocessors, cudaStream_t stream) {
+#ifdef FWD_TL
+  return run_form<Form<float, FWD_TL, FWD_N, FWD_SPLIT, true>, FWD_MINB>(p, stream);
+#else
+  const int64_t channels = p.sequences.count * p.dim / multiprocessors;
+  const bool is_short = p.sequences.count * 512 > p.sequences.seqlen * p.batch;
+  if (channels >= 96 && !is_short) return run_form<Form<float, 8, 16, 1, true>, 2>(p, stream);
+  if (channels >= 24 || is_short) return run_form<Form<float, 16, 8, 1, true>, 3>(p, stream);
+  if (channels >= 8) return run_form<Form<float, 32, 16, 1, true>, 2>(p, stream);
+  return run_form<Form<float, 32, 8, 2, true>, 3>(p, stream);
 #endif
+}
 
 template <typename F>
-cudaError_t run(const ScanForwardParams& params, cudaStream_t stream) {
+cudaError_t run(const ScanForwardParams& params, int device, cudaStream_t stream) {
   ForwardArgs p{};
   static_cast<Inputs&>(p) = make_inputs(params.inputs);
   p.out = view(params.out);
   p.ungated = view(params.ungated);
   p.last_states = view(params.last_states);
+  p.batch = params.inputs.u.sizes[0];
   if constexpr (sizeof(F) == 8) {
     return run_form<Form<F, 8, 4, 1, false>, 1>(p, stream);
   } else {
     if (!suits_vectors(p)) return run_form<Form<F, 16, 8, 1, false>, 2>(p, stream);
-    return run_form<Form<F, FWD_TL, FWD_N, FWD_SPLIT, true>, FWD_MINB>(p, stream);
+    int multiprocessors = 0;
+    const cudaError_t e =
+        cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
+    return e == cudaSuccess ? run_fast(p, multiprocessors, stream) : e;
   }
 }
 
@@ -424,6 +437,6 @@ causal_conv1d_status causal_conv1d_cuda_scan_forward(
   if (status.code != CAUSAL_CONV1D_OK) return status;
   return gpu::scan::run_checked(
       "selective_scan_fwd", params, params->inputs.u.dtype, device, [&](auto zero) {
-        return gpu::scan::run<decltype(zero)>(*params, static_cast<cudaStream_t>(stream));
+        return gpu::scan::run<decltype(zero)>(*params, device, static_cast<cudaStream_t>(stream));
       });
 }
