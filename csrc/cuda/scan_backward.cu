@@ -160,16 +160,16 @@ causal_conv1d_status causal_conv1d_cuda_scan_backward(
   using namespace causal_conv1d::gpu::scan;
   const Status status = check(params);
   if (status.code != CAUSAL_CONV1D_OK) return status;
-  return run_checked(
-      "selective_scan_bwd", params, params->inputs.u.dtype, device, [&](auto zero) -> cudaError_t {
-        int count = 0;
-        const cudaError_t e = multiprocessors_of(device, &count);
-        if (e != cudaSuccess) return e;
-        BackwardPlan<decltype(zero)> plan(*params, count);
-        const int64_t size = plan.place(static_cast<char*>(workspace));
-        if (size > workspace_size || (size > 0 && workspace == nullptr)) {
-          return cudaErrorInvalidValue;
-        }
-        return plan.run(static_cast<cudaStream_t>(stream));
-      });
+  return run_checked("selective_scan_bwd", params, params->inputs.u.dtype, device,
+                     [&](auto zero) -> cudaError_t {
+                       int count = 0;
+                       const cudaError_t e = multiprocessors_of(device, &count);
+                       if (e != cudaSuccess) return e;
+                       BackwardPlan<decltype(zero)> plan(*params, count);
+                       const int64_t size = plan.place(static_cast<char*>(workspace));
+                       if (size > workspace_size || (size > 0 && workspace == nullptr)) {
+                         return cudaErrorInvalidValue;
+                       }
+                       return plan.run(static_cast<cudaStream_t>(stream));
+                     });
 }

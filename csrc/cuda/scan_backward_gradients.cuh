@@ -10,7 +10,7 @@ constexpr int kGradientStates = 8;  // of a tile
 // dB and dC are sums over channels. A warp adds those of its channels and each lane keeps
 // kKept steps; then the block adds its warps' in order.
 template <typename F>
-constexpr int kKept = kItems<F>* kLanes / 32;
+constexpr int kKept = kItems<F> * kLanes / 32;
 
 template <typename F>
 struct GradientShared {
@@ -110,8 +110,8 @@ struct StepGradients {
 // after the chunk. Returns the lane's part of dA.
 template <typename F, bool Y, typename ReadC>
 __device__ __forceinline__ F add_state(StepGradients<F>& s, F rate, F h, F g, int lane,
-                                       const F (&b)[kItems<F>], ReadC&& read_C,
-                                       F (&dB)[kItems<F>], F (&dC)[kItems<F>]) {
+                                       const F (&b)[kItems<F>], ReadC&& read_C, F (&dB)[kItems<F>],
+                                       F (&dC)[kItems<F>]) {
   constexpr int N = kItems<F>;
   F a[N], ah[N], c[N];
 #pragma unroll

@@ -29,8 +29,8 @@ __global__ void __launch_bounds__(kThreads) count_chunks(const BackwardArgs p) {
   if (threadIdx.x == kThreads - 1) p.first_chunks[all] = min(next, p.chunks);
 }
 
-// A lane's part of a sum over the lanes of a channel: x is added up for the even lanes and y for the
-// odd ones.
+// A lane's part of a sum over the lanes of a channel: x is added up for the even lanes and y for
+// the odd ones.
 template <typename F>
 __device__ __forceinline__ F sum_two(F x, F y, int lane) {
   const bool odd = lane % 2 != 0;
@@ -51,8 +51,9 @@ struct EndsShared {
 };
 
 template <typename F, bool FAST>
-__global__ void __launch_bounds__(kThreads, sizeof(F) == 8 ? 1 : FAST ? ENDS_MINB : 2)
-    chunk_ends(const BackwardArgs p) {
+__global__ void __launch_bounds__(kThreads, sizeof(F) == 8 ? 1
+                                            : FAST         ? ENDS_MINB
+                                                           : 2) chunk_ends(const BackwardArgs p) {
   using Shared = EndsShared<F>;
   constexpr int N = kItems<F>;
   __shared__ Shared shared;

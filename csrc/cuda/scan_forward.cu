@@ -233,8 +233,7 @@ __device__ __forceinline__ void take_steps(const Shared<K>& shared, const Place<
 // The chunk's steps and its first tile: all loads start before anything waits for one.
 template <typename K>
 __device__ __forceinline__ void begin_chunk(const ForwardArgs& p, Shared<K>& shared,
-                                            const Place<K>& at, int64_t t0,
-                                            Steps<K>& steps) {
+                                            const Place<K>& at, int64_t t0, Steps<K>& steps) {
   const int many = static_cast<int>(min(p.dstate, static_cast<int64_t>(kStates)));
   Loads<K> loads;
   Projections<typename K::F, K::TL, K::N, kStates, K::FAST> projections;
@@ -246,8 +245,7 @@ __device__ __forceinline__ void begin_chunk(const ForwardArgs& p, Shared<K>& sha
   if (new_rates) rates.load(p, shared.channels.first, 0, many, shared.channels.count);
   __syncthreads();
   typename Shared<K>::Row& row = shared.rows[0];
-  projections.store(p, shared.segment, shared.channels.group, 0, many, t0, row.B, row.C,
-                    kPitch<K>);
+  projections.store(p, shared.segment, shared.channels.group, 0, many, t0, row.B, row.C, kPitch<K>);
   if (new_rates) rates.store(p, many, row.A, kPitch<K>);
   end_loads(p, shared, at, Own<K>(shared, at, t0), loads, steps);
   __syncthreads();
@@ -256,8 +254,7 @@ __device__ __forceinline__ void begin_chunk(const ForwardArgs& p, Shared<K>& sha
 
 template <typename K>
 __device__ __forceinline__ void store_steps(const ForwardArgs& p, Shared<K>& shared,
-                                            const Place<K>& at, int64_t t0,
-                                            const Steps<K>& steps) {
+                                            const Place<K>& at, int64_t t0, const Steps<K>& steps) {
   using F = typename K::F;
   F y[K::kOwn];
 #pragma unroll
@@ -265,8 +262,8 @@ __device__ __forceinline__ void store_steps(const ForwardArgs& p, Shared<K>& sha
   if constexpr (K::SPLIT > 1) {
     static_assert(K::SPLIT == 2, "each gives the other's half and takes its own");
     F other[K::kOwn];
-    F* const place = shared.exchange + (2 * K::kChannels * K::TL + at.channel * K::TL + at.lane) *
-                                           K::N;
+    F* const place =
+        shared.exchange + (2 * K::kChannels * K::TL + at.channel * K::TL + at.lane) * K::N;
 #pragma unroll
     for (int i = 0; i < K::kOwn; ++i) {
       other[i] = at.part == 0 ? steps.y[K::kOwn + i] : steps.y[i];
@@ -314,8 +311,7 @@ __device__ __forceinline__ void read_projection(const View& v, bool constant, co
 // Adds to y the part of states n0 + at.part, n0 + at.part + SPLIT, ...
 template <typename K>
 __device__ __forceinline__ void add_states(const ForwardArgs& p, Shared<K>& shared,
-                                           const Place<K>& at, int n0, int many,
-                                           Steps<K>& steps) {
+                                           const Place<K>& at, int n0, int many, Steps<K>& steps) {
   using F = typename K::F;
   constexpr int N = K::N;
   const bool first = at.lane == 0, last = at.lane == K::TL - 1;

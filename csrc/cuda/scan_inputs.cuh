@@ -73,8 +73,8 @@ struct Channels {
   }
 };
 
-// A row of a tile holds a state's numbers of a chunk, N of each lane, so that lanes which read 16 bytes each meet no
-// bank twice: first 16 bytes of every lane, then the next.
+// A row of a tile holds a state's numbers of a chunk, N of each lane, so that lanes which read 16
+// bytes each meet no bank twice: first 16 bytes of every lane, then the next.
 template <typename F, int TL, int N>
 struct TileRow {
   static constexpr int kVector = 16 / sizeof(F), kSize = TL * N;
@@ -116,8 +116,7 @@ struct TileRow {
 
   // The same at once, for any chunk and strides.
   static __device__ __forceinline__ void fill_any(const View& v, const Segment& s, int64_t group,
-                                                  int n0, int count, int64_t t0, F* to,
-                                                  int pitch) {
+                                                  int n0, int count, int64_t t0, F* to, int pitch) {
     const bool states_adjacent = v.strides[2] < v.step;
 #pragma unroll 1
     for (int i = threadIdx.x; i < count * kVectors; i += kThreads) {
@@ -143,7 +142,8 @@ struct TileRow {
 };
 
 // What a thread loads for up to STATES states of CHANNELS channels: load() calls f(channel, state,
-// whether there is such a one), store() calls f(channel, state, what came) for the states there are.
+// whether there is such a one), store() calls f(channel, state, what came) for the states there
+// are.
 template <typename T, int STATES, int CHANNELS>
 struct PendingChannels {
   static constexpr int kAll = STATES * CHANNELS, kRounds = (kAll + kThreads - 1) / kThreads;
@@ -217,8 +217,7 @@ struct Projections {
     C.load(p.C, s, group, n0, count, t0);
   }
   __device__ __forceinline__ void store(const Inputs& p, const Segment& s, int64_t group, int n0,
-                                        int count, int64_t t0, F* to_B, F* to_C,
-                                        int pitch) const {
+                                        int count, int64_t t0, F* to_B, F* to_C, int pitch) const {
     if (whole(s, t0)) {
       B.store(p.B, count, to_B, pitch);
       C.store(p.C, count, to_C, pitch);

@@ -38,8 +38,8 @@ cudaError_t launch(void (*kernel)(Parameters...), int64_t blocks, dim3 threads, 
   if (blocks > 0x7fffffff) return cudaErrorInvalidConfiguration;
   constexpr size_t without_asking = 48 << 10;
   if (bytes > without_asking) {
-    const cudaError_t e = cudaFuncSetAttribute(
-        kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
+    const cudaError_t e = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                               static_cast<int>(bytes));
     if (e != cudaSuccess) return e;
   }
   kernel<<<static_cast<unsigned>(blocks), threads, bytes, stream>>>(arguments...);

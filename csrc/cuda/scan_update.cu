@@ -250,8 +250,9 @@ cudaError_t run(const StateUpdateParams& params, cudaStream_t stream) {
     const bool wide = p.state.dtype == CAUSAL_CONV1D_FLOAT32;
     const bool wide_x = p.x.dtype == CAUSAL_CONV1D_FLOAT32;
     if (is_fast(p)) {
-      return wide ? wide_x ? run_fast<4, 4>(p, stream) : run_fast<4, 2>(p, stream)
-                  : wide_x ? run_fast<2, 4>(p, stream) : run_fast<2, 2>(p, stream);
+      return wide     ? wide_x ? run_fast<4, 4>(p, stream) : run_fast<4, 2>(p, stream)
+                 : wide_x ? run_fast<2, 4>(p, stream)
+                      : run_fast<2, 2>(p, stream);
     }
   }
   p.lanes = 1;

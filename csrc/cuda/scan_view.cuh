@@ -36,7 +36,7 @@ struct View {
 };
 
 inline int64_t element_size(int32_t dtype) {
-  return dtype == CAUSAL_CONV1D_FLOAT64 || dtype == CAUSAL_CONV1D_INT64 ? 8
+  return dtype == CAUSAL_CONV1D_FLOAT64 || dtype == CAUSAL_CONV1D_INT64   ? 8
          : dtype == CAUSAL_CONV1D_FLOAT32 || dtype == CAUSAL_CONV1D_INT32 ? 4
                                                                           : 2;
 }
@@ -211,11 +211,10 @@ __device__ __forceinline__ void load_if(bool wide, bool narrow, const void* from
       : "memory");
 }
 __device__ __forceinline__ void load_if(bool condition, const void* from, uint32_t (&w)[4]) {
-  asm volatile(
-      "{ .reg .pred p; setp.ne.b32 p, %5, 0; @p ld.global.v4.b32 {%0, %1, %2, %3}, [%4]; }"
-      : "+r"(w[0]), "+r"(w[1]), "+r"(w[2]), "+r"(w[3])
-      : "l"(from), "r"(int(condition))
-      : "memory");
+  asm volatile("{ .reg .pred p; setp.ne.b32 p, %5, 0; @p ld.global.v4.b32 {%0, %1, %2, %3}, [%4]; }"
+               : "+r"(w[0]), "+r"(w[1]), "+r"(w[2]), "+r"(w[3])
+               : "l"(from), "r"(int(condition))
+               : "memory");
 }
 
 // Four or eight adjacent elements as they lie in memory, or as floats: a thread starts all its
@@ -236,8 +235,8 @@ struct Raw {
     }
   }
 
-  // Steps from p on where any of them is part's, else 0. v.vectors is true, and rows have a multiple
-  // of N steps, so that all of them are there.
+  // Steps from p on where any of them is part's, else 0. v.vectors is true, and rows have a
+  // multiple of N steps, so that all of them are there.
   __device__ __forceinline__ void load_together(const View& v, const char* p, Part part) {
     load_adjacent(p, v.dtype, part.has_any(N));
   }
