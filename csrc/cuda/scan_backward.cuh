@@ -11,9 +11,6 @@
 
 namespace causal_conv1d::gpu::scan {
 
-#ifndef ENDS_MINB
-#define ENDS_MINB 3
-#endif
 constexpr int kLanes = 8, kLaneChannels = kWarps * 32 / kLanes;  // a channel's lanes, in time
 using BlockChannels = Channels<kLaneChannels>;
 

@@ -52,7 +52,7 @@ struct EndsShared {
 
 template <typename F, bool FAST>
 __global__ void __launch_bounds__(kThreads, sizeof(F) == 8 ? 1
-                                            : FAST         ? ENDS_MINB
+                                            : FAST         ? 3
                                                            : 2) chunk_ends(const BackwardArgs p) {
   using Shared = EndsShared<F>;
   constexpr int N = kItems<F>;

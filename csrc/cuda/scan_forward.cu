@@ -3,6 +3,7 @@
 // share the states of a channel, so that there are more warps; they share the work on steps too.
 #include "scan_inputs.cuh"
 #include "scan_launch.cuh"
+#include "scan_outside.cuh"
 
 namespace causal_conv1d::gpu::scan {
 namespace {
@@ -332,13 +333,14 @@ __device__ __forceinline__ void add_states(const ForwardArgs& p, Shared<K>& shar
 #pragma unroll
     for (int i = 1; i < N; ++i) end = fma(a[i], end, x[i]);
     F h = scan_forward<K::TL>(exp2_of(steps.sum * A), end, carry, first);
-    if (last) *state = end;
     read_projection(p.C, p.C_constant, shared, at.channel, n0 + n, row + K::kRow, c);
 #pragma unroll
     for (int i = 0; i < N; ++i) {
       h = fma(a[i], h, x[i]);
       steps.y[i] = fma(c[i], h, steps.y[i]);
     }
+    __syncwarp();  // the first lane has read it
+    if (last) *state = end;
     row += K::SPLIT * kPitch<K>;
     rate += K::SPLIT * kPitch<K>;
     state += K::SPLIT * K::kChannels;
@@ -387,16 +389,12 @@ cudaError_t run_form(const ForwardArgs& p, cudaStream_t stream) {
 // With few channels a channel is more lanes, up to two warps. The bounds are what was fastest on an
 // H200, which has 132 multiprocessors, as channels for each of them.
 cudaError_t run_fast(const ForwardArgs& p, int multiprocessors, cudaStream_t stream) {
-#ifdef FWD_TL
-  return run_form<Form<float, FWD_TL, FWD_N, FWD_SPLIT, true>, FWD_MINB>(p, stream);
-#else
   const int64_t channels = p.sequences.count * p.dim / multiprocessors;
   const bool is_short = p.sequences.count * 512 > p.sequences.seqlen * p.batch;
   if (channels >= 96 && !is_short) return run_form<Form<float, 8, 16, 1, true>, 2>(p, stream);
   if (channels >= 24 || is_short) return run_form<Form<float, 16, 8, 1, true>, 3>(p, stream);
   if (channels >= 8) return run_form<Form<float, 32, 16, 1, true>, 2>(p, stream);
   return run_form<Form<float, 32, 8, 2, true>, 3>(p, stream);
-#endif
 }
 
 template <typename F>
@@ -407,6 +405,12 @@ cudaError_t run(const ScanForwardParams& params, int device, cudaStream_t stream
   p.ungated = view(params.ungated);
   p.last_states = view(params.last_states);
   p.batch = params.inputs.u.sizes[0];
+  OutsideSteps outside{};
+  outside.sequences = p.sequences;
+  outside.add(p.out, p.dim, 1);
+  outside.add(p.ungated, p.dim, 1);
+  const cudaError_t cleared = clear(outside, stream);
+  if (cleared != cudaSuccess) return cleared;
   if constexpr (sizeof(F) == 8) {
     return run_form<Form<F, 8, 4, 1, false>, 1>(p, stream);
   } else {

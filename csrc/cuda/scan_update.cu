@@ -19,7 +19,7 @@ struct UpdateArgs {
   int64_t index_stride, states, batch, heads, dim, heads_a_group, dstate;
   int64_t channel_blocks;
   int lanes;    // a channel, a power of two
-  int entries;  // of the batch, a thread
+  int entries;  // up to kEntries
   bool wide_indices, softplus;
 
   // The state row of a batch entry; negative: padding.
@@ -69,15 +69,15 @@ __device__ __forceinline__ uint32_t load_bits(const char* from) {
                     : *reinterpret_cast<const uint16_t*>(from);
 }
 
-#ifndef UPD_E
-#define UPD_E 2
-#define UPD_MINB 4
-#endif
+constexpr int kEntries = 4;  // of the batch, at most, a thread of the fast kernel
+
+template <int STATE, int X>
+constexpr int kBlocks = STATE == 4 && X == 2 ? 3 : 4;  // a multiprocessor; more would spill
 
 // A lane has eight states of a channel, of up to `entries` batch entries one after another. The
 // state's elements have STATE bytes, those of x, dt, z, B, C and out, of one type, X.
 template <int STATE, int X>
-__global__ void __launch_bounds__(kThreads, UPD_MINB) update_fast(const UpdateArgs p) {
+__global__ void __launch_bounds__(kThreads, kBlocks<STATE, X>) update_fast(const UpdateArgs p) {
   const int lane = threadIdx.x & (p.lanes - 1), a_block = kThreads / p.lanes;
   const uint32_t blocks = static_cast<uint32_t>(p.channel_blocks);
   const uint32_t entry = blockIdx.x / blocks * p.entries, block = blockIdx.x % blocks;
@@ -236,10 +236,10 @@ bool is_fast(const UpdateArgs& p) {
 template <int STATE, int X>
 cudaError_t run_fast(UpdateArgs& p, cudaStream_t stream) {
   p.lanes = static_cast<int>(p.dstate / 8);
-  p.channel_blocks = divide_up(p.heads * p.dim * p.lanes, kThreads);
+  p.channel_blocks = ceil_div(p.heads * p.dim * p.lanes, kThreads);
   // Several where there are enough blocks for it.
-  p.entries = p.batch * p.channel_blocks >= 1024 ? UPD_E : 1;
-  return launch(update_fast<STATE, X>, divide_up(p.batch, p.entries) * p.channel_blocks,
+  p.entries = p.batch * p.channel_blocks >= 1024 ? kEntries : 1;
+  return launch(update_fast<STATE, X>, ceil_div(p.batch, p.entries) * p.channel_blocks,
                 dim3(kThreads), 0, stream, p);
 }
 
@@ -257,7 +257,7 @@ cudaError_t run(const StateUpdateParams& params, cudaStream_t stream) {
   }
   p.lanes = 1;
   while (p.lanes < 32 && p.lanes * kVector<F> < p.dstate) p.lanes *= 2;
-  p.channel_blocks = divide_up(p.heads * p.dim * p.lanes, kThreads);
+  p.channel_blocks = ceil_div(p.heads * p.dim * p.lanes, kThreads);
   return launch(update_any<F>, p.batch * p.channel_blocks, dim3(kThreads), 0, stream, p);
 }
 

@@ -2,14 +2,11 @@
 // scan's kernels compute with them.
 #pragma once
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-#include <cuda_runtime.h>
-
 #include <cmath>
-#include <cstdint>
 
 #include "../scan_check.h"
+#include "ptx.cuh"
+#include "views.cuh"
 
 namespace causal_conv1d::gpu::scan {
 
@@ -58,11 +55,9 @@ inline View view(const Tensor4& t) {
   return v;
 }
 
-// The four bytes or fewer of an element as a float. Selects, as callers unroll.
+// The four bytes or fewer of an element as a float.
 __device__ __forceinline__ float to_float(uint32_t bits, int32_t dtype) {
-  const float half = __half2float(__ushort_as_half(static_cast<uint16_t>(bits)));
-  const float other = __uint_as_float(dtype == CAUSAL_CONV1D_BFLOAT16 ? bits << 16 : bits);
-  return dtype == CAUSAL_CONV1D_FLOAT16 ? half : other;
+  return AnyView<float>::convert(bits, dtype);
 }
 
 template <typename F>
@@ -210,12 +205,6 @@ __device__ __forceinline__ void load_if(bool wide, bool narrow, const void* from
       : "l"(from), "r"(int(wide)), "r"(int(narrow))
       : "memory");
 }
-__device__ __forceinline__ void load_if(bool condition, const void* from, uint32_t (&w)[4]) {
-  asm volatile("{ .reg .pred p; setp.ne.b32 p, %5, 0; @p ld.global.v4.b32 {%0, %1, %2, %3}, [%4]; }"
-               : "+r"(w[0]), "+r"(w[1]), "+r"(w[2]), "+r"(w[3])
-               : "l"(from), "r"(int(condition))
-               : "memory");
-}
 
 // Four or eight adjacent elements as they lie in memory, or as floats: a thread starts all its
 // loads before it converts what comes first.
@@ -228,8 +217,8 @@ struct Raw {
   __device__ __forceinline__ void load_adjacent(const char* from, int32_t dtype, bool there) {
     const bool wide = dtype == CAUSAL_CONV1D_FLOAT32;
     if constexpr (N == 8) {
-      load_if(there, from, w[0]);
-      load_if(there && wide, from + 16, w[1]);
+      load_words_if<4>(there, from, w[0]);
+      load_words_if<4>(there && wide, from + 16, w[1]);
     } else {
       load_if(there && wide, there && !wide, from, w[0]);
     }
