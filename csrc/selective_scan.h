@@ -15,7 +15,8 @@
 // may each be (dim, dstate) instead, constant in time.
 //
 // Sums and states are fp32, fp64 if u is fp64. Results do not depend on the number of threads, on
-// the timing of blocks, or on strides.
+// the timing of blocks, or, on the CPU, on strides: CUDA takes another order of sums where tensors
+// are not aligned to 16 bytes.
 #ifndef CAUSAL_CONV1D_SELECTIVE_SCAN_H_
 #define CAUSAL_CONV1D_SELECTIVE_SCAN_H_
 
