@@ -322,6 +322,15 @@ def test_packed_sequences_are_as_alone():
                     assert (value[..., outside] == 0).all(), name
 
 
+def test_no_sequence():
+    torch.manual_seed(0)
+    problem = plain_problem(1, 7, 70, 3) | {"cu_seqlens": torch.tensor([5])}
+    problem["initial_states"] = torch.randn(0, 7, 3)
+    for results in c.forward(problem), c.backward(problem, torch.randn_like(problem["u"])):
+        for name, value in results.items():
+            assert (value == 0).all(), name
+
+
 # With huge steps it depends on the order of products which overflows first.
 @pytest.mark.parametrize(
     "name, value",
