@@ -11,10 +11,12 @@
 //
 // h before step 0 is initial_states, 0 if not given; after the last step it is last_states. With
 // cu_seqlens the batch is 1, and sequence i is the steps cu_seqlens[i] .. cu_seqlens[i+1] - 1, each
-// with states of its own. B and C may each be (dim, dstate) instead, constant in time.
+// with states of its own; steps before the first and after the last are 0 in all results. B and C
+// may each be (dim, dstate) instead, constant in time.
 //
 // Sums and states are fp32, fp64 if u is fp64. Results do not depend on the number of threads, on
-// the timing of blocks, or on strides.
+// the timing of blocks, or, on the CPU, on strides: CUDA takes another order of sums where tensors
+// are not aligned to 16 bytes.
 #ifndef CAUSAL_CONV1D_SELECTIVE_SCAN_H_
 #define CAUSAL_CONV1D_SELECTIVE_SCAN_H_
 

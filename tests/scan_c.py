@@ -57,16 +57,33 @@ Update = _struct(
 )
 
 
-def library():
-    path = Path(causal_conv1d.__file__).with_name("libcausal_conv1d_cpu.so")
-    return ctypes.CDLL(str(path))
+def current_device():
+    """The type of the device that new tensors are on, which those of a call are on too."""
+    return torch.empty(0).device.type
+
+
+def _cuda_arguments(library, function, params):
+    device = torch.cuda.current_device()
+    arguments = [ctypes.c_int(device), ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)]
+    if function == "state_update":
+        return arguments
+    size_of = getattr(library, f"causal_conv1d_cuda_{function}_workspace_size")
+    size_of.restype = ctypes.c_int64
+    size = max(0, size_of(ctypes.byref(params), device))  # invalid ones are the call's to report
+    # The memory is not used by others before the stream has come to that.
+    workspace = torch.full((size,), 255, dtype=torch.uint8)  # NaNs
+    return [*arguments, ctypes.c_void_p(workspace.data_ptr()), ctypes.c_int64(size)]
 
 
 def call(function, params, threads=1):
-    """Calls a function of the CPU library; RuntimeError with its message if it fails."""
-    function = getattr(library(), f"causal_conv1d_cpu_{function}")
+    """Calls a function of the device's library; RuntimeError with its message if it fails."""
+    device = current_device()
+    path = Path(causal_conv1d.__file__).with_name(f"libcausal_conv1d_{device}.so")
+    library = ctypes.CDLL(str(path))
+    end = [threads] if device == "cpu" else _cuda_arguments(library, function, params)
+    function = getattr(library, f"causal_conv1d_{device}_{function}")
     function.restype = Status
-    status = function(ctypes.byref(params), threads)
+    status = function(ctypes.byref(params), *end)
     if status.code != 0:
         raise RuntimeError(status.message.decode())
 

@@ -1,4 +1,4 @@
-"""The CPU kernels of the selective scan, through their C interface."""
+"""The kernels of the selective scan, through their C interface."""
 
 import random
 
@@ -13,12 +13,24 @@ SUMS = {**TOLERANCE, torch.float32: 5e-6}
 FEW = 256  # below this number of elements rounding errors do not average out
 
 
+@pytest.fixture(autouse=True)
+def default_device(device):
+    with torch.device(device):
+        yield
+
+
+@pytest.fixture
+def cpu(device):
+    if device != "cpu":
+        pytest.skip("about the CPU")
+
+
 class Draw:
     """Random options of a call, and tensors of random strides, from one seed."""
 
     def __init__(self, seed):
         self.random = random.Random(seed)
-        self.torch = torch.Generator().manual_seed(seed)
+        self.torch = torch.Generator(c.current_device()).manual_seed(seed)
         self.fp64 = self.random.random() < 0.15
 
     def one_of(self, *choices):
@@ -110,8 +122,18 @@ def check(name, got, want, tolerance):
     want = want.detach()
     assert got.shape == want.shape, name
     few = 4 if want.numel() < FEW else 1
+    if tolerance is SUMS and want.numel() <= 2:
+        few = 100  # a sum may be far smaller than what it adds
     error = c.error(got, want)
     assert error <= few * tolerance[got.dtype], f"{name}: {error:.2g}"
+
+
+def assert_same(name, got, want):
+    """To the bit on the CPU; a GPU rounds otherwise where its chunks of time lie otherwise."""
+    if got.is_cuda:
+        check(name, got, want, SUMS)
+    else:
+        assert torch.equal(got, want), name
 
 
 def check_forward(draw, problem, threads):
@@ -253,7 +275,7 @@ def test_negative_strides():
         tensor.data += (tensor.sizes[tensor.ndim - 1] - 1) * 4
         tensor.strides[tensor.ndim - 1] = -1
     c.call("scan_forward", params)
-    assert torch.equal(got.flip(-1), want["out"])
+    assert_same("out", got.flip(-1), want["out"])
 
 
 def test_states_join_pieces():
@@ -269,8 +291,8 @@ def test_states_join_pieces():
             result = c.forward(problem | part | {"initial_states": states})
             pieces.append(result["out"])
             states = result["last_states"]
-        assert torch.equal(torch.cat(pieces, 2), whole["out"])
-        assert torch.equal(states, whole["last_states"])
+        assert_same("out", torch.cat(pieces, 2), whole["out"])
+        assert_same("last_states", states, whole["last_states"])
 
 
 def test_packed_sequences_are_as_alone():
@@ -286,17 +308,27 @@ def test_packed_sequences_are_as_alone():
         part = {name: problem[name][..., steps] for name in ("u", "delta", "z", "B", "C")}
         alone = problem | part | {"initial_states": packed["initial_states"][row]}
         result = c.forward(alone)
-        assert torch.equal(forward["out"][..., steps], result["out"])
-        assert torch.equal(forward["last_states"][row], result["last_states"])
+        assert_same("out", forward["out"][..., steps], result["out"])
+        assert_same("last_states", forward["last_states"][row], result["last_states"])
         result = c.backward(alone, dout[..., steps], dlast[row])
         for name in ("du", "ddelta", "dz", "dB", "dC"):
-            assert torch.equal(backward[name][..., steps], result[name]), name
-        assert torch.equal(backward["dinitial_states"][row], result["dinitial_states"])
+            assert_same(name, backward[name][..., steps], result[name])
+        states = "dinitial_states"
+        assert_same(states, backward[states][row], result[states])
     for outside in (slice(0, 3), slice(85, 90)):
         for results in (forward, backward):
             for name, value in results.items():
                 if value.shape[-1] == 90:
                     assert (value[..., outside] == 0).all(), name
+
+
+def test_no_sequence():
+    torch.manual_seed(0)
+    problem = plain_problem(1, 7, 70, 3) | {"cu_seqlens": torch.tensor([5])}
+    problem["initial_states"] = torch.randn(0, 7, 3)
+    for results in c.forward(problem), c.backward(problem, torch.randn_like(problem["u"])):
+        for name, value in results.items():
+            assert (value == 0).all(), name
 
 
 # With huge steps it depends on the order of products which overflows first.
@@ -309,8 +341,11 @@ def test_packed_sequences_are_as_alone():
         if abs(value) != 1e38 or name not in ("delta", "delta_bias")
     ],
 )
-def test_values_that_are_not_finite(name, value):
+def test_values_that_are_not_finite(device, name, value):
     """Results are finite, infinite or NaN where the reference, in float32, is."""
+    on_gpu = device == "cuda"  # it multiplies and adds in another order
+    if on_gpu and (abs(value) == 1e38 or name == "A" or (value == value and "delta" in name)):
+        pytest.skip("depends on the order of products")
     torch.manual_seed(0)
     problem = plain_problem(1, 5, 20, 3)
     tensors = problem | {"dout": torch.randn_like(problem["u"])}
@@ -325,7 +360,7 @@ def test_values_that_are_not_finite(name, value):
     names = [key for key in c.INPUTS if key in problem]
     grads = torch.autograd.grad([want["out"]], [leaves[key] for key in names], [dout])
     got = c.backward(problem, dout)
-    if abs(value) == float("inf") and name in ("delta", "delta_bias", "A"):
+    if abs(value) == float("inf") and (on_gpu or name in ("delta", "delta_bias", "A")):
         return  # exp(dt A) is 0 times infinity in some orders of the products
     for key, grad in zip(names, grads, strict=True):
         assert_same_kind(got[c.GRADIENTS[key]], grad, key)
@@ -345,7 +380,9 @@ def test_softplus_everywhere():
     got = c.forward(problem | {"delta_softplus": 1})["out"][0, :, 0].double()  # dt itself
     want = torch.nn.functional.softplus(x.double())
     finite = want.isfinite() & (want > 0)
-    assert ((got - want).abs() / want)[finite].max() < 4e-7
+    # A GPU's exp(x) is 2^(x log2(e)), with the rounding of the product.
+    most = 4e-7 + 1e-7 * x.abs()[finite] * got.is_cuda
+    assert ((((got - want).abs() / want)[finite]) < most).all()
     assert (got[~finite & ~want.isnan()] == want[~finite & ~want.isnan()]).all()
     assert got.isnan().equal(want.isnan())
 
@@ -412,7 +449,7 @@ def test_updates_are_a_scan():
 # ------------------------------------------------------------------------------------- bad values
 
 
-def test_offsets_of_sequences():
+def test_offsets_of_sequences(cpu):
     problem = plain_problem(1, 4, 10, 2)
     del problem["initial_states"]
     for offsets, said in (
@@ -428,7 +465,7 @@ def test_offsets_of_sequences():
         )
 
 
-def test_indices_of_states():
+def test_indices_of_states(cpu):
     p = {name: torch.randn(2, 1, 4) for name in ("x", "dt", "out")}
     p |= {"A": torch.randn(1, 4, 3), "B": torch.randn(2, 1, 3), "C": torch.randn(2, 1, 3)}
     p["state"] = torch.randn(5, 1, 4, 3)

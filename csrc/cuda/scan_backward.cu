@@ -3,6 +3,7 @@
 #include "scan_backward_states.cuh"
 #include "scan_backward_sums.cuh"
 #include "scan_launch.cuh"
+#include "scan_outside.cuh"
 
 namespace causal_conv1d::gpu::scan {
 namespace {
@@ -21,7 +22,7 @@ class BackwardPlan {
     set_views(params);
     const int64_t seqlen = p.sequences.seqlen, sequences = p.sequences.count;
     const bool packed = given(params.inputs.cu_seqlens);
-    p.chunks_a_row = divide_up(seqlen, kRow);
+    p.chunks_a_row = ceil_div(seqlen, kRow);
     p.chunks = sequences * p.chunks_a_row;
     // A sequence of n steps has at most (n + kAlign - 1 + kRow - 1) / kRow chunks.
     if (packed) p.chunks = (seqlen + sequences * (kRow + kAlign - 2)) / kRow;
@@ -29,7 +30,7 @@ class BackwardPlan {
     p.passes = p.chunks * p.groups * blocks / (kBlocksEach * multiprocessors);
     if (p.passes > blocks) p.passes = blocks;
     if (p.passes < 1) p.passes = 1;
-    p.parts = divide_up(blocks, p.passes);
+    p.parts = ceil_div(blocks, p.passes);
   }
 
   // Workspace from base on; its size.
@@ -37,7 +38,7 @@ class BackwardPlan {
     char* next = base;
     const auto take = [&](auto& pointer, int64_t bytes) {
       pointer = bytes > 0 ? reinterpret_cast<std::decay_t<decltype(pointer)>>(next) : nullptr;
-      next += divide_up(bytes, 16) * 16;
+      next += ceil_div(bytes, 16) * 16;
     };
     const int64_t size = sizeof(F), channels = p.chunks * p.dim * size;
     const int64_t states = channels * p.dstate;
@@ -57,8 +58,8 @@ class BackwardPlan {
   }
 
   cudaError_t run(cudaStream_t stream) const {
-    cudaError_t e = cudaSuccess;
-    if (p.first_chunks != nullptr) {
+    cudaError_t e = clear_outside_steps(stream);
+    if (e == cudaSuccess && p.first_chunks != nullptr) {
       e = launch(count_chunks<kRow>, 1, dim3(kThreads), 0, stream, p);
     }
     const bool fast = suits_vectors(p) && p.dout.vectors;
@@ -71,7 +72,7 @@ class BackwardPlan {
       then(e, fast ? chunk_ends<F, true> : chunk_ends<F, false>, p.chunks * blocks, stream);
     }
     if (e == cudaSuccess) {
-      e = launch(pass_states<F>, 2 * divide_up(states, 128), dim3(128), 0, stream, p);
+      e = launch(pass_states<F>, 2 * ceil_div(states, 128), dim3(128), 0, stream, p);
     }
     const int64_t all = p.chunks * p.groups * p.parts;
     if constexpr (sizeof(F) == 8) {
@@ -84,7 +85,7 @@ class BackwardPlan {
            all, stream);
     }
     const int64_t numbers = p.chunks * p.groups * p.dstate * kRow;
-    then(e, add_parts<F>, 2 * divide_up(numbers, kThreads), stream);
+    then(e, add_parts<F>, 2 * ceil_div(numbers, kThreads), stream);
     return e == cudaSuccess ? sum_chunks(stream) : e;
   }
 
@@ -106,6 +107,15 @@ class BackwardPlan {
     p.out = view(params.out);
   }
 
+  cudaError_t clear_outside_steps(cudaStream_t stream) const {
+    OutsideSteps outside{};
+    outside.sequences = p.sequences;
+    for (const View* v : {&p.du, &p.ddelta, &p.dz, &p.out}) outside.add(*v, p.dim, 1);
+    if (!p.B_constant) outside.add(p.dB, p.groups, p.dstate);
+    if (!p.C_constant) outside.add(p.dC, p.groups, p.dstate);
+    return clear(outside, stream);
+  }
+
   template <typename Kernel>
   void then(cudaError_t& e, Kernel* kernel, int64_t blocks, cudaStream_t stream) const {
     if (e == cudaSuccess) e = launch(kernel, blocks, dim3(kThreads), 0, stream, p);
@@ -115,7 +125,7 @@ class BackwardPlan {
     ColumnSums sums{};
     sums.chunks = p.chunks;
     if (p.first_chunks != nullptr) sums.known_chunks = p.first_chunks + p.sequences.count;
-    sums.blocks = divide_up(p.dim * p.dstate, 32);
+    sums.blocks = ceil_div(p.dim * p.dstate, 32);
     int tasks = 0;
     const auto add = [&](const void* from, const View& to, int64_t width) {
       if (to.given()) sums.tasks[tasks++] = {from, to, p.dim * width, width};
@@ -160,16 +170,16 @@ causal_conv1d_status causal_conv1d_cuda_scan_backward(
   using namespace causal_conv1d::gpu::scan;
   const Status status = check(params);
   if (status.code != CAUSAL_CONV1D_OK) return status;
-  return run_checked(
-      "selective_scan_bwd", params, params->inputs.u.dtype, device, [&](auto zero) -> cudaError_t {
-        int count = 0;
-        const cudaError_t e = multiprocessors_of(device, &count);
-        if (e != cudaSuccess) return e;
-        BackwardPlan<decltype(zero)> plan(*params, count);
-        const int64_t size = plan.place(static_cast<char*>(workspace));
-        if (size > workspace_size || (size > 0 && workspace == nullptr)) {
-          return cudaErrorInvalidValue;
-        }
-        return plan.run(static_cast<cudaStream_t>(stream));
-      });
+  return run_checked("selective_scan_bwd", params, params->inputs.u.dtype, device,
+                     [&](auto zero) -> cudaError_t {
+                       int count = 0;
+                       const cudaError_t e = multiprocessors_of(device, &count);
+                       if (e != cudaSuccess) return e;
+                       BackwardPlan<decltype(zero)> plan(*params, count);
+                       const int64_t size = plan.place(static_cast<char*>(workspace));
+                       if (size > workspace_size || (size > 0 && workspace == nullptr)) {
+                         return cudaErrorInvalidValue;
+                       }
+                       return plan.run(static_cast<cudaStream_t>(stream));
+                     });
 }

@@ -11,9 +11,6 @@
 
 namespace causal_conv1d::gpu::scan {
 
-#ifndef ENDS_MINB
-#define ENDS_MINB 3
-#endif
 constexpr int kLanes = 8, kLaneChannels = kWarps * 32 / kLanes;  // a channel's lanes, in time
 using BlockChannels = Channels<kLaneChannels>;
 
@@ -41,12 +38,13 @@ struct Chunk {
   bool exists;
 };
 
-// The index-th chunk.
+// The index-th chunk. There are as many blocks or more, so an index has 32 bits.
 template <int STEPS>
 __device__ __forceinline__ Chunk find_chunk(const BackwardArgs& p, int64_t index) {
   if (p.first_chunks == nullptr) {
-    const int64_t row = index / p.chunks_a_row;
-    return {p.sequences.segment(row), row, index % p.chunks_a_row * STEPS, true};
+    const uint32_t a_row = static_cast<uint32_t>(p.chunks_a_row), i = static_cast<uint32_t>(index);
+    const uint32_t row = i / a_row;
+    return {{row, 0, p.sequences.seqlen}, row, static_cast<int64_t>(i - row * a_row) * STEPS, true};
   }
   const int64_t all = p.sequences.count;
   if (index >= p.first_chunks[all]) return {{0, 0, 0}, 0, 0, false};
@@ -59,81 +57,96 @@ __device__ __forceinline__ Chunk find_chunk(const BackwardArgs& p, int64_t index
   return {s, low, s.first() + (index - p.first_chunks[low]) * STEPS, true};
 }
 
-// A thread's channel, and its steps of a chunk, of which part is there.
-struct Row {
+// A thread's channel, the channel-th of the block, and lane in time.
+struct Place {
   int channel, lane;
-  int64_t batch, d, t;
-  Part part;
+  int64_t d;
   bool active;
-  __device__ __forceinline__ Row(const BlockChannels& channels, const Chunk& chunk, int items) {
+  __device__ __forceinline__ explicit Place(const BlockChannels& channels) {
     channel = threadIdx.x / kLanes;
     lane = threadIdx.x % kLanes;
-    active = channel < channels.count;
-    batch = chunk.segment.batch;
     d = channels.first + channel;
-    t = chunk.t0 + lane * items;
-    part = Part::of(t, chunk.segment.begin, chunk.segment.end);
-    if (!active) part.last = 0;
+    active = channel < channels.count;
   }
 };
 
-// A tensor's steps of a thread on their way.
+// A thread's steps of a chunk, of which part is there.
+struct Row : Place {
+  int step;                  // the first, in the chunk
+  int64_t batch, first, t0;  // first: the block's first channel
+  Part part;
+  __device__ __forceinline__ Row(const BlockChannels& channels, const Chunk& chunk, int items)
+      : Place(channels) {
+    step = lane * items;
+    batch = chunk.segment.batch;
+    first = channels.first;
+    t0 = chunk.t0;
+    const Part all = Part::of(t0, chunk.segment.begin, chunk.segment.end);
+    part = {all.first - step, active ? all.last - step : 0};
+  }
+  // The first term is the block's.
+  __device__ __forceinline__ char* in(const View& v) const {
+    return v.data + (batch * v.strides[0] + first * v.strides[1] + t0 * v.step) +
+           (channel * v.strides[1] + step * v.step);
+  }
+};
+
+// A tensor's steps of a thread: start() starts the loads, end() ends them. Loads of any strides
+// take so many registers that they start no sooner than they end.
 template <typename F, bool FAST>
 struct RowLoad {
   Raw<F, kItems<F>> raw;
 
   __device__ __forceinline__ void start(const View& v, const Row& at) {
-    if (!v.given()) return;
-    start_load<FAST>(raw, v, v.at(at.batch, at.d) + at.t * v.step, at.part);
+    if (FAST && v.given()) start_load<FAST>(raw, v, at.in(v), at.part);
   }
   __device__ __forceinline__ void end(const View& v, const Row& at, F (&x)[kItems<F>]) const {
-    end_load<FAST>(raw, v, at.part, x);
+    if constexpr (FAST) {
+      end_load<FAST>(raw, v, at.part, x);
+    } else {
+      load_part(v, at.in(v), at.part, x);
+    }
   }
 };
 
 template <typename F>
 __device__ __forceinline__ void store_row(const View& v, const Row& at, const F (&x)[kItems<F>]) {
-  if (v.given()) store_part(v, v.at(at.batch, at.d) + at.t * v.step, at.part, x);
+  if (v.given()) store_part(v, at.in(v), at.part, x);
 }
 
 // dt, dt u and dy, the gradient of y: dout, through the gate.
 template <typename F, bool FAST>
 struct StepLoads {
   RowLoad<F, FAST> u, delta, dout, z;
-  F bias;
+  RawNumber<F> bias;
 
   __device__ __forceinline__ void start(const BackwardArgs& p, const Row& at) {
+    bias.load(p.delta_bias, p.delta_bias.at(at.d), at.active && p.delta_bias.given());
     delta.start(p.delta, at);
     u.start(p.u, at);
     z.start(p.z, at);
     dout.start(p.dout, at);
-    bias = at.active ? load_or(p.delta_bias, F(0), at.d) : F(0);
   }
   __device__ __forceinline__ void end(const BackwardArgs& p, const Row& at, F (&dt)[kItems<F>],
                                       F (&dtu)[kItems<F>], F (&dy)[kItems<F>]) const {
-    delta.raw.get(p.delta.dtype, dt);
-    to_dt(p, bias, at.part, dt);
+    delta.end(p.delta, at, dt);
+    to_dt(p, bias.get(p.delta_bias), at.part, dt);
     u.end(p.u, at, dtu);
 #pragma unroll
     for (int i = 0; i < kItems<F>; ++i) dtu[i] *= dt[i];
-    if (p.z.given()) {
-      F gate[kItems<F>];
-      z.end(p.z, at, gate);
+    dout.end(p.dout, at, dy);
+    if (!p.z.given()) return;
+    F gate[kItems<F>];
+    z.end(p.z, at, gate);
 #pragma unroll
-      for (int i = 0; i < kItems<F>; ++i) gate[i] *= sigmoid(gate[i]);
-      dout.end(p.dout, at, dy);
-#pragma unroll
-      for (int i = 0; i < kItems<F>; ++i) dy[i] *= gate[i];
-    } else {
-      dout.end(p.dout, at, dy);
-    }
+    for (int i = 0; i < kItems<F>; ++i) dy[i] *= gate[i] * sigmoid(gate[i]);
   }
 };
 
 // B or C of a lane's steps: from the tile, or the channel's number if constant in time.
 template <typename F, bool FAST>
 __device__ __forceinline__ void read_projection(const View& v, bool constant, const F* row,
-                                                const Row& at, int64_t n, F (&x)[kItems<F>]) {
+                                                const Place& at, int64_t n, F (&x)[kItems<F>]) {
   if (!FAST && constant) {
     const F value = at.active ? load_number<F>(v.at(at.d, n), v.dtype) : F(0);
 #pragma unroll
@@ -147,22 +160,18 @@ __device__ __forceinline__ void read_projection(const View& v, bool constant, co
 template <typename F, int STATES, bool FAST>
 struct TileLoads {
   Projections<F, kLanes, kItems<F>, STATES, FAST> projections;
-  PendingChannels<F, STATES, kLaneChannels> A;
+  PendingRates<F, STATES, kLaneChannels> A;
 
   __device__ __forceinline__ void start(const BackwardArgs& p, const BlockChannels& channels,
                                         const Chunk& chunk, int n0, int many) {
     projections.load(p, chunk.segment, channels.group, n0, many, chunk.t0);
-    A.load(many, channels.count, [&](int channel, int n) {
-      return load_number<F>(p.A.at(channels.first + channel, n0 + n), p.A.dtype);
-    });
+    A.load(p, channels.first, n0, many, channels.count);
   }
   __device__ __forceinline__ void end(const BackwardArgs& p, const BlockChannels& channels,
                                       const Chunk& chunk, int n0, int many, F* to_B, F* to_C,
-                                      F* to_A, int pitch) {
+                                      F* to_A, int pitch) const {
     projections.store(p, chunk.segment, channels.group, n0, many, chunk.t0, to_B, to_C, pitch);
-#pragma unroll
-    for (F& x : A.x) x *= F(kLog2e);
-    A.store(many, to_A, pitch);
+    A.store(p, many, to_A, pitch);
   }
 };
 

@@ -10,7 +10,7 @@ constexpr int kGradientStates = 8;  // of a tile
 // dB and dC are sums over channels. A warp adds those of its channels and each lane keeps
 // kKept steps; then the block adds its warps' in order.
 template <typename F>
-constexpr int kKept = kItems<F>* kLanes / 32;
+constexpr int kKept = kItems<F> * kLanes / 32;
 
 template <typename F>
 struct GradientShared {
@@ -23,6 +23,7 @@ struct GradientShared {
   };
   static constexpr int kPitch = sizeof(Row) / sizeof(F);
   Row rows[kGradientStates];
+  Chunk chunk;  // here, to leave the registers to the loop over states
   alignas(16) F dB[kWarps * kTile], dC[kWarps * kTile];
 };
 
@@ -37,18 +38,21 @@ struct GradientTileLoads {
                                         const F* from_g) {
     const int dstate = static_cast<int>(p.dstate), many = min(kGradientStates, dstate - n0);
     tiles.start(p, channels, chunk, n0, many);
-    const auto at = [&](int channel, int n) { return channel * dstate + n0 + n; };
-    h.load(many, channels.count, [&](int channel, int n) { return from_h[at(channel, n)]; });
-    g.load(many, channels.count, [&](int channel, int n) { return from_g[at(channel, n)]; });
+    h.load(many, channels.count, [&](int channel, int n, bool there) {
+      return there ? from_h[channel * dstate + n0 + n] : F(0);
+    });
+    g.load(many, channels.count, [&](int channel, int n, bool there) {
+      return there ? from_g[channel * dstate + n0 + n] : F(0);
+    });
   }
   __device__ __forceinline__ void end(const BackwardArgs& p, const BlockChannels& channels,
                                       const Chunk& chunk, int n0,
-                                      typename GradientShared<F>::Row& row) {
+                                      typename GradientShared<F>::Row& row) const {
     constexpr int pitch = GradientShared<F>::kPitch;
     const int many = min(kGradientStates, static_cast<int>(p.dstate) - n0);
     tiles.end(p, channels, chunk, n0, many, row.B, row.C, row.A, pitch);
-    h.store(many, row.h, pitch);
-    g.store(many, row.g, pitch);
+    h.store(many, [&](int channel, int n, F x) { row.h[n * pitch + channel] = x; });
+    g.store(many, [&](int channel, int n, F x) { row.g[n * pitch + channel] = x; });
   }
 };
 
@@ -101,14 +105,15 @@ struct StepGradients {
   F y[kItems<F>];    // C h
 };
 
-// One state: decays a from its rate, and the gradients of B and C by this channel, with b and c
-// those of the lane's steps. h and g: before and after the chunk. Returns the lane's part of dA.
-template <typename F, bool Y>
+// One state: decays a from its rate, and the gradients of B and C by this channel, with b those of
+// the lane's steps and read_C(c) to get the others when registers are free. h and g: before and
+// after the chunk. Returns the lane's part of dA.
+template <typename F, bool Y, typename ReadC>
 __device__ __forceinline__ F add_state(StepGradients<F>& s, F rate, F h, F g, int lane,
-                                       const F (&b)[kItems<F>], const F (&c)[kItems<F>],
-                                       F (&dB)[kItems<F>], F (&dC)[kItems<F>]) {
+                                       const F (&b)[kItems<F>], ReadC&& read_C, F (&dB)[kItems<F>],
+                                       F (&dC)[kItems<F>]) {
   constexpr int N = kItems<F>;
-  F a[N], ah[N];
+  F a[N], ah[N], c[N];
 #pragma unroll
   for (int i = 0; i < N; ++i) a[i] = exp2_of(s.dt[i] * rate);
   F end = b[0] * s.dtu[0];
@@ -116,6 +121,7 @@ __device__ __forceinline__ F add_state(StepGradients<F>& s, F rate, F h, F g, in
   for (int i = 1; i < N; ++i) end = fma(a[i], end, b[i] * s.dtu[i]);
   const F decay = exp2_of(s.sum * rate);
   h = scan_forward<kLanes>(decay, end, h, lane == 0);
+  if (Y) read_C(c);
 #pragma unroll
   for (int i = 0; i < N; ++i) {
     ah[i] = a[i] * h;
@@ -123,6 +129,7 @@ __device__ __forceinline__ F add_state(StepGradients<F>& s, F rate, F h, F g, in
     dC[i] = s.dy[i] * h;
     if (Y) s.y[i] = fma(c[i], h, s.y[i]);
   }
+  if (!Y) read_C(c);
   F cd[N];
 #pragma unroll
   for (int i = 0; i < N; ++i) cd[i] = c[i] * s.dy[i];
@@ -149,8 +156,9 @@ template <typename F, bool FAST, bool Y>
 __device__ __forceinline__ void finish_steps(const BackwardArgs& p, StepGradients<F>& s,
                                              const Row& at, int64_t index) {
   constexpr int N = kItems<F>;
-  const F skip = at.active ? load_or(p.D, F(0), at.d) : F(0);
-  const F bias = at.active ? load_or(p.delta_bias, F(0), at.d) : F(0);
+  RawNumber<F> raw_skip, raw_bias;
+  raw_skip.load(p.D, p.D.at(at.d), at.active && p.D.given());
+  raw_bias.load(p.delta_bias, p.delta_bias.at(at.d), at.active && p.delta_bias.given());
   RowLoad<F, FAST> u_load, delta_load, z_load, dout_load;
   u_load.start(p.u, at);
   delta_load.start(p.delta, at);
@@ -158,6 +166,7 @@ __device__ __forceinline__ void finish_steps(const BackwardArgs& p, StepGradient
     z_load.start(p.z, at);
     dout_load.start(p.dout, at);
   }
+  const F skip = raw_skip.get(p.D), bias = raw_bias.get(p.delta_bias);
   F u[N], ddelta[N], dD = 0, dbias = 0;
   u_load.end(p.u, at, u);
   delta_load.end(p.delta, at, ddelta);
@@ -217,46 +226,50 @@ __device__ __forceinline__ void add_warps(const F* rows, int many, bool first, F
   }
 }
 
-// Of a channel's dB or dC of a state: the warp's sum over channels to the warp's row or, if B or C
-// is constant in time, the sum over the chunk to total.
-template <typename F, bool FAST>
-__device__ __forceinline__ void put_projection(F (&x)[kItems<F>], bool constant, const Row& at,
-                                               F* row, F* total) {
-  if (!FAST && constant) {
-    F sum = 0;
+template <typename F>
+__device__ __forceinline__ F sum_all(const F (&x)[kItems<F>]) {
+  F sum = 0;
 #pragma unroll
-    for (int i = 0; i < kItems<F>; ++i) sum += x[i];
-    sum = sum_lanes(sum);
-    if (at.active && at.lane == 0) *total = sum;
-  } else {
-    sum_channels(x);
-    keep(x, row);
-  }
+  for (int i = 0; i < kItems<F>; ++i) sum += x[i];
+  return sum_lanes(sum);
 }
 
-// The states of a tile, whose first is n0; states: its place in (chunks, dim, dstate).
+// The states of a tile, whose first is n0, of the index-th chunk.
 template <typename F, bool FAST, bool Y>
 __device__ __forceinline__ void add_states(const BackwardArgs& p, GradientShared<F>& shared,
-                                           const Row& at, int n0, int many, int64_t states,
-                                           StepGradients<F>& steps) {
+                                           const BlockChannels& channels, int64_t index, int n0,
+                                           int many, StepGradients<F>& steps) {
   using Shared = GradientShared<F>;
   constexpr int N = kItems<F>;
+  const Place at(channels);
   const F* row = shared.rows[0].B + at.lane * (16 / sizeof(F));
   F* own = shared.rows[0].A + at.channel;
   F* dB_row = shared.dB + threadIdx.x / 32 * Shared::kTile;
   F* dC_row = shared.dC + threadIdx.x / 32 * Shared::kTile;
 #pragma unroll 1
   for (int n = 0; n < many; ++n) {
-    F b[N], c[N], dB[N], dC[N];
+    F b[N], dB[N], dC[N];
     read_projection<F, FAST>(p.B, p.B_constant, row, at, n0 + n, b);
-    read_projection<F, FAST>(p.C, p.C_constant, row + Shared::kRow, at, n0 + n, c);
-    const F dA = sum_lanes(add_state<F, Y>(steps, own[0], own[kLaneChannels],
-                                           own[2 * kLaneChannels], at.lane, b, c, dB, dC));
+    const auto read_C = [&](F(&c)[N]) {
+      read_projection<F, FAST>(p.C, p.C_constant, row + Shared::kRow, at, n0 + n, c);
+    };
+    // The first lane alone reads h, as it writes dA there.
+    const F h = at.lane == 0 ? own[kLaneChannels] : F(0);
+    const F dA = sum_lanes(
+        add_state<F, Y>(steps, own[0], h, own[2 * kLaneChannels], at.lane, b, read_C, dB, dC));
     if (at.lane == 0) own[kLaneChannels] = dA;
-    F* const dB_total = static_cast<F*>(p.dB_constant) + states + n;
-    F* const dC_total = static_cast<F*>(p.dC_constant) + states + n;
-    put_projection<F, FAST>(dB, p.B_constant, at, dB_row, dB_total);
-    put_projection<F, FAST>(dC, p.C_constant, at, dC_row, dC_total);
+    const auto put = [&](F(&x)[N], bool constant, F* warp_row, void* totals) {
+      if (!FAST && constant) {
+        const F total = sum_all(x);
+        const int64_t place = (index * p.dim + at.d) * p.dstate + n0 + n;
+        if (at.active && at.lane == 0) static_cast<F*>(totals)[place] = total;
+      } else {
+        sum_channels(x);
+        keep(x, warp_row);
+      }
+    };
+    put(dB, p.B_constant, dB_row, p.dB_constant);
+    put(dC, p.C_constant, dC_row, p.dC_constant);
     row += Shared::kPitch;
     own += Shared::kPitch;
     dB_row += Shared::kRow;
@@ -270,22 +283,26 @@ __global__ void __launch_bounds__(kThreads, sizeof(F) == 8 ? 1 : 2)
   using Shared = GradientShared<F>;
   constexpr int N = kItems<F>, row = Shared::kRow;
   __shared__ Shared shared;
-  const int64_t index = blockIdx.x / (p.groups * p.parts);
-  const int64_t group = blockIdx.x / p.parts % p.groups, part = blockIdx.x % p.parts;
-  const Chunk chunk = find_chunk<row>(p, index);
+  const uint32_t parts = static_cast<uint32_t>(p.parts), groups = static_cast<uint32_t>(p.groups);
+  const uint32_t row_of_blocks = blockIdx.x / parts, group = row_of_blocks % groups;
+  const uint32_t index = row_of_blocks / groups, part = blockIdx.x % parts;
+  if (threadIdx.x == 0) shared.chunk = find_chunk<row>(p, index);
+  __syncthreads();
+  const Chunk& chunk = shared.chunk;
   if (!chunk.exists) return;
   const int dstate = static_cast<int>(p.dstate);
-  const int64_t blocks = p.blocks_a_group(kLaneChannels), begin = part * p.passes;
-  const int64_t sums = ((part * p.chunks + index) * p.groups + group) * dstate * row;
+  const uint32_t passes = static_cast<uint32_t>(p.passes), begin = part * passes;
+  const uint32_t blocks = static_cast<uint32_t>(p.blocks_a_group(kLaneChannels));
+  const int64_t sums = ((part * p.chunks + index) * groups + group) * dstate * row;
 #pragma unroll 1
-  for (int64_t block = begin; block < min(blocks, begin + p.passes); ++block) {
-    const BlockChannels channels(p, group * blocks + block);
-    const Row at(channels, chunk, N);
+  for (uint32_t block = begin; block < min(blocks, begin + passes); ++block) {
+    const BlockChannels channels(p, group, block);
     F* const states_h = static_cast<F*>(p.h) + (index * p.dim + channels.first) * dstate;
     F* const states_g = static_cast<F*>(p.g) + (index * p.dim + channels.first) * dstate;
     StepGradients<F> steps{};
     GradientTileLoads<F, FAST> tiles;
     {
+      const Row at(channels, chunk, N);
       StepLoads<F, FAST> loads;
       loads.start(p, at);
       tiles.start(p, channels, chunk, 0, states_h, states_g);
@@ -299,8 +316,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(F) == 8 ? 1 : 2)
       __syncthreads();
       tiles.end(p, channels, chunk, n0, shared.rows[0]);
       __syncthreads();
-      add_states<F, FAST, Y>(p, shared, at, n0, many, (index * p.dim + at.d) * dstate + n0,
-                             steps);
+      add_states<F, FAST, Y>(p, shared, channels, index, n0, many, steps);
       if (n0 + many < dstate) {
         tiles.start(p, channels, chunk, n0 + many, states_h, states_g);
       }
@@ -317,7 +333,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(F) == 8 ? 1 : 2)
         states_h[channel * dstate + n0 + n] = shared.rows[n].h[channel];
       }
     }
-    finish_steps<F, FAST, Y>(p, steps, at, index);
+    finish_steps<F, FAST, Y>(p, steps, Row(channels, chunk, N), index);
   }
 }
 

@@ -29,8 +29,8 @@ __global__ void __launch_bounds__(kThreads) count_chunks(const BackwardArgs p) {
   if (threadIdx.x == kThreads - 1) p.first_chunks[all] = min(next, p.chunks);
 }
 
-// A lane's part of a sum over the lanes of a channel: x is added up for the even lanes and y for the
-// odd ones.
+// A lane's part of a sum over the lanes of a channel: x is added up for the even lanes and y for
+// the odd ones.
 template <typename F>
 __device__ __forceinline__ F sum_two(F x, F y, int lane) {
   const bool odd = lane % 2 != 0;
@@ -51,15 +51,18 @@ struct EndsShared {
 };
 
 template <typename F, bool FAST>
-__global__ void __launch_bounds__(kThreads, sizeof(F) == 8 ? 1 : FAST ? ENDS_MINB : 2)
-    chunk_ends(const BackwardArgs p) {
+__global__ void __launch_bounds__(kThreads, sizeof(F) == 8 ? 1
+                                            : FAST         ? 3
+                                                           : 2) chunk_ends(const BackwardArgs p) {
   using Shared = EndsShared<F>;
   constexpr int N = kItems<F>;
   __shared__ Shared shared;
-  const int64_t blocks = p.groups * p.blocks_a_group(kLaneChannels), index = blockIdx.x / blocks;
+  const uint32_t a_group = static_cast<uint32_t>(p.blocks_a_group(kLaneChannels));
+  const uint32_t groups = static_cast<uint32_t>(p.groups), row_of_blocks = blockIdx.x / a_group;
+  const int64_t index = row_of_blocks / groups;
   const Chunk chunk = find_chunk<kSteps<F, kLanes>>(p, index);
   if (!chunk.exists) return;
-  const BlockChannels channels(p, blockIdx.x % blocks);
+  const BlockChannels channels(p, row_of_blocks % groups, blockIdx.x % a_group);
   const Row at(channels, chunk, N);
   const int dstate = static_cast<int>(p.dstate);
   F dt[N], dtu[N], dy[N], sum = 0;

@@ -34,7 +34,7 @@ struct ColumnSums {
   };
   static constexpr int kMost = 5;
   Task tasks[kMost];
-  int64_t chunks, blocks;  // blocks a task
+  int64_t chunks, blocks;       // blocks a task
   const int64_t* known_chunks;  // with cu_seqlens: how many of chunks there are
 };
 

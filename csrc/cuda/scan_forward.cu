@@ -3,6 +3,7 @@
 // share the states of a channel, so that there are more warps; they share the work on steps too.
 #include "scan_inputs.cuh"
 #include "scan_launch.cuh"
+#include "scan_outside.cuh"
 
 namespace causal_conv1d::gpu::scan {
 namespace {
@@ -11,6 +12,7 @@ constexpr int kStates = 16;  // of a tile
 
 struct ForwardArgs : Inputs {
   View out, ungated, last_states;
+  int64_t batch;
 };
 
 // One choice of kernel.
@@ -61,8 +63,10 @@ template <typename K>
 __device__ __forceinline__ void begin_block(const ForwardArgs& p, Shared<K>& shared) {
   using F = typename K::F;
   constexpr int channels = K::kChannels;
-  const int64_t blocks = p.groups * p.blocks_a_group(channels), sequence = blockIdx.x / blocks;
-  const Channels<channels> own(p, blockIdx.x % blocks);
+  const uint32_t a_group = static_cast<uint32_t>(p.blocks_a_group(channels));
+  const uint32_t row = blockIdx.x / a_group, groups = static_cast<uint32_t>(p.groups);
+  const int64_t sequence = row / groups;
+  const Channels<channels> own(p, row % groups, blockIdx.x % a_group);
   const Segment segment = p.sequences.segment(sequence);
   if (threadIdx.x == 0) {
     shared.segment = segment;
@@ -82,24 +86,14 @@ __device__ __forceinline__ void begin_block(const ForwardArgs& p, Shared<K>& sha
   const int dstate = static_cast<int>(p.dstate);
   for (int n0 = 0; n0 < dstate; n0 += kStates) {
     PendingChannels<F, kStates, channels> states;
-    states.load(dstate - n0, own.count, [&](int channel, int n) {
-      return load_or(p.initial_states, F(0), sequence, own.first + channel, n0 + n);
+    states.load(dstate - n0, own.count, [&](int channel, int n, bool there) {
+      return there ? load_or(p.initial_states, F(0), sequence, own.first + channel, n0 + n) : F(0);
     });
-    states.store(dstate - n0, shared.states() + n0 * channels, channels);
+    states.store(dstate - n0, [&](int channel, int n, F x) {
+      shared.states()[(n0 + n) * channels + channel] = x;
+    });
   }
   __syncthreads();
-}
-
-template <typename K>
-__device__ __forceinline__ void fill_rates(const ForwardArgs& p, Shared<K>& shared, int n0,
-                                           int many) {
-  using F = typename K::F;
-  const int64_t first = shared.channels.first;
-  PendingChannels<F, kStates, K::kChannels> A;
-  A.load(many, shared.channels.count, [&](int channel, int n) {
-    return load_number<F>(p.A.at(first + channel, n0 + n), p.A.dtype) * F(kLog2e);
-  });
-  A.store(many, shared.rows[0].A, kPitch<K>);
 }
 
 // Tiles of the states from n0 on.
@@ -115,7 +109,9 @@ __device__ __forceinline__ void fill_tiles(const ForwardArgs& p, Shared<K>& shar
   if (K::FAST || !p.C_constant) {
     Tile::fill_any(p.C, s, group, n0, many, t0, shared.rows[0].C, kPitch<K>);
   }
-  fill_rates(p, shared, n0, many);
+  PendingRates<typename K::F, kStates, K::kChannels> rates;
+  rates.load(p, shared.channels.first, n0, many, shared.channels.count);
+  rates.store(p, many, shared.rows[0].A, kPitch<K>);
 }
 
 // What a thread reads and writes: kOwn steps from t on, of which part is there.
@@ -238,19 +234,20 @@ __device__ __forceinline__ void take_steps(const Shared<K>& shared, const Place<
 // The chunk's steps and its first tile: all loads start before anything waits for one.
 template <typename K>
 __device__ __forceinline__ void begin_chunk(const ForwardArgs& p, Shared<K>& shared,
-                                            const Place<K>& at, int64_t t0,
-                                            Steps<K>& steps) {
+                                            const Place<K>& at, int64_t t0, Steps<K>& steps) {
   const int many = static_cast<int>(min(p.dstate, static_cast<int64_t>(kStates)));
   Loads<K> loads;
   Projections<typename K::F, K::TL, K::N, kStates, K::FAST> projections;
+  PendingRates<typename K::F, kStates, K::kChannels> rates;
   loads.start(p, shared, at, Own<K>(shared, at, t0));
   projections.load(p, shared.segment, shared.channels.group, 0, many, t0);
+  // Else A is there: all states are in one tile.
+  const bool new_rates = p.dstate > kStates || t0 == shared.segment.first();
+  if (new_rates) rates.load(p, shared.channels.first, 0, many, shared.channels.count);
   __syncthreads();
   typename Shared<K>::Row& row = shared.rows[0];
-  projections.store(p, shared.segment, shared.channels.group, 0, many, t0, row.B, row.C,
-                    kPitch<K>);
-  // Else A is there: all states are in one tile.
-  if (p.dstate > kStates || t0 == shared.segment.first()) fill_rates(p, shared, 0, many);
+  projections.store(p, shared.segment, shared.channels.group, 0, many, t0, row.B, row.C, kPitch<K>);
+  if (new_rates) rates.store(p, many, row.A, kPitch<K>);
   end_loads(p, shared, at, Own<K>(shared, at, t0), loads, steps);
   __syncthreads();
   take_steps(shared, at, steps);
@@ -258,8 +255,7 @@ __device__ __forceinline__ void begin_chunk(const ForwardArgs& p, Shared<K>& sha
 
 template <typename K>
 __device__ __forceinline__ void store_steps(const ForwardArgs& p, Shared<K>& shared,
-                                            const Place<K>& at, int64_t t0,
-                                            const Steps<K>& steps) {
+                                            const Place<K>& at, int64_t t0, const Steps<K>& steps) {
   using F = typename K::F;
   F y[K::kOwn];
 #pragma unroll
@@ -267,8 +263,8 @@ __device__ __forceinline__ void store_steps(const ForwardArgs& p, Shared<K>& sha
   if constexpr (K::SPLIT > 1) {
     static_assert(K::SPLIT == 2, "each gives the other's half and takes its own");
     F other[K::kOwn];
-    F* const place = shared.exchange + (2 * K::kChannels * K::TL + at.channel * K::TL + at.lane) *
-                                           K::N;
+    F* const place =
+        shared.exchange + (2 * K::kChannels * K::TL + at.channel * K::TL + at.lane) * K::N;
 #pragma unroll
     for (int i = 0; i < K::kOwn; ++i) {
       other[i] = at.part == 0 ? steps.y[K::kOwn + i] : steps.y[i];
@@ -316,8 +312,7 @@ __device__ __forceinline__ void read_projection(const View& v, bool constant, co
 // Adds to y the part of states n0 + at.part, n0 + at.part + SPLIT, ...
 template <typename K>
 __device__ __forceinline__ void add_states(const ForwardArgs& p, Shared<K>& shared,
-                                           const Place<K>& at, int n0, int many,
-                                           Steps<K>& steps) {
+                                           const Place<K>& at, int n0, int many, Steps<K>& steps) {
   using F = typename K::F;
   constexpr int N = K::N;
   const bool first = at.lane == 0, last = at.lane == K::TL - 1;
@@ -338,13 +333,14 @@ __device__ __forceinline__ void add_states(const ForwardArgs& p, Shared<K>& shar
 #pragma unroll
     for (int i = 1; i < N; ++i) end = fma(a[i], end, x[i]);
     F h = scan_forward<K::TL>(exp2_of(steps.sum * A), end, carry, first);
-    if (last) *state = end;
     read_projection(p.C, p.C_constant, shared, at.channel, n0 + n, row + K::kRow, c);
 #pragma unroll
     for (int i = 0; i < N; ++i) {
       h = fma(a[i], h, x[i]);
       steps.y[i] = fma(c[i], h, steps.y[i]);
     }
+    __syncwarp();  // the first lane has read it
+    if (last) *state = end;
     row += K::SPLIT * kPitch<K>;
     rate += K::SPLIT * kPitch<K>;
     state += K::SPLIT * K::kChannels;
@@ -390,25 +386,39 @@ cudaError_t run_form(const ForwardArgs& p, cudaStream_t stream) {
   return launch(forward<K, BLOCKS>, blocks, dim3(kThreads), bytes, stream, p);
 }
 
-#ifndef FWD_TL
-#define FWD_TL 16
-#define FWD_N 8
-#define FWD_SPLIT 1
-#define FWD_MINB 3
-#endif
+// With few channels a channel is more lanes, up to two warps. The bounds are what was fastest on an
+// H200, which has 132 multiprocessors, as channels for each of them.
+cudaError_t run_fast(const ForwardArgs& p, int multiprocessors, cudaStream_t stream) {
+  const int64_t channels = p.sequences.count * p.dim / multiprocessors;
+  const bool is_short = p.sequences.count * 512 > p.sequences.seqlen * p.batch;
+  if (channels >= 96 && !is_short) return run_form<Form<float, 8, 16, 1, true>, 2>(p, stream);
+  if (channels >= 24 || is_short) return run_form<Form<float, 16, 8, 1, true>, 3>(p, stream);
+  if (channels >= 8) return run_form<Form<float, 32, 16, 1, true>, 2>(p, stream);
+  return run_form<Form<float, 32, 8, 2, true>, 3>(p, stream);
+}
 
 template <typename F>
-cudaError_t run(const ScanForwardParams& params, cudaStream_t stream) {
+cudaError_t run(const ScanForwardParams& params, int device, cudaStream_t stream) {
   ForwardArgs p{};
   static_cast<Inputs&>(p) = make_inputs(params.inputs);
   p.out = view(params.out);
   p.ungated = view(params.ungated);
   p.last_states = view(params.last_states);
+  p.batch = params.inputs.u.sizes[0];
+  OutsideSteps outside{};
+  outside.sequences = p.sequences;
+  outside.add(p.out, p.dim, 1);
+  outside.add(p.ungated, p.dim, 1);
+  const cudaError_t cleared = clear(outside, stream);
+  if (cleared != cudaSuccess) return cleared;
   if constexpr (sizeof(F) == 8) {
     return run_form<Form<F, 8, 4, 1, false>, 1>(p, stream);
   } else {
     if (!suits_vectors(p)) return run_form<Form<F, 16, 8, 1, false>, 2>(p, stream);
-    return run_form<Form<F, FWD_TL, FWD_N, FWD_SPLIT, true>, FWD_MINB>(p, stream);
+    int multiprocessors = 0;
+    const cudaError_t e =
+        cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
+    return e == cudaSuccess ? run_fast(p, multiprocessors, stream) : e;
   }
 }
 
@@ -427,6 +437,6 @@ causal_conv1d_status causal_conv1d_cuda_scan_forward(
   if (status.code != CAUSAL_CONV1D_OK) return status;
   return gpu::scan::run_checked(
       "selective_scan_fwd", params, params->inputs.u.dtype, device, [&](auto zero) {
-        return gpu::scan::run<decltype(zero)>(*params, static_cast<cudaStream_t>(stream));
+        return gpu::scan::run<decltype(zero)>(*params, device, static_cast<cudaStream_t>(stream));
       });
 }

@@ -64,17 +64,17 @@ struct Channels {
   int count;
 
   __device__ __forceinline__ Channels() {}
-  __device__ __forceinline__ Channels(const Inputs& p, int64_t block) {
-    const int64_t a_group = p.blocks_a_group(CHANNELS);
-    group = block / a_group;
-    first = group * p.group_dim + block % a_group * CHANNELS;
+  // The block-th of group's blocks.
+  __device__ __forceinline__ Channels(const Inputs& p, uint32_t of_group, uint32_t block) {
+    group = of_group;
+    first = group * p.group_dim + static_cast<int64_t>(block) * CHANNELS;
     const int64_t left = (group + 1) * p.group_dim - first;
     count = left < CHANNELS ? static_cast<int>(left) : CHANNELS;
   }
 };
 
-// A row of a tile holds a state's numbers of a chunk, N of each lane, so that lanes which read 16 bytes each meet no
-// bank twice: first 16 bytes of every lane, then the next.
+// A row of a tile holds a state's numbers of a chunk, N of each lane, so that lanes which read 16
+// bytes each meet no bank twice: first 16 bytes of every lane, then the next.
 template <typename F, int TL, int N>
 struct TileRow {
   static constexpr int kVector = 16 / sizeof(F), kSize = TL * N;
@@ -99,7 +99,7 @@ struct TileRow {
 #pragma unroll
       for (int i = 0; i < kRounds; ++i) {
         const int n = min(first + i * kTogether, count - 1);
-        raw[i].load_adjacent(from + n * v.strides[2], v.dtype);
+        raw[i].load_adjacent(from + n * v.strides[2], v.dtype, true);
       }
     }
     __device__ __forceinline__ void store(const View& v, int count, F* to, int pitch) const {
@@ -116,8 +116,7 @@ struct TileRow {
 
   // The same at once, for any chunk and strides.
   static __device__ __forceinline__ void fill_any(const View& v, const Segment& s, int64_t group,
-                                                  int n0, int count, int64_t t0, F* to,
-                                                  int pitch) {
+                                                  int n0, int count, int64_t t0, F* to, int pitch) {
     const bool states_adjacent = v.strides[2] < v.step;
 #pragma unroll 1
     for (int i = threadIdx.x; i < count * kVectors; i += kThreads) {
@@ -142,13 +141,14 @@ struct TileRow {
   }
 };
 
-// f(channel, state) for up to STATES states of CHANNELS channels to shared memory, pitch apart from
-// state to state; 0 for channels that there are not. load() starts the loads, store() ends them.
-template <typename F, int STATES, int CHANNELS>
+// What a thread loads for up to STATES states of CHANNELS channels: load() calls f(channel, state,
+// whether there is such a one), store() calls f(channel, state, what came) for the states there
+// are.
+template <typename T, int STATES, int CHANNELS>
 struct PendingChannels {
   static constexpr int kAll = STATES * CHANNELS, kRounds = (kAll + kThreads - 1) / kThreads;
   static_assert(kThreads % STATES == 0, "a thread has one state");
-  F x[kRounds] = {};
+  T x[kRounds];
 
   template <typename Function>
   __device__ __forceinline__ void load(int states, int count, Function&& f) {
@@ -156,14 +156,15 @@ struct PendingChannels {
 #pragma unroll
     for (int i = 0; i < kRounds; ++i) {
       const int channel = first + i * (kThreads / STATES);
-      x[i] = n < states && channel < count ? f(channel, n) : F(0);
+      x[i] = f(channel, n, n < states && channel < count);
     }
   }
-  __device__ __forceinline__ void store(int states, F* to, int pitch) const {
+  template <typename Function>
+  __device__ __forceinline__ void store(int states, Function&& f) const {
     const int n = threadIdx.x % STATES, first = threadIdx.x / STATES;
     if (n >= states || (kAll < kThreads && threadIdx.x >= kAll)) return;
 #pragma unroll
-    for (int i = 0; i < kRounds; ++i) to[n * pitch + first + i * (kThreads / STATES)] = x[i];
+    for (int i = 0; i < kRounds; ++i) f(first + i * (kThreads / STATES), n, x[i]);
   }
 };
 
@@ -179,6 +180,26 @@ __device__ __forceinline__ void to_dt(const Inputs& p, F bias, Part part, F (&dt
   }
   keep_part(part, dt);
 }
+
+// A times log2(e) likewise.
+template <typename F, int STATES, int CHANNELS>
+struct PendingRates {
+  PendingChannels<RawNumber<F>, STATES, CHANNELS> raw;
+
+  __device__ __forceinline__ void load(const Inputs& p, int64_t first, int n0, int states,
+                                       int count) {
+    raw.load(states, count, [&](int channel, int n, bool there) {
+      RawNumber<F> x;
+      x.load(p.A, p.A.at(first, n0) + channel * p.A.strides[0] + n * p.A.step, there);
+      return x;
+    });
+  }
+  __device__ __forceinline__ void store(const Inputs& p, int states, F* to, int pitch) const {
+    raw.store(states, [&](int channel, int n, const RawNumber<F>& x) {
+      to[n * pitch + channel] = x.get(p.A) * F(kLog2e);
+    });
+  }
+};
 
 // B and C of the states from n0 on to two tiles; load() starts as much as registers allow.
 template <typename F, int TL, int N, int STATES, bool FAST>
@@ -196,8 +217,7 @@ struct Projections {
     C.load(p.C, s, group, n0, count, t0);
   }
   __device__ __forceinline__ void store(const Inputs& p, const Segment& s, int64_t group, int n0,
-                                        int count, int64_t t0, F* to_B, F* to_C,
-                                        int pitch) const {
+                                        int count, int64_t t0, F* to_B, F* to_C, int pitch) const {
     if (whole(s, t0)) {
       B.store(p.B, count, to_B, pitch);
       C.store(p.C, count, to_C, pitch);

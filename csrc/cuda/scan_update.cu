@@ -18,7 +18,8 @@ struct UpdateArgs {
   const void* indices;
   int64_t index_stride, states, batch, heads, dim, heads_a_group, dstate;
   int64_t channel_blocks;
-  int lanes;  // a channel, a power of two
+  int lanes;    // a channel, a power of two
+  int entries;  // up to kEntries
   bool wide_indices, softplus;
 
   // The state row of a batch entry; negative: padding.
@@ -68,18 +69,23 @@ __device__ __forceinline__ uint32_t load_bits(const char* from) {
                     : *reinterpret_cast<const uint16_t*>(from);
 }
 
-// A lane has eight states of a channel, of ENTRIES batch entries. The state's
-// elements have STATE bytes, those of x, dt, z, B, C and out, of one type, X.
-template <int STATE, int X, int ENTRIES>
-__global__ void __launch_bounds__(kThreads) update_fast(const UpdateArgs p) {
+constexpr int kEntries = 4;  // of the batch, at most, a thread of the fast kernel
+
+template <int STATE, int X>
+constexpr int kBlocks = STATE == 4 && X == 2 ? 3 : 4;  // a multiprocessor; more would spill
+
+// A lane has eight states of a channel, of up to `entries` batch entries one after another. The
+// state's elements have STATE bytes, those of x, dt, z, B, C and out, of one type, X.
+template <int STATE, int X>
+__global__ void __launch_bounds__(kThreads, kBlocks<STATE, X>) update_fast(const UpdateArgs p) {
   const int lane = threadIdx.x & (p.lanes - 1), a_block = kThreads / p.lanes;
-  const int64_t own = blockIdx.x % p.channel_blocks * a_block + threadIdx.x / p.lanes;
-  const int64_t channel = min(own, p.heads * p.dim - 1);
-  const int64_t first = blockIdx.x / p.channel_blocks * ENTRIES;
-  const int64_t h = p.heads > 1 ? channel / p.dim : 0, d = channel - h * p.dim;
-  const int64_t group = p.heads > 1 ? h / p.heads_a_group : 0;
-  const int at_state = lane * 8 * STATE, at_x = lane * 8 * X;
-  const bool gated = p.z.given();
+  const uint32_t blocks = static_cast<uint32_t>(p.channel_blocks);
+  const uint32_t entry = blockIdx.x / blocks * p.entries, block = blockIdx.x % blocks;
+  const uint32_t all = static_cast<uint32_t>(p.heads * p.dim), dim = static_cast<uint32_t>(p.dim);
+  const uint32_t own = block * a_block + threadIdx.x / p.lanes, channel = min(own, all - 1);
+  const uint32_t h = p.heads > 1 ? channel / dim : 0, d = channel - h * dim;
+  const uint32_t group = p.heads > 1 ? h / static_cast<uint32_t>(p.heads_a_group) : 0;
+  const bool gated = p.z.given(), bfloat16 = p.x.dtype == CAUSAL_CONV1D_BFLOAT16;
   const float bias = load_or(p.dt_bias, 0.f, h, d), skip = load_or(p.D, 0.f, h, d);
   float A[8];
   if (p.A.step == 0) {
@@ -89,49 +95,48 @@ __global__ void __launch_bounds__(kThreads) update_fast(const UpdateArgs p) {
   } else {
     load_vector(reinterpret_cast<const float*>(p.A.at(h, d)) + lane * 8, A);
   }
-  Eight<STATE> states[ENTRIES];
-  Eight<X> raw_B[ENTRIES], raw_C[ENTRIES];
-  uint32_t raw_dt[ENTRIES], raw_x[ENTRIES], raw_z[ENTRIES];
-  int64_t rows[ENTRIES];
-#pragma unroll
-  for (int e = 0; e < ENTRIES; ++e) {
-    const int64_t b = min(first + e, p.batch - 1);
-    rows[e] = p.row(b);
-    const bool used = rows[e] >= 0 && rows[e] < p.states;
-    states[e].load(p.state.at(used ? rows[e] : 0, h, d) + at_state);
-    raw_dt[e] = load_bits<X>(p.dt.at(b, h, d));
-    raw_x[e] = load_bits<X>(p.x.at(b, h, d));
-    raw_z[e] = gated ? load_bits<X>(p.z.at(b, h, d)) : 0;
-    raw_B[e].load(p.B.at(b, group) + at_x);
-    raw_C[e].load(p.C.at(b, group) + at_x);
-  }
-#pragma unroll
-  for (int e = 0; e < ENTRIES; ++e) {
-    const bool used = rows[e] >= 0 && rows[e] < p.states;
-    const bool mine = own == channel && first + e < p.batch;
-    const float x = to_float(raw_x[e], p.x.dtype);
-    float dt = to_float(raw_dt[e], p.x.dtype) + bias, y = 0;
+  const char* const state_from = p.state.at(0, h, d) + lane * 8 * STATE;
+  const char *x_at = p.x.at(entry, h, d), *dt_at = p.dt.at(entry, h, d);
+  const char *z_at = p.z.at(entry, h, d), *B_at = p.B.at(entry, group) + lane * 8 * X;
+  const char* C_at = p.C.at(entry, group) + lane * 8 * X;
+  char* out_at = p.out.at(entry, h, d);
+  const uint32_t last = min(entry + p.entries, static_cast<uint32_t>(p.batch));
+#pragma unroll 1
+  for (uint32_t b = entry; b < last; ++b) {
+    const int64_t row = p.row(b);
+    const bool used = row >= 0 && row < p.states;
+    char* const place = const_cast<char*>(state_from) + (used ? row : 0) * p.state.strides[0];
+    Eight<STATE> state;
+    Eight<X> raw_B, raw_C;
+    state.load(place);
+    const uint32_t raw_dt = load_bits<X>(dt_at), raw_x = load_bits<X>(x_at);
+    const uint32_t raw_z = gated ? load_bits<X>(z_at) : 0;
+    raw_B.load(B_at);
+    raw_C.load(C_at);
+    const float x = to_float(raw_x, p.x.dtype);
+    float dt = to_float(raw_dt, p.x.dtype) + bias, y = 0;
     if (p.softplus) dt = softplus(dt);
     const float dtx = dt * x, rate = dt * static_cast<float>(kLog2e);
     float B[8], C[8], s[8];
-    raw_B[e].get(p.x.dtype == CAUSAL_CONV1D_BFLOAT16, B);
-    raw_C[e].get(p.x.dtype == CAUSAL_CONV1D_BFLOAT16, C);
-    states[e].get(p.state.dtype == CAUSAL_CONV1D_BFLOAT16, s);
+    raw_B.get(bfloat16, B);
+    raw_C.get(bfloat16, C);
+    state.get(p.state.dtype == CAUSAL_CONV1D_BFLOAT16, s);
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
       s[i] = fmaf(exp2_of(rate * A[i]), s[i], dtx * B[i]);
       y = fmaf(C[i], s[i], y);
     }
-    if (used && mine) {
-      store_eight<STATE>(s, p.state.dtype == CAUSAL_CONV1D_BFLOAT16,
-                         p.state.at(rows[e], h, d) + at_state);
+    if (used && own == channel) {
+      store_eight<STATE>(s, p.state.dtype == CAUSAL_CONV1D_BFLOAT16, place);
     }
     for (int mask = p.lanes / 2; mask > 0; mask /= 2) y += __shfl_xor_sync(~0u, y, mask);
     y = fmaf(skip, x, y);
-    const float z = to_float(raw_z[e], p.x.dtype);
+    const float z = to_float(raw_z, p.x.dtype);
     if (gated) y *= z * sigmoid(z);
-    if (!used) y = rows[e] < 0 ? 0.f : NAN;
-    if (mine && lane == 0) store(p.out.at(first + e, h, d), p.out.dtype, y);
+    if (!used) y = row < 0 ? 0.f : NAN;
+    if (own == channel && lane == 0) store(out_at, p.out.dtype, y);
+    x_at += p.x.strides[0], dt_at += p.dt.strides[0], z_at += p.z.strides[0];
+    B_at += p.B.strides[0], C_at += p.C.strides[0], out_at += p.out.strides[0];
   }
 }
 
@@ -224,20 +229,17 @@ bool is_fast(const UpdateArgs& p) {
   for (const View* v : {&p.A, &p.D, &p.dt_bias}) {
     if (v->given() && v->dtype != CAUSAL_CONV1D_FLOAT32) return false;
   }
+  if (p.heads * p.dim >= int64_t{1} << 31 || p.batch >= int64_t{1} << 31) return false;
   return p.A.vectors || p.A.step == 0;
 }
 
 template <int STATE, int X>
 cudaError_t run_fast(UpdateArgs& p, cudaStream_t stream) {
-  constexpr int entries = STATE == 2 && X == 2 ? 4 : 2;
   p.lanes = static_cast<int>(p.dstate / 8);
-  p.channel_blocks = divide_up(p.heads * p.dim * p.lanes, kThreads);
+  p.channel_blocks = ceil_div(p.heads * p.dim * p.lanes, kThreads);
   // Several where there are enough blocks for it.
-  if (p.batch * p.channel_blocks < 1024) {
-    return launch(update_fast<STATE, X, 1>, p.batch * p.channel_blocks, dim3(kThreads), 0, stream,
-                  p);
-  }
-  return launch(update_fast<STATE, X, entries>, divide_up(p.batch, entries) * p.channel_blocks,
+  p.entries = p.batch * p.channel_blocks >= 1024 ? kEntries : 1;
+  return launch(update_fast<STATE, X>, ceil_div(p.batch, p.entries) * p.channel_blocks,
                 dim3(kThreads), 0, stream, p);
 }
 
@@ -248,13 +250,14 @@ cudaError_t run(const StateUpdateParams& params, cudaStream_t stream) {
     const bool wide = p.state.dtype == CAUSAL_CONV1D_FLOAT32;
     const bool wide_x = p.x.dtype == CAUSAL_CONV1D_FLOAT32;
     if (is_fast(p)) {
-      return wide ? wide_x ? run_fast<4, 4>(p, stream) : run_fast<4, 2>(p, stream)
-                  : wide_x ? run_fast<2, 4>(p, stream) : run_fast<2, 2>(p, stream);
+      return wide     ? wide_x ? run_fast<4, 4>(p, stream) : run_fast<4, 2>(p, stream)
+                 : wide_x ? run_fast<2, 4>(p, stream)
+                      : run_fast<2, 2>(p, stream);
     }
   }
   p.lanes = 1;
   while (p.lanes < 32 && p.lanes * kVector<F> < p.dstate) p.lanes *= 2;
-  p.channel_blocks = divide_up(p.heads * p.dim * p.lanes, kThreads);
+  p.channel_blocks = ceil_div(p.heads * p.dim * p.lanes, kThreads);
   return launch(update_any<F>, p.batch * p.channel_blocks, dim3(kThreads), 0, stream, p);
 }
 

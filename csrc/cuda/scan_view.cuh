@@ -2,14 +2,11 @@
 // scan's kernels compute with them.
 #pragma once
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-#include <cuda_runtime.h>
-
 #include <cmath>
-#include <cstdint>
 
 #include "../scan_check.h"
+#include "ptx.cuh"
+#include "views.cuh"
 
 namespace causal_conv1d::gpu::scan {
 
@@ -36,7 +33,7 @@ struct View {
 };
 
 inline int64_t element_size(int32_t dtype) {
-  return dtype == CAUSAL_CONV1D_FLOAT64 || dtype == CAUSAL_CONV1D_INT64 ? 8
+  return dtype == CAUSAL_CONV1D_FLOAT64 || dtype == CAUSAL_CONV1D_INT64   ? 8
          : dtype == CAUSAL_CONV1D_FLOAT32 || dtype == CAUSAL_CONV1D_INT32 ? 4
                                                                           : 2;
 }
@@ -58,11 +55,9 @@ inline View view(const Tensor4& t) {
   return v;
 }
 
-// The four bytes or fewer of an element as a float. Selects, as callers unroll.
+// The four bytes or fewer of an element as a float.
 __device__ __forceinline__ float to_float(uint32_t bits, int32_t dtype) {
-  const float half = __half2float(__ushort_as_half(static_cast<uint16_t>(bits)));
-  const float other = __uint_as_float(dtype == CAUSAL_CONV1D_BFLOAT16 ? bits << 16 : bits);
-  return dtype == CAUSAL_CONV1D_FLOAT16 ? half : other;
+  return AnyView<float>::convert(bits, dtype);
 }
 
 template <typename F>
@@ -198,62 +193,114 @@ struct Part {
   __device__ __forceinline__ bool has_any(int n) const { return first < n && last > 0; }
 };
 
-// N adjacent elements as they lie in memory, or as floats: a thread starts all its loads before it
-// converts what comes first. Two elements of 16 bits are in one number.
+// Loads four words where wide, else two where narrow, in place: a register that the compiler moves
+// the result to would be waited for at once.
+__device__ __forceinline__ void load_if(bool wide, bool narrow, const void* from,
+                                        uint32_t (&w)[4]) {
+  asm volatile(
+      "{ .reg .pred p, q; setp.ne.b32 p, %5, 0; setp.ne.b32 q, %6, 0;\n"
+      "@p ld.global.v4.b32 {%0, %1, %2, %3}, [%4];\n"
+      "@q ld.global.v2.b32 {%0, %1}, [%4]; }"
+      : "+r"(w[0]), "+r"(w[1]), "+r"(w[2]), "+r"(w[3])
+      : "l"(from), "r"(int(wide)), "r"(int(narrow))
+      : "memory");
+}
+
+// Four or eight adjacent elements as they lie in memory, or as floats: a thread starts all its
+// loads before it converts what comes first.
 template <typename F, int N>
 struct Raw {
-  F x[N] = {};  // or registers would be kept for what it held before
+  static_assert(N == 4 || N == 8, "whole vectors");
+  uint32_t w[N / 4][4] = {};  // set, or registers would be kept for what they held before
 
-  __device__ __forceinline__ void load_adjacent(const char* from, int32_t dtype) {
-    if (sizeof(F) == 8 || dtype == CAUSAL_CONV1D_FLOAT32) {
-      load_vector(reinterpret_cast<const F*>(from), x);
-    } else if constexpr (sizeof(F) == 4) {
-      uint32_t w[N / 2];
-      load_words<N>(from, w);
-#pragma unroll
-      for (int i = 0; i < N / 2; ++i) x[i] = __uint_as_float(w[i]);
+  // If there.
+  __device__ __forceinline__ void load_adjacent(const char* from, int32_t dtype, bool there) {
+    const bool wide = dtype == CAUSAL_CONV1D_FLOAT32;
+    if constexpr (N == 8) {
+      load_words_if<4>(there, from, w[0]);
+      load_words_if<4>(there && wide, from + 16, w[1]);
+    } else {
+      load_if(there && wide, there && !wide, from, w[0]);
     }
   }
 
-  // Steps from p on where any of them is part's, else 0. v.vectors is true, and rows have a multiple
-  // of N steps, so that all of them are there.
+  // Steps from p on where any of them is part's, else 0. v.vectors is true, and rows have a
+  // multiple of N steps, so that all of them are there.
   __device__ __forceinline__ void load_together(const View& v, const char* p, Part part) {
-    if (part.has_any(N)) load_adjacent(p, v.dtype);
+    load_adjacent(p, v.dtype, part.has_any(N));
   }
 
   // The same for any strides, and 0 for what is not part's.
   __device__ __forceinline__ void load_any(const View& v, const char* p, Part part) {
     if (v.vectors && part.has_all(N)) {
-      load_adjacent(p, v.dtype);
-    } else if (sizeof(F) == 8 || v.dtype == CAUSAL_CONV1D_FLOAT32) {
+      load_adjacent(p, v.dtype, true);
+    } else if (v.dtype == CAUSAL_CONV1D_FLOAT32) {
 #pragma unroll
       for (int i = 0; i < N; ++i) {
-        x[i] = part.has(i) ? *reinterpret_cast<const F*>(p + i * v.step) : F(0);
+        w[i / 4][i % 4] = part.has(i) ? *reinterpret_cast<const uint32_t*>(p + i * v.step) : 0;
       }
-    } else if constexpr (sizeof(F) == 4) {
+    } else {
       uint32_t bits[N];
 #pragma unroll
       for (int i = 0; i < N; ++i) {
         bits[i] = part.has(i) ? *reinterpret_cast<const uint16_t*>(p + i * v.step) : 0;
       }
 #pragma unroll
-      for (int i = 0; i < N / 2; ++i) {
-        x[i] = __uint_as_float(bits[2 * i] | bits[2 * i + 1] << 16);
-      }
+      for (int i = 0; i < N / 2; ++i) w[0][i] = bits[2 * i] | bits[2 * i + 1] << 16;
     }
   }
 
-  __device__ __forceinline__ void get(int32_t dtype, F (&to)[N]) const {
-    if (sizeof(F) == 8 || dtype == CAUSAL_CONV1D_FLOAT32) {
+  __device__ __forceinline__ void get(int32_t dtype, float (&to)[N]) const {
+    if (dtype == CAUSAL_CONV1D_FLOAT32) {
 #pragma unroll
-      for (int i = 0; i < N; ++i) to[i] = x[i];
-    } else if constexpr (sizeof(F) == 4) {
-      uint32_t w[N / 2];
+      for (int i = 0; i < N; ++i) to[i] = __uint_as_float(w[i / 4][i % 4]);
+    } else {
+      uint32_t half[N / 2];
 #pragma unroll
-      for (int i = 0; i < N / 2; ++i) w[i] = __float_as_uint(x[i]);
-      unpack<N>(w, dtype == CAUSAL_CONV1D_BFLOAT16, to);
+      for (int i = 0; i < N / 2; ++i) half[i] = w[0][i];
+      unpack<N>(half, dtype == CAUSAL_CONV1D_BFLOAT16, to);
     }
   }
+};
+
+template <int N>
+struct Raw<double, N> {
+  double x[N] = {};
+
+  __device__ __forceinline__ void load_adjacent(const char* from, int32_t, bool there) {
+    if (there) load_vector(reinterpret_cast<const double*>(from), x);
+  }
+  __device__ __forceinline__ void load_any(const View& v, const char* p, Part part) {
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+      x[i] = part.has(i) ? *reinterpret_cast<const double*>(p + i * v.step) : 0.0;
+    }
+  }
+  __device__ __forceinline__ void get(int32_t, double (&to)[N]) const {
+#pragma unroll
+    for (int i = 0; i < N; ++i) to[i] = x[i];
+  }
+};
+
+// A number likewise, 0 if not there.
+template <typename F>
+struct RawNumber {
+  uint32_t bits;
+  __device__ __forceinline__ void load(const View& v, const char* p, bool there) {
+    bits = 0;
+    if (!there) return;
+    bits = v.dtype == CAUSAL_CONV1D_FLOAT32 ? *reinterpret_cast<const uint32_t*>(p)
+                                            : *reinterpret_cast<const uint16_t*>(p);
+  }
+  __device__ __forceinline__ F get(const View& v) const { return to_float(bits, v.dtype); }
+};
+template <>
+struct RawNumber<double> {
+  double x;
+  __device__ __forceinline__ void load(const View&, const char* p, bool there) {
+    x = there ? *reinterpret_cast<const double*>(p) : 0.0;
+  }
+  __device__ __forceinline__ double get(const View&) const { return x; }
 };
 
 template <typename F, int N>
