@@ -109,8 +109,13 @@ def selective_scan_fn(
 
 def _check_scan_tensors(u, delta, A, B, C, D, z, delta_bias, initial_states, cu_seqlens):
     required = {"u": u, "delta": delta, "A": A, "B": B, "C": C}
-    optional = {"D": D, "z": z, "delta_bias": delta_bias}
-    optional |= {"initial_states": initial_states, "cu_seqlens": cu_seqlens}
+    optional = {
+        "D": D,
+        "z": z,
+        "delta_bias": delta_bias,
+        "initial_states": initial_states,
+        "cu_seqlens": cu_seqlens,
+    }
     check_tensors("selective_scan_fn", required, optional)
 
 
