@@ -236,7 +236,8 @@ def check_scan(i: Inputs):
     ):
         *leaves, dout, dlast = [tensor.detach().requires_grad_() for tensor in tensors]
         *given, states = leaves
-        out, last = function(*given, True, True, initial_states=states)
+        options = {"delta_softplus": True, "return_last_state": True, "initial_states": states}
+        out, last = function(*given, **options)
         wanted = [leaves[k] for k in (0, 1, 6, 8)]
         grads = torch.autograd.grad((out, last), wanted, (dout, dlast.to(last.dtype)))
         results.append((out, last, *grads))

@@ -14,6 +14,7 @@ import torch
 from torch.autograd.graph import increment_version
 
 from ._operators import CALLERS, argument_names, written_names
+from .selective_scan.operators import with_heads
 
 # causal_conv1d_dtype; those from bool on have a number for errors to name them.
 _DTYPE_NAMES = (
@@ -64,6 +65,7 @@ class Packer:
         tensor = f"Q{self.dims}q{self.dims}qii"
         self.not_given = (0,) * (2 * self.dims + 3)
         self.padding = {n: (0,) * (self.dims - n) for n in range(1, self.dims + 1)}
+        self.heads = operation == "state_update"
         self.flag = next((i for i, name in enumerate(self.names) if name in _FLAGS), None)
         before = len(self.tensors)
         if is_scan and self.flag is not None:
@@ -84,6 +86,8 @@ class Packer:
                 continue
             if tensor.layout is not torch.strided:
                 raise RuntimeError(f"{self.caller}: {name} must be a strided tensor")
+            if self.heads:
+                tensor = with_heads(name, tensor)
             shape = tensor.shape
             ndim = len(shape)
             padding = self.padding.get(ndim)

@@ -294,7 +294,8 @@ def selective_scan_ref(
     decay = torch.exp(dt[:, :, None] * rate[:, :, None])  # (batch, dim, dstate, seqlen)
     added = (dt * wide)[:, :, None] * _over_time(B, A, dtype, dim)
 
-    bounds = [0, seqlen] if cu_seqlens is None else cu_seqlens.tolist()
+    # Not tolist, which torch.func did not know before torch 2.6.
+    bounds = [0, seqlen] if cu_seqlens is None else [int(bound) for bound in cu_seqlens]
     states, last = [], []
     for i, (start, stop) in enumerate(itertools.pairwise(bounds)):
         if initial_states is None:

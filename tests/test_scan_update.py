@@ -278,8 +278,10 @@ def test_forward_mode_is_refused(device):
 
 @pytest.mark.parametrize("dims", [(0,) * 9, (2, None, None, 0, None, 1, None, None, None)], ids=str)
 @pytest.mark.parametrize("indices", [None, [4, 0, 5]], ids=["rows", "indices"])
-def test_vmap(device, dims, indices):
+@pytest.mark.parametrize("heads", [0, 4], ids=["without_heads", "heads"])
+def test_vmap(device, heads, dims, indices):
     options = {"indices": indices, "rows": 6} if indices else {}
+    options["heads"] = heads
     each = [make_update(seed=i, dtype=torch.float64, device=device, **options) for i in range(2)]
     mapped = [
         each[0][name] if dim is None else torch.stack([one[name] for one in each], dim)
@@ -318,8 +320,9 @@ def test_compile(device):
     assert torch.equal(arguments["state"], state)
 
 
-def test_opcheck(device):
-    arguments = make_update(indices=[1, -1, 0], device=device)
+@pytest.mark.parametrize("heads", [0, 4], ids=["without_heads", "heads"])
+def test_opcheck(device, heads):
+    arguments = make_update(heads=heads, indices=[1, -1, 0], device=device)
     torch.library.opcheck(ops.state_update.default, (*arguments.values(), True))
     torch.library.opcheck(
         ops.state_update_out.default, (*arguments.values(), arguments["x"].clone(), True)

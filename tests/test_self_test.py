@@ -17,6 +17,8 @@ import helpers
 import pytest
 import torch
 from helpers import LAYOUTS, assert_backward, assert_forward, dtype_id, make_case, ops, randn
+from scan_helpers import assert_scan, make_scan
+from test_scan_update import assert_update, make_update
 
 from causal_conv1d import (
     _ctypes_ops,
@@ -26,12 +28,15 @@ from causal_conv1d import (
     causal_conv1d_fn,
     causal_conv1d_update,
     causal_conv1d_varlen_states,
+    selective_scan_fn,
+    selective_state_update,
 )
 from causal_conv1d._operators import CALLERS
 from causal_conv1d.reference import causal_conv1d_ref, causal_conv1d_update_ref
 
 NO_IMAGE = "causal_conv1d_fn: no kernel image is available for execution on the device"
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+KERNELS = 8 * len(CALLERS)  # numbers that they may have
 
 
 def fallback():
@@ -216,7 +221,7 @@ def gpu(cuda):
     if _library.self_test is None:
         pytest.skip("CAUSAL_CONV1D_SELF_TEST switches the self-test off")
     gpu = torch.device("cuda", 0)
-    verdicts = {number: _library.self_test.verdict(number, 0) for number in range(32)}
+    verdicts = {number: _library.self_test.verdict(number, 0) for number in range(KERNELS)}
     assert _self_test.WRONG not in verdicts.values()
     set_verdicts()
     yield gpu
@@ -234,9 +239,9 @@ def set_verdicts(right=(), wrong=(), problem=""):
 
 def found():
     """The numbers of the kernels that have been found right, and wrong, on cuda:0."""
-    verdicts = [_library.self_test.verdict(number, 0) for number in range(32)]
+    verdicts = [_library.self_test.verdict(number, 0) for number in range(KERNELS)]
     return [
-        {number for number in range(32) if verdicts[number] == verdict}
+        {number for number in range(KERNELS) if verdicts[number] == verdict}
         for verdict in (_self_test.RIGHT, _self_test.WRONG)
     ]
 
@@ -251,7 +256,7 @@ FORWARD = 0  # in float32, channel-first
 @pytest.fixture
 def broken(gpu):
     """cuda:0 with kernels that have been found wrong."""
-    set_verdicts(wrong=range(56), problem=NO_IMAGE)
+    set_verdicts(wrong=range(KERNELS), problem=NO_IMAGE)
     return gpu
 
 
@@ -306,8 +311,20 @@ def test_all_kernels_pass(dtype, gpu):
         token = x[:, :, 0].detach().contiguous()
         causal_conv1d_update(token, torch.zeros(2, 6, 4, dtype=dtype, device=gpu), weight)
         causal_conv1d_varlen_states(x[0].detach().mT, index([0, 2, 9], gpu), 4)
+    A, B = -torch.ones(6, 3, dtype=dtype, device=gpu), randn(2, 3, 9, dtype=dtype, device=gpu)
+    selective_scan_fn(x, x, A, B, B).sum().backward()
+    state = torch.zeros(2, 6, 3, dtype=dtype, device=gpu)
+    selective_state_update(state, token, token, A, B[:, :, 0], B[:, :, 0])
     both = {number(name, dtype, last) for name in ("forward", "backward") for last in (False, True)}
-    assert found() == [both | {number(name, dtype) for name in ("update", "varlen_states")}, set()]
+    others = {number(name, dtype) for name in CALLERS if name not in ("forward", "backward")}
+    assert found() == [both | others, set()]
+
+
+def test_a_wrong_scan_is_replaced(broken):
+    inputs = make_scan(device=broken)
+    with pytest.warns(RuntimeWarning, match="self-test on cuda:0 .*: " + re.escape(NO_IMAGE)):
+        assert_scan(inputs, True)
+    assert_update(make_update(device=broken), True)
 
 
 @pytest.mark.parametrize("dtype", (*DTYPES, torch.float64), ids=dtype_id)
@@ -322,9 +339,12 @@ def test_a_difference_is_found(operator, dtype, wrong_expectations):
         assert _library.self_test.run(kernel, 0, stream, memory.data_ptr()) == _self_test.WRONG
         assert found() == [set(), {kernel}]
         layout = "channel-last" if last else "channel-first"
-        name = {"forward": "out", "backward": "dx", "update": "update's out"}.get(
-            operator, operator
-        )
+        if list(CALLERS).index(operator) > 3:
+            layout = "contiguous"
+        names = {"forward": "out", "backward": "dx", "update": "update's out"}
+        names |= {"scan_forward": "selective_scan_fn's out", "scan_backward": "du"}
+        names |= {"state_update": "selective_state_update's out"}
+        name = names.get(operator, operator)
         problem = _library.self_test.problem(gpu)
         assert problem.startswith(f"{name} in {dtype_id(dtype)}, {layout}, is wrong by ")
 

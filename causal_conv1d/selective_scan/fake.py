@@ -159,6 +159,8 @@ _CHECKS = {
 def check(operation: str, tensors: dict) -> None:
     """Raises RuntimeError, as the real operation does, for tensors by name that it refuses."""
     function, first = _CHECKS[operation]
+    if operation == "state_update":
+        tensors = {name: operators.with_heads(name, tensor) for name, tensor in tensors.items()}
     function(_Checker(operation, tensors, first=first, most_dims=4))
 
 

@@ -109,8 +109,13 @@ def selective_scan_fn(
 
 def _check_scan_tensors(u, delta, A, B, C, D, z, delta_bias, initial_states, cu_seqlens):
     required = {"u": u, "delta": delta, "A": A, "B": B, "C": C}
-    optional = {"D": D, "z": z, "delta_bias": delta_bias}
-    optional |= {"initial_states": initial_states, "cu_seqlens": cu_seqlens}
+    optional = {
+        "D": D,
+        "z": z,
+        "delta_bias": delta_bias,
+        "initial_states": initial_states,
+        "cu_seqlens": cu_seqlens,
+    }
     check_tensors("selective_scan_fn", required, optional)
 
 
@@ -159,41 +164,21 @@ def selective_state_update(
         TypeError: an argument that is no tensor.
     """
     try:
-        has_heads = state.dim() != 3
-        args = (
-            state if has_heads else state.unsqueeze(1),
-            x if x.dim() != 2 else x.unsqueeze(1),
-            dt if dt.dim() != 2 else dt.unsqueeze(1),
-            A if A.dim() != 2 else A.unsqueeze(0),
-            B if B.dim() != 2 else B.unsqueeze(1),
-            C if C.dim() != 2 else C.unsqueeze(1),
-            D if D is None or D.dim() != 1 else D.unsqueeze(0),
-            z if z is None or z.dim() != 2 else z.unsqueeze(1),
-            dt_bias if dt_bias is None or dt_bias.dim() != 1 else dt_bias.unsqueeze(0),
-            state_batch_indices,
-            bool(dt_softplus),
-        )
-        out = _update_of_heads(state, args)
+        args = (state, x, dt, A, B, C, D, z, dt_bias, state_batch_indices, bool(dt_softplus))
+        if A.shape[-1] > MOST_STATES:
+            return selective_state_update_ref(*args[:9], args[10], args[9])
+        if is_transformed(x):
+            return _ops.state_update.default(*args)
+        if torch.is_grad_enabled():
+            if state.requires_grad:
+                if state.is_leaf:
+                    refuse_to_write("selective_state_update", state=state)
+                return state_update_of_graph(_state_update, *args)
+            if any(t is not None and t.requires_grad for t in args[1:9]):
+                return StateUpdate.apply(_state_update, *args)  # type: ignore[attr-defined]
+        return _state_update(*args)
     except Exception:
         required = {"state": state, "x": x, "dt": dt, "A": A, "B": B, "C": C}
         optional = {"D": D, "z": z, "dt_bias": dt_bias, "state_batch_indices": state_batch_indices}
         check_tensors("selective_state_update", required, optional)
         raise
-    return out if has_heads else out.squeeze(1)
-
-
-def _update_of_heads(state, args):
-    """state as the caller gave it, and the operator's arguments."""
-    if state.requires_grad and state.is_leaf:
-        refuse_to_write("selective_state_update", state=state)
-    if args[3].shape[-1] > MOST_STATES:
-        *tensors, indices, dt_softplus = args
-        return selective_state_update_ref(*tensors, dt_softplus, indices)
-    if is_transformed(args[1]):
-        return _ops.state_update.default(*args)
-    if torch.is_grad_enabled():
-        if state.requires_grad:
-            return state_update_of_graph(_state_update, *args)
-        if any(t is not None and t.requires_grad for t in args[1:9]):
-            return StateUpdate.apply(_state_update, *args)
-    return _state_update(*args)

@@ -15,6 +15,29 @@ MOST_STATES = 256
 INPUTS, GRADIENTS = 11, 9
 
 
+# The dimensions of state_update's tensors, and the one of heads, which may be left out.
+HEADS = {
+    "state": (4, 1),
+    "x": (3, 1),
+    "dt": (3, 1),
+    "A": (3, 0),
+    "B": (3, 1),
+    "C": (3, 1),
+    "D": (2, 0),
+    "z": (3, 1),
+    "dt_bias": (2, 0),
+    "out": (3, 1),
+}
+
+
+def with_heads(name, tensor):
+    """A tensor of state_update with its dimension of heads."""
+    dims, place = HEADS.get(name, (0, 0))
+    if tensor is None or tensor.dim() != dims - 1:
+        return tensor
+    return tensor.unsqueeze(place)
+
+
 def sum_dtype(u):
     """In which states are kept and sums are formed."""
     return torch.float64 if u.dtype == torch.float64 else torch.float32

@@ -10,12 +10,10 @@ import torch
 
 from .._ops import NAMESPACE, add_op_namespace_prefix
 from .._ops import ops as _ops
-from .operators import INPUTS, is_needed
+from .operators import HEADS, INPUTS, is_needed
 
-# The dimension of channels, or heads, of an operator's arguments by their place; of B and C, which
-# may be (dim, dstate), and of the rest below.
+# The dimension of channels of a scan's arguments by their place; B and C may be (dim, dstate).
 _CHANNELS = {0: 1, 1: 1, 2: 0, 5: 0, 6: 1, 7: 0, 8: 1, 11: 1, 12: 1}
-_HEADS = {0: 1, 1: 1, 2: 1, 3: 0, 4: 1, 5: 1, 6: 0, 7: 1, 8: 0}
 
 
 def _folded(tensor, dim, size, place):
@@ -102,14 +100,18 @@ def _state_update(info, in_dims, *args):
         )
     if in_dims[9] is not None:
         return _one_by_one(operator, size, in_dims, args)
-    folded = [
-        _folded(tensor, dim, size, _HEADS[i])
-        for i, (tensor, dim) in enumerate(zip(tensors, in_dims[:9], strict=True))
-    ]
-    out = operator(*folded, indices, dt_softplus)
+    folded = []
+    for (dims, place), tensor, dim in zip(HEADS.values(), tensors, in_dims, strict=False):
+        if tensor is not None and _dims(tensor, dim) == dims - 1:
+            tensor = tensor.unsqueeze(place) if dim is None else tensor.movedim(dim, 0)
+            if dim is not None:
+                tensor, dim = tensor.unsqueeze(place + 1), 0
+        folded.append(_folded(tensor, dim, size, place))
+    out = _split(operator(*folded, indices, dt_softplus), size, 1)
+    after = _split(folded[0], size, 1)
     state = tensors[0].movedim(in_dims[0], 1)
-    state.copy_(_split(folded[0], size, 1))  # the folded state may be a copy
-    return _split(out, size, 1), 1
+    state.copy_(after if state.dim() == 5 else after.squeeze(2))  # the folded state may be a copy
+    return out if _dims(tensors[1], in_dims[1]) == 3 else out.squeeze(2), 1
 
 
 def register(loaded) -> None:

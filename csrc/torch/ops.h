@@ -98,6 +98,7 @@ inline constexpr Signature kScanBackwardOut(
     "Tensor(d!)? dB, Tensor(e!)? dC, Tensor(f!)? dD, Tensor(g!)? dz, Tensor(h!)? ddelta_bias, "
     "Tensor(i!)? dinitial_states, Tensor(j!)? out) -> ()");
 #undef CAUSAL_CONV1D_SCAN_INPUTS
+// Without heads each tensor may lack that dimension.
 inline constexpr Signature kStateUpdate(
     "selective_state_update",
     "state_update(Tensor(a!) state, Tensor x, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor? D, "

@@ -85,8 +85,23 @@ struct ScanBoxed {
   }
 
   static StateUpdateParams update(const Arguments4& a, const Tensor4& out, bool dt_softplus) {
-    return {a.tensor(0), a.tensor(1), a.tensor(2), a.tensor(3), a.tensor(4), a.tensor(5),
-            a.tensor(6), a.tensor(7), a.tensor(8), a.tensor(9), out,         dt_softplus};
+    return {with_heads(a.tensor(0), 4, 1), with_heads(a.tensor(1), 3, 1),
+            with_heads(a.tensor(2), 3, 1), with_heads(a.tensor(3), 3, 0),
+            with_heads(a.tensor(4), 3, 1), with_heads(a.tensor(5), 3, 1),
+            with_heads(a.tensor(6), 2, 0), with_heads(a.tensor(7), 3, 1),
+            with_heads(a.tensor(8), 2, 0), a.tensor(9),
+            with_heads(out, 3, 1),         dt_softplus};
+  }
+
+  // A tensor that has ndim dimensions, one head's at place; callers without heads leave it out.
+  static Tensor4 with_heads(Tensor4 t, int ndim, int place) {
+    if (t.ndim != ndim - 1) return t;
+    for (int i = t.ndim++; i > place; --i) {
+      t.sizes[i] = t.sizes[i - 1];
+      t.strides[i] = t.strides[i - 1];
+    }
+    t.sizes[place] = 1;
+    return t;
   }
 
   static Output4 nothing(const Arguments4& a) {
