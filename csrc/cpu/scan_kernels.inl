@@ -1,5 +1,5 @@
-// The selective scan for one instruction set: scan_*.cpp each include this once. As in kernels/table.h
-// all but the table has internal linkage, and no standard library is used.
+// The selective scan for one instruction set: scan_*.cpp each include this once. As in
+// kernels/table.h all but the table has internal linkage, and no standard library is used.
 #include "scan_backward.inl"
 #include "scan_update.inl"
 
