@@ -139,6 +139,9 @@ RUN_BY = {
     "tests/test_benchmarks.py::test_blocks_name_a_package_that_is_missing": [
         "python benchmarks/benchmark_blocks.py --json docs/benchmark_blocks_h200.json"
     ],
+    "tests/test_benchmarks.py::test_scan_rows_are_of_the_same_computation": [
+        "python benchmarks/benchmark_scan.py --json docs/benchmark_scan_h200.json"
+    ],
     "tests/test_benchmarks.py::test_the_cpus_rows": [
         "python benchmarks/benchmark_cpu.py --json docs/benchmark_cpu.json"
     ],

@@ -322,5 +322,8 @@ OTHER_DTYPES = [dtype for dtype in _ctypes_ops.DTYPES if dtype not in ALL_FLOATS
 @pytest.mark.parametrize("dtype", OTHER_DTYPES, ids=dtype_id)
 def test_the_dtype_given_is_named(dtype, device):
     x, weight = torch.empty(2, 6, 9, dtype=dtype, device=device), torch.ones(6, 4, device=device)
-    with pytest.raises(RuntimeError, match=rf"_fn: x must be .*, got {dtype_id(dtype)}$"):
+    name = dtype_id(dtype)
+    if name == "float8_e8m0fnu" and torch.__version__ < (2, 13):
+        name = f"({name}|an unsupported dtype)"  # torch's stable ABI does not name it there
+    with pytest.raises(RuntimeError, match=rf"_fn: x must be .*, got {name}$"):
         ops.forward(x, weight, None, None, None, False)

@@ -67,7 +67,12 @@ def test_packed_sequences(device, bounds):
         }
         alone |= {"cu_seqlens": None, "initial_states": inputs["initial_states"][i : i + 1]}
         found, _, state = run_forward(alone, True)
-        assert torch.equal(found, out[..., start:stop]) and torch.equal(state, last[i : i + 1])
+        pairs = ((found, out[..., start:stop]), (state, last[i : i + 1]))
+        if device == "cpu":
+            assert all(torch.equal(*pair) for pair in pairs)
+        else:  # chunks of time begin elsewhere
+            for pair in pairs:
+                torch.testing.assert_close(*pair, rtol=1e-12, atol=1e-12)
 
 
 def test_int32_bounds(device):
