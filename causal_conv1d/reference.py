@@ -276,8 +276,8 @@ def selective_scan_ref(
         delta_softplus: whether dt goes through softplus.
         return_last_state: whether to return (out, last_state) instead of out.
         initial_states: (batch or sequences, dim, dstate) or None.
-        cu_seqlens: (sequences + 1,) int32 or int64, or None: boundaries, ascending from 0 to
-            seqlen.
+        cu_seqlens: (sequences + 1,) int32 or int64, or None: boundaries, ascending, between 0 and
+            seqlen. Out is 0 where no sequence is.
 
     Returns:
         out (batch, dim, seqlen) in u's dtype; with return_last_state also the states after the
@@ -296,7 +296,9 @@ def selective_scan_ref(
 
     # Not tolist, which torch.func did not know before torch 2.6.
     bounds = [0, seqlen] if cu_seqlens is None else [int(bound) for bound in cu_seqlens]
-    states, last = [], []
+    if bounds != sorted(bounds) or bounds[0] < 0 or bounds[-1] > seqlen:
+        raise RuntimeError(f"cu_seqlens must ascend from 0 to seqlen = {seqlen}, got {bounds}")
+    states, last = [added.new_zeros(added.shape[:3])] * seqlen, []
     for i, (start, stop) in enumerate(itertools.pairwise(bounds)):
         if initial_states is None:
             state = added.new_zeros(added.shape[:3])
@@ -305,7 +307,7 @@ def selective_scan_ref(
             state = state.to(added.dtype)
         for t in range(start, stop):
             state = decay[..., t] * state + added[..., t]
-            states.append(state)
+            states[t] = state
         last.append(state)
     y = torch.stack(states, -1) if states else torch.zeros_like(added)
     y = (y * _over_time(C, A, dtype, dim)).sum(2)
@@ -315,6 +317,9 @@ def selective_scan_ref(
     if z is not None:
         gate = z.to(dtype)
         y = y * gate * torch.sigmoid(gate)
+    if bounds[0] > 0 or bounds[-1] < seqlen:  # steps of no sequence
+        inside = torch.arange(seqlen, device=y.device)
+        y = y.masked_fill((inside < bounds[0]) | (inside >= bounds[-1]), 0)
     out = y.to(u.dtype)
     if not return_last_state:
         return out

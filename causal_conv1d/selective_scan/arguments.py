@@ -117,6 +117,13 @@ def check(
             where = f"{u.device}, got {tensor.device}"
             raise ValueError(f"{name}: {argument} must be on u's device {where}")
 
+    floats = {"u": u, "delta": inputs.delta, "D": inputs.D, "z": inputs.z, "dout": dout, "dz": dz}
+    floats |= {"delta_bias": inputs.delta_bias}
+    mixed = {"A": A, "B": inputs.B, "C": inputs.C, "initial_states": inputs.initial_states}
+    for argument, tensor in (floats | mixed).items():
+        fits = tensor is None or tensor.is_floating_point()
+        if not fits and not (argument in mixed and tensor.is_complex()):
+            raise ValueError(f"{name}: {argument} must be of a float type, got {tensor.dtype}")
     check_shape("A", A, "dim, dstate", dim, dstate)
     for argument, tensor in {"delta": inputs.delta, "z": inputs.z, "dout": dout, "dz": dz}.items():
         check_shape(argument, tensor, "batch, dim, seqlen", batch, dim, seqlen)
@@ -124,6 +131,8 @@ def check(
     check_shape("delta_bias", inputs.delta_bias, "dim,", dim)
     if inputs.cu_seqlens is not None and (batch != 1 or inputs.cu_seqlens.dim() != 1):
         raise ValueError(f"{name}: cu_seqlens must be (sequences + 1,), and batch 1, got {batch}")
+    if inputs.cu_seqlens is not None:
+        _check_bounds(name, inputs.cu_seqlens, seqlen)
     rows = "batch" if inputs.cu_seqlens is None else "sequences"
     text = f"{rows}, dim, dstate"
     check_shape("initial_states", inputs.initial_states, text, *inputs.states_shape)
@@ -144,3 +153,13 @@ def check(
         if tensor.is_complex() != (A.is_complex() and tensor.dim() == 2):
             wants = "complex if and only if A is and it is (dim, dstate)"
             raise ValueError(f"{name}: {argument} must be {wants}, got {tensor.dtype}")
+
+
+def _check_bounds(name: str, cu_seqlens: torch.Tensor, seqlen: int) -> None:
+    if cu_seqlens.dtype not in (torch.int32, torch.int64):
+        raise ValueError(f"{name}: cu_seqlens must be int32 or int64, got {cu_seqlens.dtype}")
+    bounds = cu_seqlens.tolist()
+    if not bounds or bounds != sorted(bounds) or bounds[0] < 0 or bounds[-1] > seqlen:
+        raise ValueError(
+            f"{name}: cu_seqlens must ascend between 0 and seqlen = {seqlen}, got {bounds}"
+        )

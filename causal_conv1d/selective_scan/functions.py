@@ -13,6 +13,7 @@ from .._arguments import check_tensors, refuse_to_write
 from .._dispatch import is_transformed
 from .._ops import ops as _ops
 from ..reference import selective_state_update_ref
+from . import fake
 from .autograd import ScanForward, StateUpdate, state_update_of_graph
 from .interface import takes_plain
 from .operators import MOST_STATES
@@ -165,20 +166,35 @@ def selective_state_update(
     """
     try:
         args = (state, x, dt, A, B, C, D, z, dt_bias, state_batch_indices, bool(dt_softplus))
-        if A.shape[-1] > MOST_STATES:
-            return selective_state_update_ref(*args[:9], args[10], args[9])
-        if is_transformed(x):
+        operator = _state_update
+        if state.dim() > 2 and state.shape[-1] > MOST_STATES:
+            operator = _update_in_torch
+        elif is_transformed(x):
             return _ops.state_update.default(*args)
         if torch.is_grad_enabled():
             if state.requires_grad:
                 if state.is_leaf:
                     refuse_to_write("selective_state_update", state=state)
-                return state_update_of_graph(_state_update, *args)
+                return state_update_of_graph(operator, *args)
             if any(t is not None and t.requires_grad for t in args[1:9]):
-                return StateUpdate.apply(_state_update, *args)  # type: ignore[attr-defined]
-        return _state_update(*args)
+                return StateUpdate.apply(operator, *args)  # type: ignore[attr-defined]
+        return operator(*args)
     except Exception:
         required = {"state": state, "x": x, "dt": dt, "A": A, "B": B, "C": C}
         optional = {"D": D, "z": z, "dt_bias": dt_bias, "state_batch_indices": state_batch_indices}
         check_tensors("selective_state_update", required, optional)
         raise
+
+
+@torch.no_grad()
+def _update_in_torch(*args):
+    """state_update of more states than the kernels take."""
+    *tensors, indices, dt_softplus = args
+    names = "state x dt A B C D z dt_bias state_indices".split()
+    fake.check("state_update", dict(zip(names, (*tensors, indices), strict=True)), any_dstate=True)
+    if indices is not None and not indices.is_cuda:
+        rows, count = [row for row in indices.tolist() if row >= 0], len(tensors[0])
+        if max(rows, default=-1) >= count or len(set(rows)) < len(rows):
+            text = f"must name each of state's {count} rows at most once, got {indices.tolist()}"
+            raise RuntimeError(f"selective_state_update: state_batch_indices {text}")
+    return selective_state_update_ref(*tensors, dt_softplus, indices)

@@ -13,21 +13,25 @@ class PlainScan(torch.autograd.Function):
     """``scan_forward`` in plain PyTorch, as a node of a graph."""
 
     @staticmethod
-    def forward(ctx, *args):
+    def forward(*args):
         *inputs, need_last_states = args
-        ctx.save_for_backward(*inputs[:-1])
-        ctx.delta_softplus = inputs[-1]
-        ctx.set_materialize_grads(False)
         scan = Inputs(*inputs)
         check("selective_scan_fn", scan)
         out = torch.empty_like(scan.u)
         last_states = scan.u.new_empty(0)
         if need_last_states:
             last_states = scan.u.new_empty(scan.states_shape, dtype=scan.dtype)
-        else:
-            ctx.mark_non_differentiable(last_states)
         plain.forward(scan, out, None, last_states if need_last_states else None)
         return out, last_states
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        *inputs, need_last_states = inputs
+        ctx.save_for_backward(*inputs[:-1])
+        ctx.delta_softplus = inputs[-1]
+        ctx.set_materialize_grads(False)
+        if not need_last_states:
+            ctx.mark_non_differentiable(output[1])
 
     @staticmethod
     @once_differentiable

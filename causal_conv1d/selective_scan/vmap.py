@@ -6,6 +6,8 @@ parameters. Where index tensors are mapped, one call is made for each entry.
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import torch
 
 from .._ops import NAMESPACE, add_op_namespace_prefix
@@ -108,17 +110,43 @@ def _state_update(info, in_dims, *args):
                 tensor, dim = tensor.unsqueeze(place + 1), 0
         folded.append(_folded(tensor, dim, size, place))
     out = _split(operator(*folded, indices, dt_softplus), size, 1)
-    after = _split(folded[0], size, 1)
-    state = tensors[0].movedim(in_dims[0], 1)
-    state.copy_(after if state.dim() == 5 else after.squeeze(2))  # the folded state may be a copy
+    if not torch._C._is_alias_of(folded[0], tensors[0]):  # then it is a copy
+        after = _split(folded[0], size, 1)
+        state = tensors[0].movedim(in_dims[0], 1)
+        state.copy_(after if state.dim() == 5 else after.squeeze(2))
     return out if _dims(tensors[1], in_dims[1]) == 3 else out.squeeze(2), 1
+
+
+def _also_of_none(rule):
+    """The rule, where there may be no entries: results of one entry of zeros, less that entry."""
+
+    def run(info, in_dims, *args):
+        if info.batch_size > 0:
+            return rule(info, in_dims, *args)
+        one = []
+        for tensor, dim in zip(args, in_dims, strict=True):
+            if dim is not None:
+                shape = list(tensor.shape)
+                shape[dim] = 1
+                tensor = tensor.new_zeros(shape)
+            one.append(tensor)
+        found, dims = rule(SimpleNamespace(batch_size=1), in_dims, *one)
+        if isinstance(found, torch.Tensor):
+            return found.narrow(dims, 0, 0), dims
+        kept = (
+            result if dim is None else result.narrow(dim, 0, 0)
+            for result, dim in zip(found, dims, strict=True)
+        )
+        return tuple(kept), dims
+
+    return run
 
 
 def register(loaded) -> None:
     rules = {
-        "scan_forward": _scan_forward,
-        "scan_backward": _scan_backward,
-        "state_update": _state_update,
+        "scan_forward": _also_of_none(_scan_forward),
+        "scan_backward": _also_of_none(_scan_backward),
+        "state_update": _also_of_none(_state_update),
     }
     library = torch.library.Library(NAMESPACE, "FRAGMENT")
     for name, rule in rules.items():
