@@ -121,8 +121,9 @@ def check(
     floats |= {"delta_bias": inputs.delta_bias}
     mixed = {"A": A, "B": inputs.B, "C": inputs.C, "initial_states": inputs.initial_states}
     for argument, tensor in (floats | mixed).items():
-        fits = tensor is None or tensor.is_floating_point()
-        if not fits and not (argument in mixed and tensor.is_complex()):
+        if tensor is None or tensor.is_floating_point():
+            continue
+        if argument not in mixed or not tensor.is_complex():
             raise ValueError(f"{name}: {argument} must be of a float type, got {tensor.dtype}")
     check_shape("A", A, "dim, dstate", dim, dstate)
     for argument, tensor in {"delta": inputs.delta, "z": inputs.z, "dout": dout, "dz": dz}.items():
