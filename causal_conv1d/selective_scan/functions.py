@@ -55,14 +55,18 @@ def selective_scan_fn(
     end with ``return_last_state``.
 
     Args:
-        u, delta, z: (batch, dim, seqlen), on the CPU or a CUDA device, with any strides. float32,
-            float16 or bfloat16, each tensor on its own; or all tensors float64. z may be None.
+        u: (batch, dim, seqlen), on the CPU or a CUDA device, with any strides. float32, float16 or
+            bfloat16, each tensor on its own; or all tensors float64.
+        delta: (batch, dim, seqlen).
         A: (dim, dstate), dstate at most 256; a complex or larger A takes a slower path in plain
             PyTorch.
-        B, C: (batch, dstate, seqlen), (batch, groups, dstate, seqlen), or (dim, dstate) for one
-            that is constant in time. With a complex A: complex if constant, else with pairs of
-            real numbers along seqlen.
-        D, delta_bias: (dim,) or None.
+        B: (batch, dstate, seqlen), (batch, groups, dstate, seqlen), or (dim, dstate) if it is
+            constant in time. With a complex A: complex if constant, else with pairs of real
+            numbers along seqlen.
+        C: as B.
+        D: (dim,) or None.
+        z: (batch, dim, seqlen) or None.
+        delta_bias: (dim,) or None.
         delta_softplus: whether dt goes through softplus.
         return_last_state: also return the states after the last step.
         initial_states: (batch, dim, dstate) or None: h before the first step, 0 if not given.
@@ -147,10 +151,14 @@ def selective_state_update(
     Args:
         state: (batch, dim, dstate) or (batch, heads, dim, dstate), changed in place; any strides,
             and a dtype of its own.
-        x, dt, z: (batch, dim) or (batch, heads, dim); z may be None.
+        x: (batch, dim) or (batch, heads, dim).
+        dt: x's shape.
         A: (dim, dstate) or (heads, dim, dstate).
-        B, C: (batch, dstate) or (batch, groups, dstate), of groups of neighbouring heads.
-        D, dt_bias: (dim,) or (heads, dim), or None.
+        B: (batch, dstate) or (batch, groups, dstate), of groups of neighbouring heads.
+        C: as B.
+        D: (dim,) or (heads, dim), or None.
+        z: x's shape, or None.
+        dt_bias: (dim,) or (heads, dim), or None.
         dt_softplus: whether dt goes through softplus.
         state_batch_indices: (batch,) int32 or int64, or None: the row of state of each batch
             entry, no two the same; state may then have any number of rows. A negative index is
