@@ -130,7 +130,7 @@ def test_compile(device):
         assert error(compiled(input_ids=ids, use_cache=False).logits, expected) <= LOGITS
 
 
-def test_before_and_after_the_import():
+def test_before_and_after_the_import(tmp_path):
     """One call does for models that are imported later and for those that were before."""
     code = """
 import sys
@@ -144,4 +144,4 @@ for module in (modeling_mamba, modeling_jamba):
     scan = getattr(module, "mamba_selective_scan", None) or module.selective_scan_fn
     assert scan.__module__.startswith("causal_conv1d."), scan
 """
-    subprocess.run([sys.executable, "-c", code], check=True)
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
