@@ -316,6 +316,12 @@ def operations(checks: dict) -> dict:
         "varlen_states": write_varlen_states,
     }
 
+    return after_checks(functions, checks)
+
+
+def after_checks(functions: dict, checks: dict) -> dict:
+    """The operations by name, each with the check of its arguments first."""
+
     def checked(operation):
         function, check = functions[operation], checks[operation]
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 import warnings
 
-import torch
-
+from .._plain import after_checks
 from ..reference import selective_state_update_ref
 from . import plain
 from .arguments import Inputs, empty_grads
@@ -41,18 +40,7 @@ def operations(checks: dict) -> dict:
         "state_update": _state_update,
     }
 
-    def checked(operation):
-        function, check = functions[operation], checks[operation]
-
-        def run(*args):
-            check(args)
-            # Inference mode allows writing to every tensor; telling_torch has refused what is not.
-            with torch.inference_mode():
-                function(*args)
-
-        return run
-
-    return {operation: checked(operation) for operation in functions}
+    return after_checks(functions, checks)
 
 
 def warning_once(operations: dict, problem: str) -> dict:
