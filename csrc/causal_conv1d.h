@@ -151,6 +151,74 @@ typedef struct causal_conv1d_varlen_states_params {
   causal_conv1d_tensor states;      // (batch, dim, S), x's dtype; written
 } causal_conv1d_varlen_states_params;
 
+// What models put around the convolution. With x' = pre_gate * x, rounded to x's dtype as that
+// product would be (x' = x without pre_gate), and d = dilation:
+//
+//   out[b,d,t] = act(bias[d] + sum over k of weight[d,k] * x'~[b,d,t-(W-1-k)*d]) * post_gate[b,d,t]
+//                + residual[b,d,t]
+//
+// States are of x' and have (W-1) * d columns. The gate and the residual are applied in fp32 (fp64)
+// to the unrounded activation, as one fused multiply-add; out is rounded once. Where seq_idx or
+// cu_seqlens tell that t is padding, out is residual[b,d,t], or 0.
+//
+// cu_seqlens packs N sequences into one row: x is (1, dim, total), sequence i is the steps
+// cu_seqlens[i] .. cu_seqlens[i+1] - 1 and has row i of the states, (N, dim, (W-1) * d). Outputs
+// are those of each sequence alone, bit for bit. Steps before the first and after the last sequence
+// are padding. On the CPU cu_seqlens that fall, or leave 0..total, are an error; on CUDA, where
+// they cannot be seen, they are clamped to 0..total and to the ones before.
+//
+// Set size to sizeof(causal_conv1d_options), so that these structs can grow: a library takes what
+// is missing as not given, and refuses a larger one unless the rest is zero.
+typedef struct causal_conv1d_options {
+  uint64_t size;
+  int64_t dilation;                 // 1..65536; 0 is 1
+  causal_conv1d_tensor cu_seqlens;  // optional (N + 1,), int32 or int64, not with seq_idx
+  causal_conv1d_tensor pre_gate;    // optional (batch, dim, seqlen), x's dtype
+  causal_conv1d_tensor post_gate;   // likewise
+  causal_conv1d_tensor residual;    // likewise; may be x itself. Of a backward only "given" counts.
+} causal_conv1d_options;
+
+// Of a backward. dout is the gradient of out: that of residual too, which needs no call. But if the
+// residual is x itself, residual_is_x adds dout to dx.
+typedef struct causal_conv1d_option_gradients {
+  uint64_t size;
+  causal_conv1d_tensor dpre_gate;   // optional (batch, dim, seqlen), x's dtype; written
+  causal_conv1d_tensor dpost_gate;  // likewise
+  int32_t residual_is_x;
+} causal_conv1d_option_gradients;
+
+// A pool of states, as serving engines keep them: sequences of any lengths, chunks of a prompt and
+// single tokens in one call, each continued from a row of conv_states that is changed in place.
+// Sequence i is the tokens query_start_loc[i] .. query_start_loc[i+1] - 1; its slot is
+// cache_indices[i], or i. If that is pad_slot (or out of range on CUDA; on the CPU an error) the
+// sequence is skipped: out is 0 there, and no state is touched.
+//
+// The history of a sequence, width - 1 inputs, is columns a-1 .. a+W-3 of its slot for a =
+// num_accepted_tokens[i] >= 1, and a = 1 without those; or zeros where has_initial_state[i] is
+// false. Afterwards, h being that history: without num_accepted_tokens columns 0 .. W-2 of the slot
+// are the last W-1 of (h ++ the tokens); with it columns 0 .. W-3+L are h[1:] ++ the L tokens,
+// which needs S >= W-2+L (longer sequences keep their last tokens). Other columns stay. An empty
+// sequence changes nothing. Slots of one call have to differ.
+typedef struct causal_conv1d_pool_params {
+  uint64_t size;
+  causal_conv1d_tensor x;                    // (dim, total)
+  causal_conv1d_tensor conv_states;          // (slots, dim, S), S >= width - 1; changed
+  causal_conv1d_tensor weight;               // (dim, width)
+  causal_conv1d_tensor bias;                 // optional (dim,)
+  causal_conv1d_tensor out;                  // (dim, total), x's dtype; written; may be x itself
+  causal_conv1d_tensor query_start_loc;      // (N + 1,), int32 or int64
+  causal_conv1d_tensor cache_indices;        // optional (N,), int32 or int64
+  causal_conv1d_tensor has_initial_state;    // optional (N,), bool, uint8, int32 or int64
+  causal_conv1d_tensor num_accepted_tokens;  // optional (N,), int32 or int64, not with the former
+  // Optional (rows, T, dim * (width - 1)) with window_indices (N,), else rows = N: the W-1 inputs
+  // that end with token t of sequence i go to row window_indices[i], t < T, as (dim, width - 1);
+  // written.
+  causal_conv1d_tensor windows_out, window_indices;
+  int64_t pad_slot;    // a slot that is none; -1 unless the caller says otherwise
+  int64_t max_seqlen;  // CUDA: of the longest sequence, total if 0; more tokens are not computed
+  int32_t silu;
+} causal_conv1d_pool_params;
+
 // CPU. num_threads <= 0 takes as many threads as the machine has cores; small problems use fewer.
 CAUSAL_CONV1D_API causal_conv1d_status
 causal_conv1d_cpu_forward(const causal_conv1d_forward_params* params, int num_threads);
@@ -158,6 +226,15 @@ CAUSAL_CONV1D_API causal_conv1d_status
 causal_conv1d_cpu_backward(const causal_conv1d_backward_params* params, int num_threads);
 CAUSAL_CONV1D_API causal_conv1d_status
 causal_conv1d_cpu_update(const causal_conv1d_update_params* params, int num_threads);
+// As forward and backward, with options (and gradients), which may be NULL.
+CAUSAL_CONV1D_API causal_conv1d_status
+causal_conv1d_cpu_forward_with(const causal_conv1d_forward_params* params,
+                               const causal_conv1d_options* options, int num_threads);
+CAUSAL_CONV1D_API causal_conv1d_status causal_conv1d_cpu_backward_with(
+    const causal_conv1d_backward_params* params, const causal_conv1d_options* options,
+    const causal_conv1d_option_gradients* gradients, int num_threads);
+CAUSAL_CONV1D_API causal_conv1d_status
+causal_conv1d_cpu_pool(const causal_conv1d_pool_params* params, int num_threads);
 CAUSAL_CONV1D_API causal_conv1d_status
 causal_conv1d_cpu_varlen_states(const causal_conv1d_varlen_states_params* params, int num_threads);
 // The instruction set in use: "avx512", "avx2", "neon" or "baseline". It is the best that this CPU
@@ -184,6 +261,22 @@ causal_conv1d_cuda_backward(const causal_conv1d_backward_params* params, int dev
                             void* workspace, int64_t workspace_size);
 CAUSAL_CONV1D_API causal_conv1d_status
 causal_conv1d_cuda_update(const causal_conv1d_update_params* params, int device, void* stream);
+// With options. workspace is device memory, 16-byte aligned, of at least the bytes that the
+// function before it returns (-1 if the parameters are invalid), used while the call runs.
+CAUSAL_CONV1D_API int64_t causal_conv1d_cuda_forward_with_workspace_size(
+    const causal_conv1d_forward_params* params, const causal_conv1d_options* options);
+CAUSAL_CONV1D_API causal_conv1d_status causal_conv1d_cuda_forward_with(
+    const causal_conv1d_forward_params* params, const causal_conv1d_options* options, int device,
+    void* stream, void* workspace, int64_t workspace_size);
+CAUSAL_CONV1D_API int64_t causal_conv1d_cuda_backward_with_workspace_size(
+    const causal_conv1d_backward_params* params, const causal_conv1d_options* options,
+    const causal_conv1d_option_gradients* gradients);
+CAUSAL_CONV1D_API causal_conv1d_status causal_conv1d_cuda_backward_with(
+    const causal_conv1d_backward_params* params, const causal_conv1d_options* options,
+    const causal_conv1d_option_gradients* gradients, int device, void* stream, void* workspace,
+    int64_t workspace_size);
+CAUSAL_CONV1D_API causal_conv1d_status
+causal_conv1d_cuda_pool(const causal_conv1d_pool_params* params, int device, void* stream);
 CAUSAL_CONV1D_API causal_conv1d_status causal_conv1d_cuda_varlen_states(
     const causal_conv1d_varlen_states_params* params, int device, void* stream);
 // The embedded code, for example "sm_87 sm_90 compute_80".
