@@ -42,37 +42,10 @@ using Argument = ArgumentOf<Tensor>;
 // an element, here 2^32, and a thread of the CPU has some 32 * width values of scratch memory.
 constexpr int64_t kMostWidth = 1 << 16;
 
-Status check_work(const Checker& c, const Tensor& x, int64_t width) {
-  if (!has_elements(x)) return ok();
-  int64_t products = width;
-  bool fits = true;
-  for (int i = 0; i < x.ndim; ++i) {
-    fits &= !__builtin_mul_overflow(products, x.sizes[i], &products);
-  }
-  if (fits && products <= kMostProducts) return ok();
-  return c.fail("x", "must have at most 2^58 elements times width, got %s with width %lld",
-                shape(x).text, static_cast<long long>(width));
-}
-
 Status check_x(const Checker& c, const Tensor& x) {
   const int64_t any[3] = {-1, -1, -1};
   RETURN_IF_FAILED(c.sizes("x", x, "(batch, dim, seqlen)", 3, any));
   return c.float_like("x", x, x);
-}
-
-Status check_weight(const Checker& c, const Tensor& weight, const Tensor& bias, const Tensor& x) {
-  const int64_t want[2] = {x.sizes[1], -1};
-  RETURN_IF_FAILED(c.sizes("weight", weight, "(dim, width)", 2, want));
-  RETURN_IF_FAILED(c.float_like("weight", weight, x));
-  if (weight.sizes[1] < 1)
-    return c.fail("weight", "must have width >= 1, got %s", shape(weight).text);
-  if (weight.sizes[1] > kMostWidth) {
-    return c.fail("weight", "must have width <= %lld, got %s", static_cast<long long>(kMostWidth),
-                  shape(weight).text);
-  }
-  if (!given(bias)) return ok();
-  RETURN_IF_FAILED(c.sizes("bias", bias, "(dim,)", 1, want));
-  return c.float_like("bias", bias, x);
 }
 
 Status check_states(const Checker& c, const char* name, const Tensor& t, const Tensor& x,
@@ -102,6 +75,33 @@ Status check_batch_vector(const Checker& c, const char* name, const Tensor& t, c
 }
 
 }  // namespace
+
+Status check_work(const Checker& c, const Tensor& x, int64_t width) {
+  if (!has_elements(x)) return ok();
+  int64_t products = width;
+  bool fits = true;
+  for (int i = 0; i < x.ndim; ++i) {
+    fits &= !__builtin_mul_overflow(products, x.sizes[i], &products);
+  }
+  if (fits && products <= kMostProducts) return ok();
+  return c.fail("x", "must have at most 2^58 elements times width, got %s with width %lld",
+                shape(x).text, static_cast<long long>(width));
+}
+
+Status check_weight(const Checker& c, const Tensor& weight, const Tensor& bias, const Tensor& x) {
+  const int64_t want[2] = {x.sizes[1], -1};
+  RETURN_IF_FAILED(c.sizes("weight", weight, "(dim, width)", 2, want));
+  RETURN_IF_FAILED(c.float_like("weight", weight, x));
+  if (weight.sizes[1] < 1)
+    return c.fail("weight", "must have width >= 1, got %s", shape(weight).text);
+  if (weight.sizes[1] > kMostWidth) {
+    return c.fail("weight", "must have width <= %lld, got %s", static_cast<long long>(kMostWidth),
+                  shape(weight).text);
+  }
+  if (!given(bias)) return ok();
+  RETURN_IF_FAILED(c.sizes("bias", bias, "(dim,)", 1, want));
+  return c.float_like("bias", bias, x);
+}
 
 Status ok() {
   Status s;

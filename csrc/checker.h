@@ -267,4 +267,9 @@ Status check_memory(const Checker& c, const ArgumentOf<T> (&arguments)[N], int r
   return ok();
 }
 
+// Of every convolution, in check.cpp; x is (batch, dim, ...) and valid. Whether weight and bias fit
+// it, and whether the products of taps and inputs can be counted.
+Status check_weight(const Checker& c, const Tensor& weight, const Tensor& bias, const Tensor& x);
+Status check_work(const Checker& c, const Tensor& x, int64_t width);
+
 }  // namespace causal_conv1d
