@@ -4,6 +4,7 @@
 #include <cstdio>
 
 #include "checker.h"
+#include "sized.h"
 
 namespace causal_conv1d {
 
@@ -41,6 +42,7 @@ using Argument = ArgumentOf<Tensor>;
 // Far above any filter that is worth summing directly: the backward takes up to width^2 steps for
 // an element, here 2^32, and a thread of the CPU has some 32 * width values of scratch memory.
 constexpr int64_t kMostWidth = 1 << 16;
+constexpr int64_t kMostDilation = 1 << 16;
 
 Status check_x(const Checker& c, const Tensor& x) {
   const int64_t any[3] = {-1, -1, -1};
@@ -49,10 +51,16 @@ Status check_x(const Checker& c, const Tensor& x) {
 }
 
 Status check_states(const Checker& c, const char* name, const Tensor& t, const Tensor& x,
-                    int64_t width) {
+                    int64_t width, const Options& options) {
   if (!given(t)) return ok();
-  const int64_t want[3] = {x.sizes[0], x.sizes[1], width - 1};
-  RETURN_IF_FAILED(c.sizes(name, t, "(batch, dim, width - 1)", 3, want));
+  const bool packed = given(options.cu_seqlens), dilated = options.dilation > 1;
+  const int64_t rows = packed ? options.cu_seqlens.sizes[0] - 1 : x.sizes[0];
+  const int64_t want[3] = {rows, x.sizes[1], (width - 1) * options.dilation};
+  const char* dims =
+      packed
+          ? (dilated ? "(sequences, dim, (width - 1) * dilation)" : "(sequences, dim, width - 1)")
+          : (dilated ? "(batch, dim, (width - 1) * dilation)" : "(batch, dim, width - 1)");
+  RETURN_IF_FAILED(c.sizes(name, t, dims, 3, want));
   return c.float_like(name, t, x);
 }
 
@@ -67,6 +75,57 @@ Status check_like_x(const Checker& c, const char* name, const Tensor& t, const T
   RETURN_IF_FAILED(c.sizes(name, t, "x's shape", x.ndim, x.sizes));
   return c.same_dtype(name, t, x);
 }
+
+// Of the inputs that a forward and a backward read alike.
+Status check_options(const Checker& c, const Options& options, const Tensor& x,
+                     const Tensor& seq_idx) {
+  if (options.dilation < 1 || options.dilation > kMostDilation) {
+    return c.fail("dilation", "must be 1..%lld, got %lld", static_cast<long long>(kMostDilation),
+                  static_cast<long long>(options.dilation));
+  }
+  if (given(options.cu_seqlens)) {
+    const Tensor& bounds = options.cu_seqlens;
+    const int64_t any[1] = {-1};
+    RETURN_IF_FAILED(c.sizes("cu_seqlens", bounds, "(sequences + 1,)", 1, any));
+    RETURN_IF_FAILED(c.index("cu_seqlens", bounds));
+    if (bounds.sizes[0] < 1) return c.fail("cu_seqlens", "must have at least one element");
+    if (given(seq_idx)) return c.fail("cu_seqlens", "must not be given with seq_idx");
+    if (x.sizes[0] != 1) {
+      return c.fail("x", "must be (1, dim, total) with cu_seqlens, got %s", shape(x).text);
+    }
+  }
+  if (given(options.pre_gate)) {
+    RETURN_IF_FAILED(check_like_x(c, "pre_gate", options.pre_gate, x));
+  }
+  if (given(options.post_gate)) {
+    RETURN_IF_FAILED(check_like_x(c, "post_gate", options.post_gate, x));
+  }
+  return ok();
+}
+
+Status copy_options(const Checker& c, const Options* options, Options* own) {
+  *own = Options{};
+  if (options != nullptr) RETURN_IF_FAILED(read_sized(c, *options, own, "options.size"));
+  if (own->dilation == 0) own->dilation = 1;
+  return ok();
+}
+
+// The arguments that are given, those that are written last.
+class Arguments {
+ public:
+  void add(const char* name, const Tensor& t) {
+    if (given(t)) arguments_[count_++] = {name, &t};
+  }
+  void are_read() { read_ = count_; }
+  Status check(const Checker& c, const Tensor* in_place = nullptr,
+               const Tensor* as = nullptr) const {
+    return check_memory(c, arguments_, count_, read_, in_place, as);
+  }
+
+ private:
+  Argument arguments_[kMostArguments];
+  int count_ = 0, read_ = 0;
+};
 
 Status check_batch_vector(const Checker& c, const char* name, const Tensor& t, const Tensor& x) {
   if (!given(t)) return ok();
@@ -121,40 +180,76 @@ Status error(causal_conv1d_code code, const char* format, ...) {
 }
 
 Status check(const ForwardParams* params) {
+  Options none;
+  return check(params, nullptr, &none);
+}
+
+Status check(const ForwardParams* params, const Options* options, Options* own) {
   const Checker c{"causal_conv1d_fn"};
   if (params == nullptr) return c.fail("params", "must not be NULL");
+  RETURN_IF_FAILED(copy_options(c, options, own));
   const ForwardParams& p = *params;
   RETURN_IF_FAILED(check_x(c, p.x));
   RETURN_IF_FAILED(check_weight(c, p.weight, p.bias, p.x));
   const int64_t width = p.weight.sizes[1];
   RETURN_IF_FAILED(check_seq_idx(c, p.seq_idx, p.x));
-  RETURN_IF_FAILED(check_states(c, "initial_states", p.initial_states, p.x, width));
+  RETURN_IF_FAILED(check_options(c, *own, p.x, p.seq_idx));
+  if (given(own->residual)) RETURN_IF_FAILED(check_like_x(c, "residual", own->residual, p.x));
+  RETURN_IF_FAILED(check_states(c, "initial_states", p.initial_states, p.x, width, *own));
   RETURN_IF_FAILED(check_like_x(c, "out", p.out, p.x));
-  RETURN_IF_FAILED(check_states(c, "final_states_out", p.final_states_out, p.x, width));
-  const Argument arguments[] = {
-      {"x", &p.x},
-      {"weight", &p.weight},
-      {"bias", &p.bias},
-      {"seq_idx", &p.seq_idx},
-      {"initial_states", &p.initial_states},
-      {"out", &p.out},
-      {"final_states_out", &p.final_states_out},
-  };
-  RETURN_IF_FAILED(check_memory(c, arguments, 5, &p.final_states_out, &p.initial_states));
+  RETURN_IF_FAILED(check_states(c, "final_states_out", p.final_states_out, p.x, width, *own));
+  Arguments arguments;
+  arguments.add("x", p.x);
+  arguments.add("weight", p.weight);
+  arguments.add("bias", p.bias);
+  arguments.add("seq_idx", p.seq_idx);
+  arguments.add("initial_states", p.initial_states);
+  arguments.add("cu_seqlens", own->cu_seqlens);
+  arguments.add("pre_gate", own->pre_gate);
+  arguments.add("post_gate", own->post_gate);
+  arguments.add("residual", own->residual);
+  arguments.are_read();
+  arguments.add("out", p.out);
+  arguments.add("final_states_out", p.final_states_out);
+  RETURN_IF_FAILED(arguments.check(c, &p.final_states_out, &p.initial_states));
   return check_work(c, p.x, width);
 }
 
+namespace {
+
+Status check_gradient(const Checker& c, const char* name, const Tensor& gradient, const char* of,
+                      const Tensor& t, const Tensor& x) {
+  if (!given(gradient)) return ok();
+  if (!given(t)) return c.fail(name, "must not be given without %s", of);
+  return check_like_x(c, name, gradient, x);
+}
+
+}  // namespace
+
 Status check(const BackwardParams* params) {
+  Options none;
+  OptionGradients no_gradients;
+  return check(params, nullptr, nullptr, &none, &no_gradients);
+}
+
+Status check(const BackwardParams* params, const Options* options, const OptionGradients* gradients,
+             Options* own, OptionGradients* own_gradients) {
   const Checker c{"causal_conv1d_bwd"};
   if (params == nullptr) return c.fail("params", "must not be NULL");
+  RETURN_IF_FAILED(copy_options(c, options, own));
+  *own_gradients = OptionGradients{};
+  if (gradients != nullptr) {
+    RETURN_IF_FAILED(read_sized(c, *gradients, own_gradients, "gradients.size"));
+  }
   const BackwardParams& p = *params;
   RETURN_IF_FAILED(check_x(c, p.x));
   RETURN_IF_FAILED(check_weight(c, p.weight, p.bias, p.x));
   const int64_t width = p.weight.sizes[1];
   RETURN_IF_FAILED(check_like_x(c, "dout", p.dout, p.x));
   RETURN_IF_FAILED(check_seq_idx(c, p.seq_idx, p.x));
-  RETURN_IF_FAILED(check_states(c, "initial_states", p.initial_states, p.x, width));
-  RETURN_IF_FAILED(check_states(c, "dfinal_states", p.dfinal_states, p.x, width));
+  RETURN_IF_FAILED(check_options(c, *own, p.x, p.seq_idx));
+  RETURN_IF_FAILED(check_states(c, "initial_states", p.initial_states, p.x, width, *own));
+  RETURN_IF_FAILED(check_states(c, "dfinal_states", p.dfinal_states, p.x, width, *own));
   RETURN_IF_FAILED(check_like_x(c, "dx", p.dx, p.x));
   if (given(p.dweight)) {
     RETURN_IF_FAILED(c.sizes("dweight", p.dweight, "(dim, width)", 2, p.weight.sizes));
@@ -164,22 +259,31 @@ Status check(const BackwardParams* params) {
     RETURN_IF_FAILED(c.sizes("dbias", p.dbias, "(dim,)", 1, p.weight.sizes));
     RETURN_IF_FAILED(c.float_like("dbias", p.dbias, p.x));
   }
-  RETURN_IF_FAILED(check_states(c, "dinitial_states", p.dinitial_states, p.x, width));
+  RETURN_IF_FAILED(check_states(c, "dinitial_states", p.dinitial_states, p.x, width, *own));
+  RETURN_IF_FAILED(
+      check_gradient(c, "dpre_gate", own_gradients->dpre_gate, "pre_gate", own->pre_gate, p.x));
+  RETURN_IF_FAILED(
+      check_gradient(c, "dpost_gate", own_gradients->dpost_gate, "post_gate", own->post_gate, p.x));
   // dinitial_states may not even be dfinal_states: it is written while the latter is still read.
-  const Argument arguments[] = {
-      {"x", &p.x},
-      {"weight", &p.weight},
-      {"bias", &p.bias},
-      {"dout", &p.dout},
-      {"seq_idx", &p.seq_idx},
-      {"initial_states", &p.initial_states},
-      {"dfinal_states", &p.dfinal_states},
-      {"dx", &p.dx},
-      {"dweight", &p.dweight},
-      {"dbias", &p.dbias},
-      {"dinitial_states", &p.dinitial_states},
-  };
-  RETURN_IF_FAILED(check_memory(c, arguments, 7));
+  Arguments arguments;
+  arguments.add("x", p.x);
+  arguments.add("weight", p.weight);
+  arguments.add("bias", p.bias);
+  arguments.add("dout", p.dout);
+  arguments.add("seq_idx", p.seq_idx);
+  arguments.add("initial_states", p.initial_states);
+  arguments.add("dfinal_states", p.dfinal_states);
+  arguments.add("cu_seqlens", own->cu_seqlens);
+  arguments.add("pre_gate", own->pre_gate);
+  arguments.add("post_gate", own->post_gate);
+  arguments.are_read();
+  arguments.add("dx", p.dx);
+  arguments.add("dweight", p.dweight);
+  arguments.add("dbias", p.dbias);
+  arguments.add("dinitial_states", p.dinitial_states);
+  arguments.add("dpre_gate", own_gradients->dpre_gate);
+  arguments.add("dpost_gate", own_gradients->dpost_gate);
+  RETURN_IF_FAILED(arguments.check(c));
   return check_work(c, p.x, width);
 }
 

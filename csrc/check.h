@@ -11,6 +11,8 @@ using ForwardParams = causal_conv1d_forward_params;
 using BackwardParams = causal_conv1d_backward_params;
 using UpdateParams = causal_conv1d_update_params;
 using VarlenStatesParams = causal_conv1d_varlen_states_params;
+using Options = causal_conv1d_options;
+using OptionGradients = causal_conv1d_option_gradients;
 
 const char* dtype_name(int32_t dtype);
 
@@ -50,6 +52,11 @@ Status check(const ForwardParams* params);
 Status check(const BackwardParams* params);
 Status check(const UpdateParams* params);
 Status check(const VarlenStatesParams* params);
+// The same with options, which may be null. *own is then what this library knows of them: zero
+// where nothing is given, and with dilation >= 1.
+Status check(const ForwardParams* params, const Options* options, Options* own);
+Status check(const BackwardParams* params, const Options* options, const OptionGradients* gradients,
+             Options* own, OptionGradients* own_gradients);
 // The part of the last that tells whether states of state_len can be made.
 Status check_varlen_sizes(const Tensor& x, const Tensor& cu_seqlens, int64_t state_len);
 

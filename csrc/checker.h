@@ -242,19 +242,21 @@ bool is_same(const T& a, const T& b) {
   return same;
 }
 
+constexpr int kMostArguments = 24;
+
 // Whether all arguments lie in memory, and those that are written, which follow `read` others,
 // apart from each other and from the rest. in_place: one that is written and may be one that is
 // read.
-template <class T, int N>
-Status check_memory(const Checker& c, const ArgumentOf<T> (&arguments)[N], int read,
+template <class T>
+Status check_memory(const Checker& c, const ArgumentOf<T>* arguments, int count, int read,
                     const T* in_place = nullptr, const T* as = nullptr) {
-  Range ranges[N];
-  for (int i = 0; i < N; ++i) {
+  Range ranges[kMostArguments];
+  for (int i = 0; i < count; ++i) {
     if (find_range(*arguments[i].tensor, &ranges[i])) continue;
     RETURN_IF_FAILED(describe_range(c, arguments[i]));
     ranges[i] = {0, 0};
   }
-  for (int i = read; i < N; ++i) {
+  for (int i = read; i < count; ++i) {
     if (ranges[i].begin == ranges[i].end) continue;
     if (!is_nested(*arguments[i].tensor)) RETURN_IF_FAILED(check_distinct(c, arguments[i]));
     for (int j = 0; j < i; ++j) {
@@ -265,6 +267,13 @@ Status check_memory(const Checker& c, const ArgumentOf<T> (&arguments)[N], int r
     }
   }
   return ok();
+}
+
+template <class T, int N>
+Status check_memory(const Checker& c, const ArgumentOf<T> (&arguments)[N], int read,
+                    const T* in_place = nullptr, const T* as = nullptr) {
+  static_assert(N <= kMostArguments, "check_memory has no room for them");
+  return check_memory(c, arguments, N, read, in_place, as);
 }
 
 // Of every convolution, in check.cpp; x is (batch, dim, ...) and valid. Whether weight and bias fit

@@ -12,17 +12,16 @@ namespace causal_conv1d {
 // Copies what the caller knows of a struct into full; the rest is zero, which is "not given". What
 // a caller of a later version gives beyond it has to be zero too.
 template <class Params>
-Status read_sized(const Checker& c, const Params& params, Params* full) {
+Status read_sized(const Checker& c, const Params& params, Params* full, const char* name = "size") {
   static_assert(std::is_trivially_copyable_v<Params>);
   if (params.size < sizeof params.size) {
-    return c.fail("size", "must be the size of the parameter struct, got %llu",
+    return c.fail(name, "must be the size of the parameter struct, got %llu",
                   static_cast<unsigned long long>(params.size));
   }
   const auto* bytes = reinterpret_cast<const unsigned char*>(&params);
   for (uint64_t i = sizeof(Params); i < params.size; ++i) {
     if (bytes[i] != 0) {
-      return c.fail("size",
-                    "tells of parameters that this library does not know: %llu of %llu bytes",
+      return c.fail(name, "tells of parameters that this library does not know: %llu of %llu bytes",
                     static_cast<unsigned long long>(params.size),
                     static_cast<unsigned long long>(sizeof(Params)));
     }

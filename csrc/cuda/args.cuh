@@ -31,21 +31,25 @@ struct CommonArgs {
         scale(pre_activation_scale<T>(silu)) {}
 };
 
-// Of the forward and the backward.
+// Of the forward and the backward. seq_idx may be the ids of packed sequences, which have no
+// initial_states here. The kernels but those of forward_any and backward_any know no dilation.
 template <typename T>
 struct SequenceArgs : CommonArgs<T> {
   AnyView<Compute<T>> initial_states;
   SeqIdx seq_idx;
-  const T* x_end;             // one past x's last element
-  int64_t chunk = 0;          // steps of a part of the time axis
-  Columns columns;            // channel-last
-  Divisor by_dim, by_chunks;  // channel-first
+  View<T> pre_gate, post_gate;  // data is null if not given
+  const T* x_end;               // one past x's last element
+  int64_t chunk = 0;            // steps of a part of the time axis
+  Columns columns;              // channel-last
+  Divisor by_dim, by_chunks;    // channel-first
 
   template <typename Params>
-  explicit SequenceArgs(const Params& params)
+  SequenceArgs(const Params& params, const Options& options)
       : CommonArgs<T>(params),
         initial_states(any_view<Compute<T>>(params.initial_states)),
         seq_idx(seq_idx_view(params.seq_idx)),
+        pre_gate(view<T>(options.pre_gate)),
+        post_gate(view<T>(options.post_gate)),
         x_end(this->x.data + extent(params.x)) {}
 
   // x~ at s < seqlen.

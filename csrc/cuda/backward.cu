@@ -9,7 +9,9 @@ namespace {
 template <typename T>
 cudaError_t run(const BackwardParams& params, const BackwardPlan& plan, void* workspace,
                 cudaStream_t stream) {
-  const BackwardArgs<T> p(params, plan, workspace);
+  Options options{};
+  options.dilation = 1;
+  const BackwardArgs<T> p(params, options, OptionGradients{}, plan, workspace);
   cudaError_t e = cudaSuccess;
   const bool padded_ends = p.dfinal_states.given() && p.seq_idx.data != nullptr && p.seqlen > 0;
   if (p.dinitial_states.given() && !padded_ends) {

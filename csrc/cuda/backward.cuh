@@ -22,7 +22,8 @@ namespace causal_conv1d::gpu {
 template <typename T>
 struct BackwardArgs : SequenceArgs<T> {
   using F = Compute<T>;
-  View<T> dout, dx;
+  View<T> dout, dx, dpre_gate, dpost_gate;  // data of the last two is null if not given
+  bool add_dout;                            // to dx
   AnyView<F> dfinal_states, dweight, dbias, dinitial_states;
   // channel-first: rows of bytes for Matches, and for each block of find_matches whether they are
   // not all kAllMatch; nullptr without seq_idx.
@@ -36,10 +37,14 @@ struct BackwardArgs : SequenceArgs<T> {
   bool whole, wide;
   int part_bits;
 
-  BackwardArgs(const BackwardParams& params, const BackwardPlan& plan, void* workspace)
-      : SequenceArgs<T>(params),
+  BackwardArgs(const BackwardParams& params, const Options& options,
+               const OptionGradients& gradients, const BackwardPlan& plan, void* workspace)
+      : SequenceArgs<T>(params, options),
         dout(view<T>(params.dout)),
         dx(view<T>(params.dx)),
+        dpre_gate(view<T>(gradients.dpre_gate)),
+        dpost_gate(view<T>(gradients.dpost_gate)),
+        add_dout(gradients.residual_is_x != 0),
         dfinal_states(any_view<F>(params.dfinal_states)),
         dweight(any_view<F>(params.dweight)),
         dbias(any_view<F>(params.dbias)),

@@ -29,30 +29,41 @@ cudaError_t launch_channel_first(K, ForwardArgs<T> p, const Tensor& out, cudaStr
                     p.batch * channels * chunks * (K::SEQ ? kThreads : 32), stream, p);
 }
 
+// Whether a kernel of this width was started: all calls but some with gates or a residual have one.
 template <typename T, int WMAX>
-cudaError_t launch_width(const ForwardParams& params, const ForwardArgs<T>& p,
-                         cudaStream_t stream) {
+bool launch_width(const ForwardParams& params, const Options& options, const ForwardArgs<T>& p,
+                  cudaStream_t stream, cudaError_t* e) {
   using Table = Tables<T, WMAX>;
+  const auto tensors = {&params.x, &params.out, &options.pre_gate, &options.post_gate,
+                        &options.residual};
   Case wanted{p.width, p.seq_idx.data != nullptr, Access::kStrided, false};
+  wanted.fused = p.pre_gate.given() || p.post_gate.given() || p.residual.given();
   if (is_channel_last(params.x)) {
-    wanted.vector =
-        common_channels(Table::C, sizeof(T), p.dim, {&params.x, &params.out}) == Table::C;
-    return with_variant(typename Table::Last{}, wanted,
-                        [&](auto variant) { return launch_channel_last(variant, p, stream); });
+    wanted.vector = common_channels(Table::C, sizeof(T), p.dim, tensors) == Table::C;
+    if (!has_variant(typename Table::Last{}, wanted)) return false;
+    *e = with_variant(typename Table::Last{}, wanted,
+                      [&](auto variant) { return launch_channel_last(variant, p, stream); });
+    return true;
   }
-  wanted.access = common_access({&params.x, &params.out}, sizeof(T));
-  return with_variant(typename Table::First{}, wanted, [&](auto variant) {
+  wanted.access = common_access(tensors, sizeof(T));
+  if (!has_variant(typename Table::First{}, wanted)) return false;
+  *e = with_variant(typename Table::First{}, wanted, [&](auto variant) {
     return launch_channel_first(variant, p, params.out, stream);
   });
+  return true;
 }
 
 template <typename T>
-cudaError_t launch_out(const ForwardParams& params, const ForwardArgs<T>& p, cudaStream_t stream) {
+cudaError_t launch_out(const ForwardParams& params, const Options& options, const ForwardArgs<T>& p,
+                       cudaStream_t stream) {
   if (!has_elements(params.x)) return cudaSuccess;
   if constexpr (sizeof(T) <= 4) {
     const bool few = p.batch * p.dim * ceil_div(p.seqlen, 256) <= kMaxParts;
-    if (few && p.width <= 4) return launch_width<T, 4>(params, p, stream);
-    if (few && p.width <= 8) return launch_width<T, 8>(params, p, stream);
+    cudaError_t e;
+    if (few && p.width <= 4 && launch_width<T, 4>(params, options, p, stream, &e)) return e;
+    if (few && p.width > 4 && p.width <= 8 && launch_width<T, 8>(params, options, p, stream, &e)) {
+      return e;
+    }
   }
   return launch(forward_any_width<T>, p.batch * p.dim * p.seqlen, stream, p,
                 is_channel_last(params.x));
@@ -60,8 +71,10 @@ cudaError_t launch_out(const ForwardParams& params, const ForwardArgs<T>& p, cud
 
 template <typename T>
 cudaError_t run(const ForwardParams& params, cudaStream_t stream) {
-  const ForwardArgs<T> p(params);
-  const cudaError_t e = launch_out<T>(params, p, stream);
+  Options options{};
+  options.dilation = 1;
+  const ForwardArgs<T> p(params, options);
+  const cudaError_t e = launch_out<T>(params, options, p, stream);
   if (e != cudaSuccess || !p.final_states.given()) return e;
   // After what reads initial_states, since the final ones may be written there.
   const int64_t row = p.seq_idx.data == nullptr ? p.dim : ceil_div(p.dim, kThreads) * kThreads;

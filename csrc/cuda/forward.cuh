@@ -25,11 +25,13 @@ namespace causal_conv1d::gpu {
 template <typename T>
 struct ForwardArgs : SequenceArgs<T> {
   View<T> out;
+  View<T> residual;  // data is null if not given
   AnyView<Compute<T>> final_states;
 
-  explicit ForwardArgs(const ForwardParams& params)
-      : SequenceArgs<T>(params),
+  ForwardArgs(const ForwardParams& params, const Options& options)
+      : SequenceArgs<T>(params, options),
         out(view<T>(params.out)),
+        residual(view<T>(options.residual)),
         final_states(any_view<Compute<T>>(params.final_states_out)) {}
 };
 

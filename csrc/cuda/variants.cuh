@@ -1,7 +1,9 @@
 // The variants that kernels are compiled in, and which one a call gets.
 //
 // A variant is a type. WMAX is 4 or 8, the taps there is room for; EXACT: W is WMAX; SEQ: seq_idx
-// may be given. Forward and backward have the same ones.
+// may be given; FUSED: for calls with a pre_gate, a post_gate, a residual, or (in the backward)
+// add_dout, each of which may be missing. Forward and backward have the same ones. A call that no
+// variant suits is left to the kernels for any strides: forward_any.cuh, backward_any.cuh.
 #pragma once
 
 #include "access.h"
@@ -15,35 +17,37 @@ struct Case {
   bool seq;
   Access access;  // channel-first
   bool vector;    // channel-last: all tensors give C adjacent channels in one access
+  bool fused = false;
 };
 
 // A lane has V adjacent steps of a tile, and a warp the tile.
-template <typename T, int WMAX_, bool EXACT_, bool SEQ_, Access ACCESS_>
+template <typename T, int WMAX_, bool EXACT_, bool SEQ_, Access ACCESS_, bool FUSED_ = false>
 struct ChannelFirst {
   using Element = T;
   static constexpr int WMAX = WMAX_, H = WMAX - 1;
   static constexpr int V = steps_per_lane(WMAX, sizeof(T)), TILE = 32 * V;
-  static constexpr bool EXACT = EXACT_, SEQ = SEQ_;
+  static constexpr bool EXACT = EXACT_, SEQ = SEQ_, FUSED = FUSED_;
   static constexpr Access ACCESS = ACCESS_;
   // A row may begin or end within a vector, which it shares with another.
   static constexpr bool kRagged = ACCESS == Access::kDense || ACCESS == Access::kUnit;
   static constexpr bool kAnyStride = ACCESS == Access::kStrided;
 
   static bool suits(const Case& c) {
-    return (!EXACT || c.width == WMAX) && (SEQ || !c.seq) && c.access <= ACCESS;
+    return (!EXACT || c.width == WMAX) && (SEQ || !c.seq) && FUSED == c.fused && c.access <= ACCESS;
   }
 };
 
 // A thread has C adjacent channels.
-template <typename T, int C_, int WMAX_, bool EXACT_, bool SEQ_>
+template <typename T, int C_, int WMAX_, bool EXACT_, bool SEQ_, bool FUSED_ = false>
 struct ChannelLast {
   using Element = T;
   static constexpr int WMAX = WMAX_, H = WMAX - 1, C = C_;
-  static constexpr bool EXACT = EXACT_, SEQ = SEQ_;
+  static constexpr bool EXACT = EXACT_, SEQ = SEQ_, FUSED = FUSED_;
   static constexpr bool kAnyStride = C == 1;
 
   static bool suits(const Case& c) {
-    return (!EXACT || c.width == WMAX) && (SEQ || !c.seq) && (C == 1 || c.vector);
+    return (!EXACT || c.width == WMAX) && (SEQ || !c.seq) && FUSED == c.fused &&
+           (C == 1 || c.vector);
   }
 };
 
@@ -52,6 +56,7 @@ struct Variants {};
 
 constexpr bool kExact = true, kUpTo = false;       // W is WMAX, or up to that
 constexpr bool kSeqIdx = true, kNoSeqIdx = false;  // may seq_idx be given
+constexpr bool kFused = true;
 
 // Those there are, the fastest first. Several sequences with W > 4 are rare enough for few of them.
 template <typename T, int WMAX>
@@ -105,10 +110,17 @@ inline bool has_every_kernel() {
 #endif
 }
 
-// f(a value of the first variant that suits).
+// Whether a variant suits. Without gates and residual the last one of a table suits every case.
+template <typename... Vs>
+bool has_variant(Variants<Vs...>, const Case& c) {
+  const bool every = has_every_kernel();
+  return (((every || Vs::kAnyStride) && Vs::suits(c)) || ...);
+}
+
+// f(a value of the first variant that suits); there has to be one.
 template <typename F, typename... Vs>
 cudaError_t with_variant(Variants<Vs...>, const Case& c, F&& f) {
-  cudaError_t e = cudaErrorInvalidValue;  // the last variant of a table suits every case
+  cudaError_t e = cudaErrorInvalidValue;
   const bool every = has_every_kernel();
   (void)(((every || Vs::kAnyStride) && Vs::suits(c) && ((e = f(Vs{})), true)) || ...);
   return e;

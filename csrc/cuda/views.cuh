@@ -14,6 +14,8 @@ struct View {
   T* data;
   int64_t batch, dim, time;
 
+  __host__ __device__ __forceinline__ bool given() const { return data != nullptr; }
+
   __device__ __forceinline__ T* at(int64_t b, int64_t d, int64_t t) const {
     return data + b * batch + d * dim + t * time;
   }
