@@ -189,9 +189,10 @@ typedef struct causal_conv1d_option_gradients {
 
 // A pool of states, as serving engines keep them: sequences of any lengths, chunks of a prompt and
 // single tokens in one call, each continued from a row of conv_states that is changed in place.
-// Sequence i is the tokens query_start_loc[i] .. query_start_loc[i+1] - 1; its slot is
-// cache_indices[i], or i. If that is pad_slot (or out of range on CUDA; on the CPU an error) the
-// sequence is skipped: out is 0 there, and no state is touched.
+// Sequence i is the tokens query_start_loc[i] .. query_start_loc[i+1] - 1, or token i without those;
+// its slot is cache_indices[i], or i. If that is pad_slot (or out of range on CUDA; on the CPU an
+// error) the sequence is skipped: out is 0 there, as it is for tokens of no sequence, and no state
+// is touched.
 //
 // The history of a sequence, width - 1 inputs, is columns a-1 .. a+W-3 of its slot for a =
 // num_accepted_tokens[i] >= 1, and a = 1 without those; or zeros where has_initial_state[i] is
@@ -205,8 +206,9 @@ typedef struct causal_conv1d_pool_params {
   causal_conv1d_tensor conv_states;          // (slots, dim, S), S >= width - 1; changed
   causal_conv1d_tensor weight;               // (dim, width)
   causal_conv1d_tensor bias;                 // optional (dim,)
-  causal_conv1d_tensor out;                  // (dim, total), x's dtype; written; may be x itself
-  causal_conv1d_tensor query_start_loc;      // (N + 1,), int32 or int64
+  causal_conv1d_tensor out;                  // (dim, total), x's dtype; written; may be x itself,
+                                             // on CUDA for width <= 8
+  causal_conv1d_tensor query_start_loc;      // optional (N + 1,), int32 or int64, else N = total
   causal_conv1d_tensor cache_indices;        // optional (N,), int32 or int64
   causal_conv1d_tensor has_initial_state;    // optional (N,), bool, uint8, int32 or int64
   causal_conv1d_tensor num_accepted_tokens;  // optional (N,), int32 or int64, not with the former
@@ -215,7 +217,7 @@ typedef struct causal_conv1d_pool_params {
   // written.
   causal_conv1d_tensor windows_out, window_indices;
   int64_t pad_slot;    // a slot that is none; -1 unless the caller says otherwise
-  int64_t max_seqlen;  // CUDA: of the longest sequence, total if 0; more tokens are not computed
+  int64_t max_seqlen;  // of the longest sequence, or 0; how CUDA divides the work, no more
   int32_t silu;
 } causal_conv1d_pool_params;
 

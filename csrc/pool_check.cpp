@@ -27,11 +27,13 @@ Status check_vector(const char* name, const Tensor& t, int64_t sequences) {
 
 Status check_sequences(const PoolParams& p) {
   const Checker& c = kChecker;
-  const int64_t any[1] = {-1};
-  RETURN_IF_FAILED(c.sizes("query_start_loc", p.query_start_loc, "(sequences + 1,)", 1, any));
-  RETURN_IF_FAILED(c.index("query_start_loc", p.query_start_loc));
-  if (p.query_start_loc.sizes[0] < 1) {
-    return c.fail("query_start_loc", "must have at least one element");
+  if (given(p.query_start_loc)) {
+    const int64_t any[1] = {-1};
+    RETURN_IF_FAILED(c.sizes("query_start_loc", p.query_start_loc, "(sequences + 1,)", 1, any));
+    RETURN_IF_FAILED(c.index("query_start_loc", p.query_start_loc));
+    if (p.query_start_loc.sizes[0] < 1) {
+      return c.fail("query_start_loc", "must have at least one element");
+    }
   }
   const int64_t sequences = sequences_of(p);
   RETURN_IF_FAILED(check_vector("cache_indices", p.cache_indices, sequences));

@@ -29,7 +29,9 @@ inline Tensor as_row(const Tensor& x) {
   return t;
 }
 
-// The number of sequences.
-inline int64_t sequences_of(const PoolParams& p) { return p.query_start_loc.sizes[0] - 1; }
+// The number of sequences; without query_start_loc each token is one.
+inline int64_t sequences_of(const PoolParams& p) {
+  return given(p.query_start_loc) ? p.query_start_loc.sizes[0] - 1 : p.x.sizes[1];
+}
 
 }  // namespace causal_conv1d

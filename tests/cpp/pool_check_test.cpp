@@ -86,7 +86,7 @@ const std::vector<Argument>& arguments() {
       {"weight", &PoolParams::weight, false},
       {"bias", &PoolParams::bias, true},
       {"out", &PoolParams::out, false},
-      {"query_start_loc", &PoolParams::query_start_loc, false},
+      {"query_start_loc", &PoolParams::query_start_loc, true},
       {"cache_indices", &PoolParams::cache_indices, true},
       {"has_initial_state", &PoolParams::has_initial_state, true},
       {"num_accepted_tokens", &PoolParams::num_accepted_tokens, true},
@@ -139,6 +139,9 @@ TEST(PoolCheck, AnyArgumentMayBeSpoilt) {
         EXPECT_EQ(message,
                   "causal_conv1d_pool: windows_out must be (sequences, tokens, dim * (width - 1) = "
                   "18), got (4, 2, 18)");
+      } else if (a.name == "query_start_loc") {  // each token is a sequence then
+        EXPECT_EQ(message,
+                  "causal_conv1d_pool: cache_indices must be (sequences,) = (11,), got (3,)");
       } else {
         EXPECT_EQ(message, a.optional ? "" : "causal_conv1d_pool: " + a.name + " must be given");
       }
@@ -208,6 +211,13 @@ TEST(PoolCheck, Messages) {
   PoolParams full;
   EXPECT_EQ(std::string(read(nullptr, &full).message),
             "causal_conv1d_pool: params must not be NULL");
+}
+
+TEST(PoolCheck, EachTokenASequence) {
+  Call call;
+  call.params.x.sizes[1] = call.params.out.sizes[1] = kSequences;
+  call.params.query_start_loc = {};
+  EXPECT_EQ(message_of(call.params), "");
 }
 
 TEST(PoolCheck, OutMayBeX) {
