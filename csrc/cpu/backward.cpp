@@ -7,20 +7,25 @@
 #include "dispatch.h"
 #include "index_tensor.h"
 #include "operations.h"
+#include "outside.h"
 #include "parallel.h"
 #include "tiling.h"
 
 namespace causal_conv1d {
 
-void run_backward(BackwardParams p, int num_threads) {
+void run_backward(BackwardProblem p, int num_threads) {
   const KernelTable& kernels = *active_kernels;
   std::vector<int32_t> ids;
   p.seq_idx = with_int32_ids(p.seq_idx, &ids);
+  const Sequences& s = p.sequences;
+  Demand demand = {Operation::kBackward, kernels.has_direct};
+  demand.seq_idx = given(p.seq_idx);
+  demand.gated = given(p.pre_gate) || given(p.post_gate) || p.residual_is_x;
+  demand.dilation = s.dilation;
   Tensor x = p.x;
   // Without elements it gives sums of 0 whatever its sizes, which need no loop over them.
   if (!has_elements(x) && !has_elements(p.dinitial_states)) x.sizes[0] = x.sizes[2] = 0;
-  const Tiling tiling =
-      make_tiling(x, p.weight, p.seq_idx, Operation::kBackward, kernels.has_direct);
+  const Tiling tiling = make_tiling(x, p.weight, demand);
   std::unique_ptr<double[]> partials;
   if (given(p.dweight) || given(p.dbias)) {
     const int64_t slots = tiling.batch_groups * tiling.chunks;
@@ -29,13 +34,18 @@ void run_backward(BackwardParams p, int num_threads) {
   std::vector<int64_t> ends;
   if (given(p.seq_idx) && given(p.dfinal_states)) {
     for (int64_t b = 0; b < tiling.batch; ++b) ends.push_back(end_of_row(p.seq_idx, b));
+    p.ends = ends.data();
   }
   parallel_for(units_of(tiling), num_threads, work_of(tiling, 3),
                kernels.scratch_bytes(tiling, Operation::kBackward),
                [&](int64_t unit, char* scratch) {
-                 kernels.backward(p, tiling, ends.empty() ? nullptr : ends.data(), unit, scratch,
-                                  partials.get());
+                 kernels.backward(p, tiling, unit, scratch, partials.get());
                });
+  if (s.bounds != nullptr) {
+    copy_outside(s, p.residual_is_x ? p.dout : Tensor{}, p.dx);
+    copy_outside(s, {}, p.dpre_gate);
+    copy_outside(s, {}, p.dpost_gate);
+  }
   if (partials == nullptr) return;
   constexpr int64_t kChannels = 256;
   const int64_t slots = tiling.batch_groups * tiling.chunks;

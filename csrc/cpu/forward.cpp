@@ -5,6 +5,7 @@
 #include "dispatch.h"
 #include "index_tensor.h"
 #include "operations.h"
+#include "outside.h"
 #include "parallel.h"
 #include "tiling.h"
 
@@ -13,18 +14,29 @@ namespace {
 
 // The final states when out is done, for all of a row at once: where there is padding among the
 // last inputs, or everywhere.
-void write_final_states(const ForwardParams& p, Tiling tiling, bool everywhere, int num_threads) {
-  std::vector<int64_t> ends(static_cast<size_t>(tiling.batch), everywhere ? tiling.seqlen : -1);
-  int64_t rows = everywhere ? tiling.batch : 0;
-  for (int64_t b = 0; given(p.seq_idx) && b < tiling.batch; ++b) {
-    if (!has_padding(p.seq_idx, b, tiling.seqlen - (tiling.width - 1))) continue;
-    ends[static_cast<size_t>(b)] = end_of_row(p.seq_idx, b);
-    ++rows;
+void write_final_states(const ForwardProblem& p, const Tiling& forward, bool everywhere,
+                        int num_threads) {
+  const Sequences& s = p.sequences;
+  const int64_t length = p.final_states_out.sizes[2];
+  std::vector<int64_t> ends(static_cast<size_t>(p.final_states_out.sizes[0]), -1);
+  int64_t count = 0;
+  for (size_t i = 0; i < ends.size(); ++i) {
+    const int64_t b = static_cast<int64_t>(i);
+    if (s.bounds != nullptr) {
+      if (everywhere) ends[i] = s.bounds[b + 1] - s.bounds[b];
+    } else if (given(p.seq_idx)) {
+      const bool special = everywhere || has_padding(p.seq_idx, b, forward.seqlen - length);
+      if (special) ends[i] = end_of_row(p.seq_idx, b);
+    } else if (everywhere) {
+      ends[i] = forward.seqlen;
+    }
+    count += ends[i] >= 0 ? 1 : 0;
   }
-  if (rows == 0) return;
+  if (count == 0) return;
   const KernelTable& kernels = *active_kernels;
-  tiling = make_final_states_tiling(tiling);
-  parallel_for(units_of(tiling), num_threads, 4 * rows * tiling.dim * tiling.width,
+  const Tiling tiling =
+      make_final_states_tiling(forward, static_cast<int64_t>(ends.size()), length);
+  parallel_for(units_of(tiling), num_threads, 4 * count * tiling.dim * tiling.width,
                kernels.scratch_bytes(tiling, Operation::kFinalStates),
                [&](int64_t unit, char* scratch) {
                  kernels.final_states(p, tiling, ends.data(), unit, scratch);
@@ -33,23 +45,28 @@ void write_final_states(const ForwardParams& p, Tiling tiling, bool everywhere, 
 
 }  // namespace
 
-void run_forward(ForwardParams p, int num_threads) {
+void run_forward(ForwardProblem p, int num_threads) {
   const KernelTable& kernels = *active_kernels;
   std::vector<int32_t> ids;
   p.seq_idx = with_int32_ids(p.seq_idx, &ids);
-  const Tiling tiling =
-      make_tiling(p.x, p.weight, p.seq_idx, Operation::kForward, kernels.has_direct);
-  const bool has_states = given(p.final_states_out) && tiling.width > 1;
+  const Sequences& s = p.sequences;
+  Demand demand = {Operation::kForward, kernels.has_direct};
+  demand.seq_idx = given(p.seq_idx);
+  demand.gated = given(p.pre_gate) || given(p.post_gate) || given(p.residual);
+  demand.dilation = s.dilation;
+  const Tiling tiling = make_tiling(p.x, p.weight, demand);
+  const bool has_states = has_elements(p.final_states_out);
   // The last chunk of a row may be done before the first one has read the initial state, and
-  // padding is looked for when all is done.
+  // phases have other columns at the end than at the start; padding is looked for when all is done.
   const bool late = has_states && p.final_states_out.data == p.initial_states.data &&
-                    (tiling.chunks > 1 || given(p.seq_idx));
-  ForwardParams early = p;
+                    (tiling.chunks > 1 || demand.seq_idx || s.dilation > 1);
+  ForwardProblem early = p;
   if (late) early.final_states_out = {};
   parallel_for(units_of(tiling), num_threads, work_of(tiling, 1),
                kernels.scratch_bytes(tiling, Operation::kForward),
                [&](int64_t unit, char* scratch) { kernels.forward(early, tiling, unit, scratch); });
-  if (late || (has_states && given(p.seq_idx))) write_final_states(p, tiling, late, num_threads);
+  if (late || (has_states && demand.seq_idx)) write_final_states(p, tiling, late, num_threads);
+  if (s.bounds != nullptr) copy_outside(s, p.residual, p.out);
 }
 
 }  // namespace causal_conv1d

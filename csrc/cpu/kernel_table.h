@@ -5,6 +5,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "problem.h"
 #include "tiling.h"
 
 namespace causal_conv1d {
@@ -20,15 +21,16 @@ struct KernelTable {
   const char* name;
   bool has_direct;
   size_t (*scratch_bytes)(const Tiling& tiling, Operation operation);
-  void (*forward)(const ForwardParams& p, const Tiling& tiling, int64_t unit, char* scratch);
-  // The final states of a unit that has all of time, where forward's are not the right ones. ends:
-  // for each batch entry the time that they precede, or -1: leave it. seq_idx is int32 throughout.
-  void (*final_states)(const ForwardParams& p, const Tiling& tiling, const int64_t* ends,
+  // seq_idx is int32 throughout.
+  void (*forward)(const ForwardProblem& p, const Tiling& tiling, int64_t unit, char* scratch);
+  // The final states of sequences, where forward's are not the right ones. ends: for each of them
+  // the time of it that they precede, or -1: leave it. Its tiling is make_final_states_tiling's.
+  void (*final_states)(const ForwardProblem& p, const Tiling& tiling, const int64_t* ends,
                        int64_t unit, char* scratch);
-  // ends: the same; null: the sequence's. partials: [batch group, chunk][width + 1][dim] sums of
-  // dweight and, last, of dbias; may be null.
-  void (*backward)(const BackwardParams& p, const Tiling& tiling, const int64_t* ends, int64_t unit,
-                   char* scratch, double* partials);
+  // partials: [batch group, chunk][width + 1][dim] sums of dweight and, last, of dbias; may be
+  // null.
+  void (*backward)(const BackwardProblem& p, const Tiling& tiling, int64_t unit, char* scratch,
+                   double* partials);
   // dweight and dbias of channels first <= d < last, from the partials.
   void (*reduce)(const BackwardParams& p, const Tiling& tiling, const double* partials,
                  int64_t first, int64_t last);

@@ -2,12 +2,13 @@
 #pragma once
 
 #include "../check.h"
+#include "problem.h"
 
 namespace causal_conv1d {
 
 // num_threads <= 0: one per core.
-void run_forward(ForwardParams p, int num_threads);
-void run_backward(BackwardParams p, int num_threads);
+void run_forward(ForwardProblem p, int num_threads);
+void run_backward(BackwardProblem p, int num_threads);
 void run_update(UpdateParams p, int num_threads);
 void run_varlen_states(const VarlenStatesParams& p, int num_threads);
 

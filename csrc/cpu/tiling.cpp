@@ -49,14 +49,14 @@ void set_block(Tiling* t, Operation operation, int64_t size) {
 }
 
 // Units large enough to be worth handing out, small enough to go round on many cores.
-void set_units(Tiling* t, Operation operation) {
+void set_units(Tiling* t, Operation operation, int64_t dilation) {
   const bool update = operation == Operation::kUpdate;
   const int64_t total = t->batch * t->dim * t->seqlen;
   int64_t unit = std::min<int64_t>(1 << 20, std::max<int64_t>(1 << 16, total / 512));
   if (update) unit = 1 << 14;
   if (t->direct && !t->channel_first) unit = std::max(unit, kDirectRows * t->cols);
   const int64_t whole = std::max<int64_t>(1, t->seqlen);
-  const int64_t chunk = std::max(unit / t->cols, 8 * (t->width - 1));
+  const int64_t chunk = std::max(unit / t->cols, 8 * (t->width - 1) * dilation);
   t->chunk = update ? whole : std::min(whole, divide_up(chunk, kChunkStep) * kChunkStep);
   t->chunks = divide_up(whole, t->chunk);
   const int64_t batches = t->chunks > 1 ? 1 : std::min(unit / (t->chunk * t->cols), t->batch);
@@ -69,25 +69,28 @@ void set_units(Tiling* t, Operation operation) {
 
 }  // namespace
 
-Tiling make_tiling(const Tensor& x, const Tensor& weight, const Tensor& seq_idx,
-                   Operation operation, bool has_direct) {
+Tiling make_tiling(const Tensor& x, const Tensor& weight, const Demand& demand) {
   Tiling t = {};
   t.fp64 = x.dtype == CAUSAL_CONV1D_FLOAT64;
   t.batch = x.sizes[0];
   t.dim = x.sizes[1];
   t.seqlen = x.sizes[2];
   t.width = weight.sizes[1];
-  const bool update = operation == Operation::kUpdate;
+  t.gated = demand.gated;
+  const bool update = demand.operation == Operation::kUpdate;
   const int64_t size = size_of(x.dtype);
   t.channel_first = !is_channel_last(x) && !(update && t.seqlen < 32);
   t.stream = t.batch * t.dim * t.seqlen * size >= kStreamBytes;
-  t.direct = has_direct && !update && !t.fp64 && !given(seq_idx) && t.width >= 2 && t.width <= 4;
-  set_block(&t, operation, size);
-  set_units(&t, operation);
+  t.direct = demand.has_direct && !update && !t.fp64 && !demand.seq_idx && !demand.gated &&
+             t.width >= 2 && t.width <= 4;
+  set_block(&t, demand.operation, size);
+  set_units(&t, demand.operation, demand.dilation);
   return t;
 }
 
-Tiling make_final_states_tiling(Tiling t) {
+Tiling make_final_states_tiling(Tiling t, int64_t rows, int64_t length) {
+  t.batch = rows;
+  t.width = length + 1;
   t.chunk = t.seqlen;
   t.chunks = 1;
   t.batches_per_unit = 1;

@@ -18,18 +18,25 @@ struct Tiling {
   bool fp64;
   bool stream;  // outputs are too large for the caches: store past them
   bool direct;  // the kernels of kernels/direct.h
+  bool gated;   // there are gates or a residual
   int64_t batch, dim, seqlen, width;
   int64_t cols, block;
   int64_t batches_per_unit, channels_per_unit, chunk;
   int64_t batch_groups, channel_groups, chunks;
 };
 
-// has_direct: of the kernels that will be used.
-Tiling make_tiling(const Tensor& x, const Tensor& weight, const Tensor& seq_idx,
-                   Operation operation, bool has_direct);
+// What is asked of a tiling beside x.
+struct Demand {
+  Operation operation;
+  bool has_direct;  // of the kernels that will be used
+  bool seq_idx = false, gated = false;
+  int64_t dilation = 1;
+};
 
-// For the final states alone: a unit has all of time.
-Tiling make_final_states_tiling(Tiling forward);
+Tiling make_tiling(const Tensor& x, const Tensor& weight, const Demand& demand);
+
+// For the final states alone, of `rows` sequences and states of `length`: a unit has all of time.
+Tiling make_final_states_tiling(Tiling forward, int64_t rows, int64_t length);
 
 int64_t units_of(const Tiling& tiling);
 

@@ -69,7 +69,7 @@ void run_update(UpdateParams p, int num_threads) {
   p.out = with_time(p.out);
   if (p.x.sizes[2] == 0) return;
   const KernelTable& kernels = *active_kernels;
-  const Tiling tiling = make_tiling(p.x, p.weight, {}, Operation::kUpdate, kernels.has_direct);
+  const Tiling tiling = make_tiling(p.x, p.weight, {Operation::kUpdate, kernels.has_direct});
   const std::vector<char> is_last = last_users(p.conv_state_indices);
   const auto take = [&](Turn turn) {
     parallel_for(

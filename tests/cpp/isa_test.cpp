@@ -218,7 +218,7 @@ TEST(Choice, OfNoneIsAnErrorOfEachOperation) {
 const KernelTable* real_kernels = nullptr;
 std::atomic<int> units_done{0}, done_before_the_first{0};
 
-void first_unit_last(const causal_conv1d_forward_params& p, const causal_conv1d::Tiling& tiling,
+void first_unit_last(const causal_conv1d::ForwardProblem& p, const causal_conv1d::Tiling& tiling,
                      int64_t unit, char* scratch) {
   if (unit == 0) {
     for (int i = 0; i < 2000 && units_done < tiling.chunks - 1; ++i) {

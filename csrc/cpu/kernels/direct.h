@@ -21,6 +21,7 @@
 #include "direct_channel_last.h"
 #include "direct_scratch.h"
 #include "group_memory.h"
+#include "piece_rows.h"
 #include "tile.h"
 
 namespace causal_conv1d {
@@ -47,33 +48,39 @@ Tile start_tile(const Tiling& tiling, const Tensor& weight, const Tensor& bias, 
 
 // The width - 1 rows before t0 to s.x, for channel_last in the order of groups.
 template <class T, int kWidth>
-void start_row(const Tile& tile, const Tensor& x, const Tensor& initial_states, int64_t b,
-               int64_t t0, const DirectScratch& s) {
-  load_halo(tile, x, initial_states, b, t0, s.x);
-  if (tile.channel_first) return;
+void start_row(const Tile& tile, const Inputs& in, int64_t t0, const DirectScratch& s) {
+  load_halo(tile, in, t0, s.x);
+  if (tile.channel_first || (t0 == 0 && !is_given(in.initial))) return;
   for (int k = 0; k < kWidth - 1; ++k) to_groups<T>(s.x + k * tile.pitch, padded(tile.cols));
 }
 
 template <class T, int kWidth>
-void forward_unit_as(const ForwardParams& p, const Tiling& tiling, int64_t unit, char* scratch) {
+void forward_unit_as(const ForwardProblem& p, const Tiling& tiling, int64_t unit, char* scratch) {
   const Range range = range_of(tiling, unit);
-  const int64_t t0 = range.t0, t1 = range.t1;
   Arena arena(scratch);
   const DirectScratch s(&arena, kWidth, direct_pitch(tiling), false);
   for (int64_t d = range.d0; d < range.d1; d += tiling.cols) {
     const Tile tile = start_tile<T, kWidth>(tiling, p.weight, p.bias, d, range.d1, s);
-    for (int64_t b = range.b0; b < range.b1; ++b) {
-      start_row<T, kWidth>(tile, p.x, p.initial_states, b, t0, s);
-      if (tile.channel_first) {
-        channel_first::forward_row<T, kWidth>(address(p.x, b, d, t0), p.x.strides[2],
-                                              address(p.out, b, d, t0), p.out.strides[2], t1 - t0,
-                                              s.w, s.bias[0], s.x, p.silu != 0, tiling.stream);
+    Pieces pieces(p.sequences, tiling, range, nullptr);
+    for (Piece piece; pieces.next(&piece);) {
+      const int64_t t0 = piece.t0, t1 = piece.t1;
+      const ForwardRow row = row_of(p, piece);
+      const Inputs& in = row.in;
+      const Plane& out = row.out;
+      start_row<T, kWidth>(tile, in, t0, s);
+      if (t0 == t1) {
+        // no outputs
+      } else if (tile.channel_first) {
+        channel_first::forward_row<T, kWidth>(address(in.x, d, t0), in.x.time, address(out, d, t0),
+                                              out.time, t1 - t0, s.w, s.bias[0], s.x, p.silu != 0,
+                                              tiling.stream);
       } else {
-        channel_last::forward_tile<T, kWidth>(p, tile, b, t0, t1, s, tiling.stream);
+        channel_last::forward_tile<T, kWidth>(in.x, out, p.silu != 0, tile, t0, t1, s,
+                                              tiling.stream);
       }
-      if (is_given(p.final_states_out) && t1 == tiling.seqlen) {
-        load_halo(tile, p.x, p.initial_states, b, tiling.seqlen, s.x);
-        store_block(tile, s.x, false, p.final_states_out, b, 0, kWidth - 1);
+      if (is_given(row.final_) && t1 == piece.length) {
+        load_halo(tile, in, t1, s.x);
+        store_block(tile, s.x, false, row.final_, 0, kWidth - 1);
       }
     }
   }
@@ -81,10 +88,10 @@ void forward_unit_as(const ForwardParams& p, const Tiling& tiling, int64_t unit,
 }
 
 template <class T, int kWidth>
-void backward_unit_as(const BackwardParams& p, const Tiling& tiling, int64_t unit, char* scratch,
+void backward_unit_as(const BackwardProblem& p, const Tiling& tiling, int64_t unit, char* scratch,
                       double* partials) {
   const Range range = range_of(tiling, unit);
-  const int64_t t0 = range.t0, t1 = range.t1, pitch = direct_pitch(tiling);
+  const int64_t pitch = direct_pitch(tiling);
   Arena arena(scratch);
   const DirectScratch s(&arena, kWidth, pitch, true);
   const size_t count = static_cast<size_t>((kWidth + 1) * pitch);
@@ -95,15 +102,18 @@ void backward_unit_as(const BackwardParams& p, const Tiling& tiling, int64_t uni
       __builtin_memset(s.sums, 0, count * sizeof(float));
       __builtin_memset(s.unused, 0, count * sizeof(float));
     }
-    for (int64_t b = range.b0; b < range.b1; ++b) {
-      start_row<T, kWidth>(tile, p.x, p.initial_states, b, t0, s);
+    Pieces pieces(p.sequences, tiling, range, nullptr);
+    for (Piece piece; pieces.next(&piece);) {
+      const BackwardRow row = row_of(p, piece);
+      start_row<T, kWidth>(tile, row.in, piece.t0, s);
       if (tile.channel_first) {
-        channel_first::BackwardRow<T, kWidth>(p, b, d, t0, t1, s.w, s.bias[0], s.x, tiling.stream,
-                                              s.totals)
+        channel_first::BackwardWalk<T, kWidth>(row, p.silu != 0, d, piece.t0, piece.t1, s.w,
+                                               s.bias[0], s.x, tiling.stream, s.totals)
             .run();
       } else {
         __builtin_memset(s.dz, 0, static_cast<size_t>((kWidth - 1) * pitch) * sizeof(float));
-        channel_last::backward_tile<T, kWidth>(p, tile, b, t0, t1, s, tiling.stream);
+        channel_last::backward_tile<T, kWidth>(row, p.silu != 0, tile, piece.t0, piece.t1, s,
+                                               tiling.stream);
       }
     }
     if (partials == nullptr) continue;
@@ -136,7 +146,7 @@ CAUSAL_CONV1D_INLINE void with_type(int32_t dtype, F f) {
   }
 }
 
-inline void forward_unit(const ForwardParams& p, const Tiling& tiling, int64_t unit,
+inline void forward_unit(const ForwardProblem& p, const Tiling& tiling, int64_t unit,
                          char* scratch) {
   with_type(p.x.dtype, [&](auto zero) {
     using T = decltype(zero);
@@ -146,7 +156,7 @@ inline void forward_unit(const ForwardParams& p, const Tiling& tiling, int64_t u
   });
 }
 
-inline void backward_unit(const BackwardParams& p, const Tiling& tiling, int64_t unit,
+inline void backward_unit(const BackwardProblem& p, const Tiling& tiling, int64_t unit,
                           char* scratch, double* partials) {
   with_type(p.x.dtype, [&](auto zero) {
     using T = decltype(zero);

@@ -9,6 +9,7 @@
 #include "../simd/groups.h"
 #include "direct_run.h"
 #include "group_memory.h"
+#include "piece_rows.h"
 #include "rows.h"
 #include "steps.h"
 #include "sums.h"
@@ -253,25 +254,24 @@ void store_last_dx(const float* w, const Carried& carried, bool stream, T* dx) {
   store_group(weighted<kWidth>(Vec::set(0.0f), reversed, window), stream, dx);
 }
 
-// One channel of one batch entry, from its time t0 to t1.
+// One channel of one sequence, from its step t0 to t1.
 template <class T, int kWidth>
-class BackwardRow {
+class BackwardWalk {
  public:
   // halo: the width - 1 inputs before t0. totals[k], which is added to: dweight, and last dbias.
-  BackwardRow(const BackwardParams& p, int64_t b, int64_t d, int64_t t0, int64_t t1, const float* w,
-              float bias, float* halo, bool stream, double* totals)
-      : p_(p),
-        b_(b),
+  BackwardWalk(const BackwardRow& row, bool with_silu, int64_t d, int64_t t0, int64_t t1,
+               const float* w, float bias, float* halo, bool stream, double* totals)
+      : row_(row),
+        with_silu_(with_silu),
         d_(d),
         t0_(t0),
         t1_(t1),
-        seqlen_(p.x.sizes[2]),
         w_(w),
         bias_(bias),
-        unit_strides_(p.x.strides[2] == 1 && p.dout.strides[2] == 1 && p.dx.strides[2] == 1),
-        x_(address(p.x, b, d, t0)),
-        dout_(address(p.dout, b, d, t0)),
-        dx_(address(p.dx, b, d, t0)),
+        unit_strides_(row.in.x.time == 1 && row.dout.time == 1 && row.dx.time == 1),
+        x_(address(row.in.x, d, t0)),
+        dout_(address(row.dout, d, t0)),
+        dx_(address(row.dx, d, t0)),
         stream_(stream && past_line(dx_) == 0),
         totals_(totals) {
     group_before<T, kWidth>(halo, carried_.x);
@@ -282,8 +282,8 @@ class BackwardRow {
   void run() {
     static_assert(kHalo < kGroup, "as GroupSteps asks for");
     static_assert(kSummed % kRun == 0, "no step goes beyond a multiple of kSummed");
-    const int64_t n = t1_ - t0_, present = smaller(seqlen_, t1_ + kHalo) - t0_;
-    const int64_t plain = is_given(p_.dfinal_states) ? smaller(n, seqlen_ - kHalo - t0_) : n;
+    const int64_t n = t1_ - t0_, present = smaller(row_.length, t1_ + kHalo) - t0_;
+    const int64_t plain = is_given(row_.dfinal) ? smaller(n, row_.length - kHalo - t0_) : n;
     GroupSteps steps(n, present, plain, kGroup, kRun);
     for (GroupStep step; steps.next(&step);) {
       if (!step.owned) flush();  // what is summed after that is not ours
@@ -294,7 +294,7 @@ class BackwardRow {
       } else if (whole) {
         backward_groups<T, kWidth>(at<const T>(x_, step.begin), at<const T>(dout_, step.begin),
                                    at<T>(dx_, step.begin - kGroup), edge, nullptr, step.groups, w_,
-                                   bias_, &carried_, p_.silu != 0, stream_);
+                                   bias_, &carried_, with_silu_, stream_);
       } else {
         store_last_dx<T, kWidth>(w_, carried_, stream_, at<T>(dx_, step.begin - kGroup));
       }
@@ -320,8 +320,8 @@ class BackwardRow {
   }
 
   void take_staged(const GroupStep& step, bool whole, float* edge) {
-    const int64_t x_stride = p_.x.strides[2], dout_stride = p_.dout.strides[2];
-    const int64_t dx_stride = p_.dx.strides[2];
+    const int64_t x_stride = row_.in.x.time, dout_stride = row_.dout.time;
+    const int64_t dx_stride = row_.dx.time;
     if (!whole) {
       __builtin_memset(stage_x_, 0, kGroup * sizeof(T));
       __builtin_memset(stage_dout_, 0, kGroup * sizeof(T));
@@ -334,7 +334,7 @@ class BackwardRow {
     gather(dout_ + step.begin * dout_stride * kSize, dout_stride, step.present, stage_dout_);
     // Of nothing dz is 0 without the derivative.
     backward_groups<T, kWidth>(stage_x_, stage_dout_, stage_dx_, edge, whole ? nullptr : mask_,
-                               step.groups, w_, bias_, &carried_, p_.silu != 0 && step.present > 0,
+                               step.groups, w_, bias_, &carried_, with_silu_ && step.present > 0,
                                false);
     const int64_t skipped = edge == nullptr ? 0 : 1;
     scatter(stage_dx_ + skipped * kGroup, (step.groups - skipped) * kGroup,
@@ -345,25 +345,26 @@ class BackwardRow {
   // t0 = 0, to the initial state.
   void take_edge(int64_t first) {
     const bool before = first < t0_;
-    if (!before || is_given(p_.dinitial_states)) from_groups<T>(edge_, kGroup);
-    for (int64_t j = 0; is_given(p_.dfinal_states) && j < kHalo; ++j) {
-      const int64_t i = seqlen_ - kHalo + j - first;
+    if (!before || is_given(row_.dinitial)) from_groups<T>(edge_, kGroup);
+    for (int64_t j = 0; is_given(row_.dfinal) && j < kHalo; ++j) {
+      const int64_t i = row_.length - kHalo + j - first;
       if (i < 0 || i >= kGroup) continue;
       float value[Vec::kLanes];
-      load_row(p_.dfinal_states.dtype, address(p_.dfinal_states, b_, d_, j), 1, 1, value);
+      load_row(row_.dfinal.dtype, address(row_.dfinal, d_, j), 1, 1, value);
       edge_[i] += value[0];
     }
     if (!before) {
-      store_row(p_.dx.dtype, edge_, false, address(p_.dx, b_, d_, first), p_.dx.strides[2],
+      store_row(row_.dx.dtype, edge_, false, address(row_.dx, d_, first), row_.dx.time,
                 smaller(kGroup, t1_ - first));
-    } else if (t0_ == 0 && is_given(p_.dinitial_states)) {
-      store_row(p_.dinitial_states.dtype, edge_ + kGroup - kHalo, false,
-                address(p_.dinitial_states, b_, d_), p_.dinitial_states.strides[2], kHalo);
+    } else if (t0_ == 0 && is_given(row_.dinitial)) {
+      store_row(row_.dinitial.dtype, edge_ + kGroup - kHalo, false, address(row_.dinitial, d_),
+                row_.dinitial.time, kHalo);
     }
   }
 
-  const BackwardParams& p_;
-  const int64_t b_, d_, t0_, t1_, seqlen_;
+  const BackwardRow& row_;
+  const bool with_silu_;
+  const int64_t d_, t0_, t1_;
   const float* const w_;
   const float bias_;
   const bool unit_strides_;

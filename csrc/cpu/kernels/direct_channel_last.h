@@ -10,6 +10,7 @@
 #include "direct_run.h"
 #include "direct_scratch.h"
 #include "group_memory.h"
+#include "piece_rows.h"
 #include "rows.h"
 #include "steps.h"
 #include "tensor.h"
@@ -37,10 +38,9 @@ CAUSAL_CONV1D_INLINE Ahead<T> ahead_of(const T* x, int64_t stride, int64_t rows,
 
 // Whole groups of rows are whole lines, which can be stored past the caches.
 template <class T>
-CAUSAL_CONV1D_INLINE bool has_whole_lines(const Tensor& out, int64_t b, int64_t d, int64_t t) {
+CAUSAL_CONV1D_INLINE bool has_whole_lines(const Plane& out, int64_t d, int64_t t) {
   constexpr int64_t kSize = sizeof(T);
-  return kGroup * kSize >= 64 && out.strides[2] * kSize % 64 == 0 &&
-         past_line(address(out, b, d, t)) == 0;
+  return kGroup * kSize >= 64 && out.time * kSize % 64 == 0 && past_line(address(out, d, t)) == 0;
 }
 
 // Strides of rows, in elements.
@@ -87,33 +87,30 @@ void forward_groups(const T* x, T* out, RowStrides strides, int64_t rows, int64_
   }
 }
 
-// Times t0 to t1 of a tile of channels of one batch entry.
+// Steps t0 to t1 of a tile of channels of one sequence.
 template <class T, int kWidth>
-void forward_tile(const ForwardParams& p, const Tile& tile, int64_t b, int64_t t0, int64_t t1,
-                  const DirectScratch& s, bool stream) {
+void forward_tile(const Plane& x, const Plane& out, bool with_silu, const Tile& tile, int64_t t0,
+                  int64_t t1, const DirectScratch& s, bool stream) {
   const int64_t d = tile.d, pitch = tile.pitch;
-  const bool with_silu = p.silu != 0;
-  const bool unit_strides = p.x.strides[1] == 1 && p.out.strides[1] == 1;
+  const bool unit_strides = x.channel == 1 && out.channel == 1;
   const int64_t whole = unit_strides ? tile.cols / kGroup : 0;
-  stream = stream && t0 < t1 && has_whole_lines<T>(p.out, b, d, t0);
+  stream = stream && t0 < t1 && has_whole_lines<T>(out, d, t0);
   for (int64_t t = t0, rows; t < t1; t += rows) {
     rows = smaller(kRows, t1 - t);
-    const char* const x = address(p.x, b, d, t);
-    char* const out = address(p.out, b, d, t);
-    forward_groups<T, kWidth>(reinterpret_cast<const T*>(x), reinterpret_cast<T*>(out),
-                              {p.x.strides[2], 0, p.out.strides[2]}, rows, whole, s, pitch, 0,
-                              with_silu, stream);
+    forward_groups<T, kWidth>(reinterpret_cast<const T*>(address(x, d, t)),
+                              reinterpret_cast<T*>(address(out, d, t)), {x.time, 0, out.time}, rows,
+                              whole, s, pitch, 0, with_silu, stream);
     for (int64_t c = whole * kGroup; c < tile.cols; c += kGroup) {
       alignas(64) T stage_x[kStage] = {};
       alignas(64) T stage_out[kStage];
       const int64_t count = smaller(kGroup, tile.cols - c);
       for (int64_t r = 0; r < rows; ++r) {
-        gather(address(p.x, b, d + c, t + r), p.x.strides[1], count, stage_x + r * kGroup);
+        gather(address(x, d + c, t + r), x.channel, count, stage_x + r * kGroup);
       }
       forward_groups<T, kWidth>(stage_x, stage_out, {kGroup, 0, kGroup}, rows, 1, s, pitch, c,
                                 with_silu, false);
       for (int64_t r = 0; r < rows; ++r) {
-        scatter(stage_out + r * kGroup, count, address(p.out, b, d + c, t + r), p.out.strides[1]);
+        scatter(stage_out + r * kGroup, count, address(out, d + c, t + r), out.channel);
       }
     }
   }
@@ -210,78 +207,77 @@ void backward_groups(const T* x, const T* dout, T* dx, RowStrides strides, const
 
 // Channels that are no whole group in unit strides, from column c on.
 template <class T, int kWidth>
-void backward_staged(const BackwardParams& p, const Tile& tile, int64_t b, const RowStep& step,
+void backward_staged(const BackwardRow& row, bool with_silu, const Tile& tile, const RowStep& step,
                      int64_t c, const DirectScratch& s) {
   alignas(64) T stage_x[kStage] = {};
   alignas(64) T stage_dout[kStage] = {};
   alignas(64) T stage_dx[kStage];
   const int64_t d = tile.d + c, t = step.begin, count = smaller(kGroup, tile.cols - c);
   for (int64_t r = 0; step.present && r < step.count; ++r) {
-    gather(address(p.x, b, d, t + r), p.x.strides[1], count, stage_x + r * kGroup);
-    gather(address(p.dout, b, d, t + r), p.dout.strides[1], count, stage_dout + r * kGroup);
+    gather(address(row.in.x, d, t + r), row.in.x.channel, count, stage_x + r * kGroup);
+    gather(address(row.dout, d, t + r), row.dout.channel, count, stage_dout + r * kGroup);
   }
   backward_groups<T, kWidth>(stage_x, stage_dout, stage_dx, {kGroup, kGroup, kGroup}, step, 1, s,
-                             tile.pitch, c, p.silu != 0, false);
+                             tile.pitch, c, with_silu, false);
   for (int64_t r = 0; !step.to_edge && r < step.count; ++r) {
-    scatter(stage_dx + r * kGroup, count, address(p.dx, b, d, t - (kWidth - 1) + r),
-            p.dx.strides[1]);
+    scatter(stage_dx + r * kGroup, count, address(row.dx, d, t - (kWidth - 1) + r),
+            row.dx.channel);
   }
 }
 
 // The row of dx in s.edge, of a time that may lie before the chunk t0 to t1.
 template <class T, int kWidth>
-void take_edge(const BackwardParams& p, const Tile& tile, int64_t b, int64_t time, int64_t t0,
+void take_edge(const BackwardRow& row, const Tile& tile, int64_t time, int64_t t0,
                const DirectScratch& s) {
   constexpr int64_t kHalo = kWidth - 1;
-  const int64_t state = time - (p.x.sizes[2] - kHalo), d = tile.d;
+  const int64_t state = time - (row.length - kHalo), d = tile.d;
   from_groups<T>(s.edge, padded(tile.cols));
-  if (is_given(p.dfinal_states) && state >= 0) {
-    float row[kGroup];
+  if (is_given(row.dfinal) && state >= 0) {
+    float gradients[kGroup];
     for (int64_t c = 0; c < tile.cols; c += kGroup) {
       const int64_t count = smaller(kGroup, tile.cols - c);
-      load_row(p.dfinal_states.dtype, address(p.dfinal_states, b, d + c, state),
-               p.dfinal_states.strides[1], count, row);
-      for (int64_t i = 0; i < count; ++i) s.edge[c + i] += row[i];
+      load_row(row.dfinal.dtype, address(row.dfinal, d + c, state), row.dfinal.channel, count,
+               gradients);
+      for (int64_t i = 0; i < count; ++i) s.edge[c + i] += gradients[i];
     }
   }
   if (time >= t0) {
-    store_row(p.dx.dtype, s.edge, false, address(p.dx, b, d, time), p.dx.strides[1], tile.cols);
-  } else if (time < 0 && is_given(p.dinitial_states)) {
-    store_row(p.dinitial_states.dtype, s.edge, false,
-              address(p.dinitial_states, b, d, time + kHalo), p.dinitial_states.strides[1],
-              tile.cols);
+    store_row(row.dx.dtype, s.edge, false, address(row.dx, d, time), row.dx.channel, tile.cols);
+  } else if (time < 0 && is_given(row.dinitial)) {
+    store_row(row.dinitial.dtype, s.edge, false, address(row.dinitial, d, time + kHalo),
+              row.dinitial.channel, tile.cols);
   }
 }
 
-// Times t0 to t1 of a tile of channels of one batch entry; adds to s.totals.
+// Steps t0 to t1 of a tile of channels of one sequence; adds to s.totals.
 template <class T, int kWidth>
-void backward_tile(const BackwardParams& p, const Tile& tile, int64_t b, int64_t t0, int64_t t1,
+void backward_tile(const BackwardRow& row, bool with_silu, const Tile& tile, int64_t t0, int64_t t1,
                    const DirectScratch& s, bool stream) {
   constexpr int64_t kHalo = kWidth - 1;
   const int64_t pitch = tile.pitch, d = tile.d;
-  const bool unit_strides = p.x.strides[1] == 1 && p.dout.strides[1] == 1 && p.dx.strides[1] == 1;
+  const bool unit_strides = row.in.x.channel == 1 && row.dout.channel == 1 && row.dx.channel == 1;
   const int64_t whole = unit_strides ? tile.cols / kGroup : 0;
-  stream = stream && t0 < t1 && has_whole_lines<T>(p.dx, b, d, t0);
+  stream = stream && t0 < t1 && has_whole_lines<T>(row.dx, d, t0);
   const auto flush = [&] {
     for (int64_t i = 0; i < (kWidth + 1) * pitch; ++i) {
       s.totals[i] += static_cast<double>(s.sums[i]);
     }
     __builtin_memset(s.sums, 0, static_cast<size_t>((kWidth + 1) * pitch) * sizeof(float));
   };
-  RowSteps steps(t0, t1, p.x.sizes[2], kHalo, kRows);
+  RowSteps steps(t0, t1, row.length, kHalo, kRows);
   for (RowStep step; steps.next(&step);) {
     const int64_t t = step.begin;
-    const char* const x = step.present ? address(p.x, b, d, t) : nullptr;
-    const char* const dout = step.present ? address(p.dout, b, d, t) : nullptr;
-    char* const dx = step.to_edge ? nullptr : address(p.dx, b, d, t - kHalo);
+    const char* const x = step.present ? address(row.in.x, d, t) : nullptr;
+    const char* const dout = step.present ? address(row.dout, d, t) : nullptr;
+    char* const dx = step.to_edge ? nullptr : address(row.dx, d, t - kHalo);
     backward_groups<T, kWidth>(reinterpret_cast<const T*>(x), reinterpret_cast<const T*>(dout),
                                reinterpret_cast<T*>(dx),
-                               {p.x.strides[2], p.dout.strides[2], p.dx.strides[2]}, step, whole, s,
-                               pitch, 0, p.silu != 0, stream);
+                               {row.in.x.time, row.dout.time, row.dx.time}, step, whole, s,
+                               pitch, 0, with_silu, stream);
     for (int64_t c = whole * kGroup; c < tile.cols; c += kGroup) {
-      backward_staged<T, kWidth>(p, tile, b, step, c, s);
+      backward_staged<T, kWidth>(row, with_silu, tile, step, c, s);
     }
-    if (step.to_edge) take_edge<T, kWidth>(p, tile, b, t - kHalo, t0, s);
+    if (step.to_edge) take_edge<T, kWidth>(row, tile, t - kHalo, t0, s);
     if ((t + step.count - t0) % kSummed < step.count) flush();
   }
   flush();

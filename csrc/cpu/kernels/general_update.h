@@ -117,11 +117,12 @@ void update_unit(const UpdateParams& p, const Tiling& tiling, Turn turn, int64_t
     for (int64_t b = range.b0; b < range.b1; ++b) {
       if (turn.is_last != nullptr && (turn.is_last[b] != 0) != turn.last) continue;
       const int64_t row = row_of(b);
+      const Plane out = plane_of(p.out, b);
       if (b + 1 < range.b1) prefetch_state(tile, p.conv_state, row_of(b + 1));
       if (row < 0) {
         zero_rows(tile, s.z, 0, smaller(tiling.block, seqlen));
         for (int64_t t = 0; t < seqlen; t += tiling.block) {
-          store_block(tile, s.z, tiling.stream, p.out, b, t, smaller(tiling.block, seqlen - t));
+          store_block(tile, s.z, tiling.stream, out, t, smaller(tiling.block, seqlen - t));
         }
         continue;
       }
@@ -129,7 +130,8 @@ void update_unit(const UpdateParams& p, const Tiling& tiling, Turn turn, int64_t
       load_state(tile, p.conv_state, row, head, s.x);
       // The state first: out may be x, in place.
       if (turn.is_last == nullptr || turn.last) store_state(tile, p, b, row, head, s.z);
-      forward_rows<V>(tile, tiling, p.x, nullptr, p.out, p.silu != 0, b, 0, seqlen, s);
+      const ForwardRow tokens = {{plane_of(p.x, b), {}, {}}, out, {}, {}, {}, {}};
+      forward_rows<V>(tile, tiling, tokens, p.silu != 0, 0, seqlen, s);
     }
   }
   finish_streams();

@@ -58,6 +58,36 @@ CAUSAL_CONV1D_INLINE void load_row(int32_t, const char* src, int64_t stride, int
   load_row_as<DoubleVec, double>(src, stride, n, dst);
 }
 
+// n elements of scratch times those of a gate, each product rounded to the gate's type.
+template <class V, class T>
+void multiply_row_as(const char* gate, int64_t stride, int64_t n, typename V::Scalar* x) {
+  constexpr int64_t kLanes = V::kLanes;
+  for (int64_t i = 0; i < n; i += kLanes) {
+    typename V::Scalar factors[kLanes];
+    T products[kLanes];
+    load_row_as<V, T>(gate + i * stride * static_cast<int64_t>(sizeof(T)), stride,
+                      smaller(kLanes, n - i), factors);
+    mul(V::load(x + i), V::load(factors)).store(products);
+    V::load(products).store(x + i);
+  }
+}
+
+CAUSAL_CONV1D_INLINE void multiply_row(int32_t dtype, const char* gate, int64_t stride, int64_t n,
+                                       float* x) {
+  if (dtype == CAUSAL_CONV1D_FLOAT32) {
+    multiply_row_as<Vec, float>(gate, stride, n, x);
+  } else if (dtype == CAUSAL_CONV1D_FLOAT16) {
+    multiply_row_as<Vec, Half>(gate, stride, n, x);
+  } else {
+    multiply_row_as<Vec, Bfloat16>(gate, stride, n, x);
+  }
+}
+
+CAUSAL_CONV1D_INLINE void multiply_row(int32_t, const char* gate, int64_t stride, int64_t n,
+                                       double* x) {
+  multiply_row_as<DoubleVec, double>(gate, stride, n, x);
+}
+
 // Rows first to kRows - 1 of n columns, whose kRows elements lie beside each other in memory. Bits
 // is an arithmetic type of T's size, for compilers vectorize no loops over structs.
 template <class T, class Bits, int kRows>

@@ -80,6 +80,23 @@ CAUSAL_CONV1D_INLINE Vec silu_derivative(Vec z) {
   return end_silu_derivative(begin_silu<kShort>(z));
 }
 
+// Both, where the activation itself is a factor of a gradient.
+template <class V>
+struct SiluAndDerivative {
+  V value, derivative;
+};
+
+CAUSAL_CONV1D_INLINE SiluAndDerivative<Vec> end_silu_and_derivative(SiluPart part) {
+  const Vec one = Vec::set(1.0f);
+  const Vec s = select_or_zero(not_less(part.z, lowest()), reciprocal(part.denominator));
+  return {mul(part.z, s), mul(s, fma(part.z, sub(one, s), one))};
+}
+
+template <bool kShort>
+CAUSAL_CONV1D_INLINE SiluAndDerivative<Vec> silu_and_derivative(Vec z) {
+  return end_silu_and_derivative(begin_silu<kShort>(z));
+}
+
 CAUSAL_CONV1D_INLINE double sigmoid(double z) { return 1.0 / (1.0 + exp_without_errno(-z)); }
 
 template <bool kShort>
@@ -91,6 +108,11 @@ template <bool kShort>
 CAUSAL_CONV1D_INLINE DoubleVec silu_derivative(DoubleVec z) {
   const double s = sigmoid(z.v);
   return {s * (1.0 + z.v * (1.0 - s))};
+}
+
+template <bool kShort>
+CAUSAL_CONV1D_INLINE SiluAndDerivative<DoubleVec> silu_and_derivative(DoubleVec z) {
+  return {silu<kShort>(z), silu_derivative<kShort>(z)};
 }
 
 // What becomes of a sum; of the gradients, *z is that of the output and becomes that of the sum.

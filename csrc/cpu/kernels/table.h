@@ -14,6 +14,7 @@
 #include "../simd/vec.h"
 #include "general_backward.h"
 #include "general_forward.h"
+#include "general_states.h"
 #include "general_update.h"
 #include "sums.h"
 
@@ -57,7 +58,7 @@ size_t scratch_bytes(const Tiling& tiling, Operation operation) {
                      : scratch_bytes_as<float>(tiling, operation);
 }
 
-void forward(const ForwardParams& p, const Tiling& tiling, int64_t unit, char* scratch) {
+void forward(const ForwardProblem& p, const Tiling& tiling, int64_t unit, char* scratch) {
 #if !defined(CAUSAL_CONV1D_ONE_LANE)
   if (tiling.direct) return direct::forward_unit(p, tiling, unit, scratch);
 #endif
@@ -65,19 +66,19 @@ void forward(const ForwardParams& p, const Tiling& tiling, int64_t unit, char* s
                                                                                 scratch);
 }
 
-void final_states(const ForwardParams& p, const Tiling& tiling, const int64_t* ends, int64_t unit,
+void final_states(const ForwardProblem& p, const Tiling& tiling, const int64_t* ends, int64_t unit,
                   char* scratch) {
   (tiling.fp64 ? general::final_states_unit<DoubleVec>
                : general::final_states_unit<Vec>)(p, tiling, ends, unit, scratch);
 }
 
-void backward(const BackwardParams& p, const Tiling& tiling, const int64_t* ends, int64_t unit,
-              char* scratch, double* partials) {
+void backward(const BackwardProblem& p, const Tiling& tiling, int64_t unit, char* scratch,
+              double* partials) {
 #if !defined(CAUSAL_CONV1D_ONE_LANE)
   if (tiling.direct) return direct::backward_unit(p, tiling, unit, scratch, partials);
 #endif
   (tiling.fp64 ? general::backward_unit<DoubleVec>
-               : general::backward_unit<Vec>)(p, tiling, ends, unit, scratch, partials);
+               : general::backward_unit<Vec>)(p, tiling, unit, scratch, partials);
 }
 
 void reduce(const BackwardParams& p, const Tiling& tiling, const double* partials, int64_t first,

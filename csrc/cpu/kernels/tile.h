@@ -54,34 +54,38 @@ CAUSAL_CONV1D_INLINE Tile tile_at(const Tiling& tiling, int64_t d, int64_t end) 
   return {tiling.channel_first, tiling.width, d, cols, tiling.channel_first ? 1 : padded(cols)};
 }
 
-// Rows [t, t + rows) of a (batch, dim, time) tensor. channel_first pads with zeros.
+// Rows [t, t + rows) of a sequence. channel_first pads with zeros.
 template <class S>
-void load_block(const Tile& tile, const Tensor& x, int64_t b, int64_t t, int64_t rows, S* dst) {
+void load_block(const Tile& tile, const Plane& x, int64_t t, int64_t rows, S* dst) {
   if (rows <= 0) return;
   if (tile.channel_first) {
-    load_row(x.dtype, address(x, b, tile.d, t), x.strides[2], rows, dst);
+    load_row(x.dtype, address(x, tile.d, t), x.time, rows, dst);
     return;
   }
-  const int64_t bytes = x.strides[1] == 1 ? tile.cols * element_size(x.dtype) : 0;
+  const int64_t bytes = x.channel == 1 ? tile.cols * element_size(x.dtype) : 0;
   for (int64_t r = 0; r < rows; ++r) {
     // Rows lie too far apart for the hardware to foresee the next block's.
-    const char* const next = address(x, b, tile.d, t + r + rows);
-    for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(next + i);
-    load_row(x.dtype, address(x, b, tile.d, t + r), x.strides[1], tile.cols, dst + r * tile.pitch);
+    const uintptr_t next = reinterpret_cast<uintptr_t>(x.data) +
+                           static_cast<uintptr_t>((tile.d * x.channel + (t + r + rows) * x.time) *
+                                                  element_size(x.dtype));
+    for (int64_t i = 0; i < bytes; i += 64) {
+      __builtin_prefetch(reinterpret_cast<const void*>(next + static_cast<uintptr_t>(i)));
+    }
+    load_row(x.dtype, address(x, tile.d, t + r), x.channel, tile.cols, dst + r * tile.pitch);
   }
 }
 
 template <class S>
-void store_block(const Tile& tile, const S* src, bool stream, const Tensor& out, int64_t b,
-                 int64_t t, int64_t rows) {
+void store_block(const Tile& tile, const S* src, bool stream, const Plane& out, int64_t t,
+                 int64_t rows) {
   if (rows <= 0) return;
   if (tile.channel_first) {
-    store_row(out.dtype, src, stream, address(out, b, tile.d, t), out.strides[2], rows);
+    store_row(out.dtype, src, stream, address(out, tile.d, t), out.time, rows);
     return;
   }
   for (int64_t r = 0; r < rows; ++r) {
-    store_row(out.dtype, src + r * tile.pitch, stream, address(out, b, tile.d, t + r),
-              out.strides[1], tile.cols);
+    store_row(out.dtype, src + r * tile.pitch, stream, address(out, tile.d, t + r), out.channel,
+              tile.cols);
   }
 }
 
@@ -100,18 +104,43 @@ CAUSAL_CONV1D_INLINE void keep_halo(const Tile& tile, S* x, int64_t rows) {
   __builtin_memmove(x, x + rows * tile.pitch, bytes);
 }
 
-// The width - 1 rows x~[t - (width-1)] .. x~[t - 1].
+// What a sequence convolves: x, times a gate if there is one, behind its initial state.
+struct Inputs {
+  Plane x, pre_gate, initial;
+};
+
+// Rows [t, t + rows) of them, t >= 0.
 template <class S>
-void load_halo(const Tile& tile, const Tensor& x, const Tensor& initial_states, int64_t b,
-               int64_t t, S* dst) {
-  const int64_t halo = tile.width - 1;
-  const int64_t before = larger(0, smaller(halo, halo - t));  // rows before the sequence
-  if (is_given(initial_states)) {
-    load_block(tile, initial_states, b, t, before, dst);
+void load_inputs(const Tile& tile, const Inputs& in, int64_t t, int64_t rows, S* dst) {
+  load_block(tile, in.x, t, rows, dst);
+  if (!is_given(in.pre_gate) || rows <= 0) return;
+  const Plane& gate = in.pre_gate;
+  if (tile.channel_first) {
+    multiply_row(gate.dtype, address(gate, tile.d, t), gate.time, rows, dst);
+    return;
+  }
+  for (int64_t r = 0; r < rows; ++r) {
+    multiply_row(gate.dtype, address(gate, tile.d, t + r), gate.channel, tile.cols,
+                 dst + r * tile.pitch);
+  }
+}
+
+// Rows t to t + rows - 1, of which those of negative times are of the initial state.
+template <class S>
+void load_rows_of(const Tile& tile, const Inputs& in, int64_t t, int64_t rows, S* dst) {
+  const int64_t before = larger(0, smaller(rows, -t));  // rows before the sequence
+  if (is_given(in.initial)) {
+    load_block(tile, in.initial, t + tile.width - 1, before, dst);
   } else {
     zero_rows(tile, dst, 0, before);
   }
-  load_block(tile, x, b, t - halo + before, halo - before, dst + before * tile.pitch);
+  load_inputs(tile, in, t + before, rows - before, dst + before * tile.pitch);
+}
+
+// The width - 1 rows x~[t - (width-1)] .. x~[t - 1].
+template <class S>
+void load_halo(const Tile& tile, const Inputs& in, int64_t t, S* dst) {
+  load_rows_of(tile, in, t - (tile.width - 1), tile.width - 1, dst);
 }
 
 // Taps as w[k] (channel_first) or w[k * pitch + c], and the bias, 0 if there is none.

@@ -1,0 +1,69 @@
+// The sequence that a piece belongs to, as rows of all the tensors of a problem.
+#pragma once
+
+#include <stdint.h>
+
+#include "../problem.h"
+#include "pieces.h"
+#include "seq_ids.h"
+#include "tensor.h"
+#include "tile.h"
+
+namespace causal_conv1d {
+namespace {
+
+struct ForwardRow {
+  Inputs in;
+  Plane out, post_gate, residual, final_;
+  IdRow ids;
+};
+
+inline ForwardRow row_of(const ForwardProblem& p, const Piece& piece) {
+  const int64_t step = p.sequences.dilation;
+  const auto like_x = [&](const Tensor& t) { return plane_of(t, piece.b, piece.start, step); };
+  ForwardRow row;
+  row.in = {like_x(p.x), like_x(p.pre_gate),
+            plane_of(p.initial_states, piece.row, piece.initial, step)};
+  row.out = like_x(p.out);
+  row.post_gate = like_x(p.post_gate);
+  row.residual = like_x(p.residual);
+  row.final_ = plane_of(p.final_states_out, piece.row, piece.final_, step);
+  row.ids = id_row_of(p.seq_idx, piece, step);
+  return row;
+}
+
+// `length` steps, before whose step `end` the final states lie; has_end: there are inputs before
+// them, if not in this phase.
+struct BackwardRow {
+  Inputs in;
+  Plane dout, post_gate, dfinal, dx, dpre_gate, dpost_gate, dinitial;
+  IdRow ids;
+  int64_t length, end;
+  bool has_end, residual_is_x;
+};
+
+inline BackwardRow row_of(const BackwardProblem& p, const Piece& piece) {
+  const int64_t step = p.sequences.dilation;
+  const auto like_x = [&](const Tensor& t) { return plane_of(t, piece.b, piece.start, step); };
+  const auto like_states = [&](const Tensor& t, int64_t first) {
+    return plane_of(t, piece.row, first, step);
+  };
+  BackwardRow row;
+  row.in = {like_x(p.x), like_x(p.pre_gate), like_states(p.initial_states, piece.initial)};
+  row.dout = like_x(p.dout);
+  row.post_gate = like_x(p.post_gate);
+  row.dfinal = like_states(p.dfinal_states, piece.final_);
+  row.dx = like_x(p.dx);
+  row.dpre_gate = like_x(p.dpre_gate);
+  row.dpost_gate = like_x(p.dpost_gate);
+  row.dinitial = like_states(p.dinitial_states, piece.initial);
+  row.ids = id_row_of(p.seq_idx, piece, step);
+  row.length = piece.length;
+  row.end = piece.end;
+  row.has_end = piece.has_end;
+  row.residual_is_x = p.residual_is_x;
+  return row;
+}
+
+}  // namespace
+}  // namespace causal_conv1d
