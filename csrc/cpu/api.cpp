@@ -109,8 +109,8 @@ Status forward(const ForwardParams* params, const Options* given_options, int nu
   if (active_kernels == nullptr) return no_kernels("causal_conv1d_fwd");
   ForwardProblem p = {*params, options.pre_gate, options.post_gate, options.residual, {}};
   std::vector<int64_t> bounds;
-  status = read_sequences("causal_conv1d_fn", p.seq_idx, options, p.x.sizes[2], &p.sequences,
-                          &bounds);
+  status =
+      read_sequences("causal_conv1d_fn", p.seq_idx, options, p.x.sizes[2], &p.sequences, &bounds);
   if (status.code == CAUSAL_CONV1D_OK) run_forward(p, num_threads);
   return status;
 }
@@ -131,8 +131,8 @@ Status backward(const BackwardParams* params, const Options* given_options,
                        gradients.residual_is_x != 0,
                        nullptr};
   std::vector<int64_t> bounds;
-  status = read_sequences("causal_conv1d_bwd", p.seq_idx, options, p.x.sizes[2], &p.sequences,
-                          &bounds);
+  status =
+      read_sequences("causal_conv1d_bwd", p.seq_idx, options, p.x.sizes[2], &p.sequences, &bounds);
   if (status.code == CAUSAL_CONV1D_OK) run_backward(p, num_threads);
   return status;
 }

@@ -220,8 +220,7 @@ void backward_staged(const BackwardRow& row, bool with_silu, const Tile& tile, c
   backward_groups<T, kWidth>(stage_x, stage_dout, stage_dx, {kGroup, kGroup, kGroup}, step, 1, s,
                              tile.pitch, c, with_silu, false);
   for (int64_t r = 0; !step.to_edge && r < step.count; ++r) {
-    scatter(stage_dx + r * kGroup, count, address(row.dx, d, t - (kWidth - 1) + r),
-            row.dx.channel);
+    scatter(stage_dx + r * kGroup, count, address(row.dx, d, t - (kWidth - 1) + r), row.dx.channel);
   }
 }
 
@@ -270,10 +269,9 @@ void backward_tile(const BackwardRow& row, bool with_silu, const Tile& tile, int
     const char* const x = step.present ? address(row.in.x, d, t) : nullptr;
     const char* const dout = step.present ? address(row.dout, d, t) : nullptr;
     char* const dx = step.to_edge ? nullptr : address(row.dx, d, t - kHalo);
-    backward_groups<T, kWidth>(reinterpret_cast<const T*>(x), reinterpret_cast<const T*>(dout),
-                               reinterpret_cast<T*>(dx),
-                               {row.in.x.time, row.dout.time, row.dx.time}, step, whole, s,
-                               pitch, 0, with_silu, stream);
+    backward_groups<T, kWidth>(
+        reinterpret_cast<const T*>(x), reinterpret_cast<const T*>(dout), reinterpret_cast<T*>(dx),
+        {row.in.x.time, row.dout.time, row.dx.time}, step, whole, s, pitch, 0, with_silu, stream);
     for (int64_t c = whole * kGroup; c < tile.cols; c += kGroup) {
       backward_staged<T, kWidth>(row, with_silu, tile, step, c, s);
     }

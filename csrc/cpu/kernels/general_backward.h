@@ -12,8 +12,8 @@
 #include "general_convolve.h"
 #include "general_correlate.h"
 #include "general_gates.h"
-#include "pieces.h"
 #include "piece_rows.h"
+#include "pieces.h"
 #include "scratch.h"
 #include "seq_ids.h"
 #include "tile.h"
@@ -66,8 +66,8 @@ void add_dfinal_states(const Tile& tile, const BackwardRow& row, int64_t first, 
 // of them is stored.
 template <class V, class S>
 void take_gradients(const Tile& tile, const BackwardRow& row, const Taps<S>& taps, bool with_silu,
-                    int64_t t, int64_t present, int64_t owned, Ids ids,
-                    const BackwardScratch<S>& s, S* dz) {
+                    int64_t t, int64_t present, int64_t owned, Ids ids, const BackwardScratch<S>& s,
+                    S* dz) {
   const int32_t dtype = row.in.x.dtype;
   if (!is_given(row.post_gate)) {
     if (with_silu || ids.ids != nullptr) {

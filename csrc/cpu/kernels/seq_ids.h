@@ -45,12 +45,11 @@ CAUSAL_CONV1D_INLINE int32_t id_at(const IdRow& row, int64_t t) {
 // ids of steps [t, t + n); those before the sequence are first, those behind it padding. Returns
 // whether all are one id that is no padding, so that ids need not be looked at.
 inline bool load_ids(const IdRow& row, int64_t t, int64_t n, int32_t* ids) {
-  const int64_t begin = smaller(n, larger(0, -t));  // the first at or after step 0
+  const int64_t begin = smaller(n, larger(0, -t));                // the first at or after step 0
   const int64_t end = larger(begin, smaller(n, row.length - t));  // the first behind the sequence
   for (int64_t i = 0; i < begin; ++i) ids[i] = row.first;
   if (begin < end && row.stride == 1) {
-    __builtin_memcpy(ids + begin, row.data + (t + begin) * 4,
-                     static_cast<size_t>(end - begin) * 4);
+    __builtin_memcpy(ids + begin, row.data + (t + begin) * 4, static_cast<size_t>(end - begin) * 4);
   } else {
     for (int64_t i = begin; i < end; ++i) ids[i] = id_at(row, t + i);
   }
