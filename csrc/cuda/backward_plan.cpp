@@ -53,20 +53,26 @@ int64_t idle_places(int64_t dim, int bits) {
 
 }  // namespace
 
-BackwardPlan::BackwardPlan(const BackwardParams& params) {
+BackwardPlan::BackwardPlan(const BackwardParams& params, const Options& options,
+                           const OptionGradients& gradients, bool any) {
   const Tensor& x = params.x;
   const int size = size_of(x);
   const bool none = !has_elements(x);  // the other sizes may then be of any magnitude
   const int64_t batch = none ? 0 : x.sizes[0], dim = x.sizes[1], seqlen = none ? 0 : x.sizes[2];
   const int64_t width = params.weight.sizes[1];
-  any_width = width > 8 || size == 8 || batch * dim * ceil_div(seqlen, 64) > kMaxParts;
+  // Gates that are not given are aligned in every way.
+  const Tensors read = {&params.x, &params.dout, &options.pre_gate, &options.post_gate};
+  const Tensors all = {
+      &params.x,          &params.dout,         &params.dx,           &options.pre_gate,
+      &options.post_gate, &gradients.dpre_gate, &gradients.dpost_gate};
+  any_width = any || width > 8 || size == 8 || batch * dim * ceil_div(seqlen, 64) > kMaxParts;
   channel_last = is_channel_last(x);
   if (any_width) {
     plan_any_width(batch, seqlen);
   } else if (channel_last) {
-    plan_channel_last(params, batch, seqlen);
+    plan_channel_last(params, read, all, batch, seqlen);
   } else {
-    plan_channel_first(params, batch, seqlen);
+    plan_channel_first(params, all, batch, seqlen);
   }
   const bool sums = given(params.dweight) || given(params.dbias);
   if (sums && !whole) partials = parts * (width + 1) * dim * (size == 8 ? 8 : 4);
@@ -81,23 +87,25 @@ void BackwardPlan::plan_any_width(int64_t batch, int64_t seqlen) {
 }
 
 // A part is a block's: kBackwardLines chunks.
-void BackwardPlan::plan_channel_last(const BackwardParams& params, int64_t batch, int64_t seqlen) {
-  const Tensor &x = params.x, &dout = params.dout, &dx = params.dx;
+void BackwardPlan::plan_channel_last(const BackwardParams& params, Tensors read, Tensors all,
+                                     int64_t batch, int64_t seqlen) {
+  const Tensor& x = params.x;
   const int64_t dim = x.sizes[1], width = params.weight.sizes[1];
   const int size = size_of(x), widest = channels_per_thread(width, size);
-  vector = common_channels(widest, size, dim, {&x, &dout, &dx}) == widest;
-  wide = common_channels(16 / size, size, dim, {&x, &dout}) == 16 / size;
+  vector = common_channels(widest, size, dim, all) == widest;
+  wide = common_channels(16 / size, size, dim, read) == 16 / size;
   chunk = choose_chunk(batch, seqlen, ceil_div(ceil_div(dim, widest), 32), width > 4 ? 8 : 4);
   chunks = ceil_div(seqlen, chunk);
   parts = batch * ceil_div(chunks, kBackwardLines);
 }
 
 // A part is a warp's: some tiles of a row, or whole rows of a channel.
-void BackwardPlan::plan_channel_first(const BackwardParams& params, int64_t batch, int64_t seqlen) {
+void BackwardPlan::plan_channel_first(const BackwardParams& params, Tensors all_tensors,
+                                      int64_t batch, int64_t seqlen) {
   const int64_t dim = params.x.sizes[1];
   const int size = size_of(params.x), G = 16 / size;
   const int64_t tile = 32 * steps_per_lane(params.weight.sizes[1], size);
-  access = common_access({&params.x, &params.dout, &params.dx}, size);
+  access = common_access(all_tensors, size);
   // Rows of other lengths than whole vectors may begin their first tile up to G - 1 steps early.
   const bool ragged = seqlen % G != 0;
   const int64_t tiles = ceil_div(seqlen + (ragged ? G - 1 : 0), tile);

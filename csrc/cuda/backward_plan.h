@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <initializer_list>
 
 #include "../check.h"
 #include "access.h"
@@ -21,7 +22,7 @@ constexpr int kMatchesBefore = 2 * kThreads, kMatchesAfter = 2 * kThreads;
 struct BackwardPlan {
   bool any_width = false, channel_last = false;
   bool vector = false;               // channel-last: channels_per_thread() at a time, else one
-  bool wide = false;                 // channel-last: x and dout are 16-byte aligned throughout
+  bool wide = false;                 // channel-last: what is read is 16-byte aligned throughout
   Access access = Access::kStrided;  // channel-first
   int64_t chunk = 0, chunks = 0;     // steps of a part of the time axis, and how many there are
   int64_t rows = 1;                  // channel-first: batch entries per warp
@@ -33,12 +34,17 @@ struct BackwardPlan {
   int64_t matches_pitch = 0;            // channel-first with seq_idx: bytes per row of matches
   int64_t partials = 0, workspace = 0;  // bytes of the partial sums, and of all
 
-  explicit BackwardPlan(const BackwardParams& params);
+  // any: the kernels for any strides are to be used whatever there is.
+  explicit BackwardPlan(const BackwardParams& params, const Options& options = {},
+                        const OptionGradients& gradients = {}, bool any = false);
 
  private:
+  using Tensors = std::initializer_list<const Tensor*>;
   void plan_any_width(int64_t batch, int64_t seqlen);
-  void plan_channel_last(const BackwardParams& params, int64_t batch, int64_t seqlen);
-  void plan_channel_first(const BackwardParams& params, int64_t batch, int64_t seqlen);
+  void plan_channel_last(const BackwardParams& params, Tensors read, Tensors all, int64_t batch,
+                         int64_t seqlen);
+  void plan_channel_first(const BackwardParams& params, Tensors all_tensors, int64_t batch,
+                          int64_t seqlen);
 };
 
 }  // namespace causal_conv1d::gpu

@@ -4,6 +4,8 @@
 #include "forward_channel_first.cuh"
 #include "forward_channel_last.cuh"
 #include "launch.cuh"
+#include "packed.h"
+#include "phases.h"
 
 namespace causal_conv1d::gpu {
 namespace {
@@ -53,32 +55,105 @@ bool launch_width(const ForwardParams& params, const Options& options, const For
   return true;
 }
 
+// Whether the kernels of variants.cuh took the call.
 template <typename T>
-cudaError_t launch_out(const ForwardParams& params, const Options& options, const ForwardArgs<T>& p,
-                       cudaStream_t stream) {
-  if (!has_elements(params.x)) return cudaSuccess;
+bool launch_fast(const ForwardParams& params, const Options& options, const ForwardArgs<T>& p,
+                 cudaStream_t stream, cudaError_t* e) {
   if constexpr (sizeof(T) <= 4) {
-    const bool few = p.batch * p.dim * ceil_div(p.seqlen, 256) <= kMaxParts;
-    cudaError_t e;
-    if (few && p.width <= 4 && launch_width<T, 4>(params, options, p, stream, &e)) return e;
-    if (few && p.width > 4 && p.width <= 8 && launch_width<T, 8>(params, options, p, stream, &e)) {
-      return e;
-    }
+    if (p.batch * p.dim * ceil_div(p.seqlen, 256) > kMaxParts) return false;
+    if (p.width <= 4) return launch_width<T, 4>(params, options, p, stream, e);
+    if (p.width <= 8) return launch_width<T, 8>(params, options, p, stream, e);
   }
-  return launch(forward_any_width<T>, p.batch * p.dim * p.seqlen, stream, p,
-                is_channel_last(params.x));
+  return false;
+}
+
+template <bool OPTIONS, typename T>
+cudaError_t launch_any(const ForwardParams& params, const ForwardArgs<T>& p, const AnyOptions& o,
+                       cudaStream_t stream) {
+  const Steps steps = is_channel_last(params.x) ? Steps::kAlongChannels : Steps::kAlongTime;
+  return launch(forward_any_width<OPTIONS, T>, p.batch * p.dim * p.seqlen, stream, p, o, steps);
+}
+
+template <bool OPTIONS, typename T>
+cudaError_t launch_final_states(const ForwardArgs<T>& p, const AnyOptions& o, int64_t rows,
+                                bool ends, cudaStream_t stream) {
+  // After what reads initial_states, since the final ones may be written there.
+  const int64_t row = ends ? ceil_div(p.dim, kThreads) * kThreads : p.dim;
+  return launch_pdl(write_final_states<OPTIONS, T>, rows * row, stream, p, o);
 }
 
 template <typename T>
 cudaError_t run(const ForwardParams& params, cudaStream_t stream) {
-  Options options{};
-  options.dilation = 1;
+  const Options options{};
   const ForwardArgs<T> p(params, options);
-  const cudaError_t e = launch_out<T>(params, options, p, stream);
+  cudaError_t e = cudaSuccess;
+  if (has_elements(params.x) && !launch_fast(params, options, p, stream, &e)) {
+    e = launch_any<false>(params, p, AnyOptions{}, stream);
+  }
   if (e != cudaSuccess || !p.final_states.given()) return e;
-  // After what reads initial_states, since the final ones may be written there.
-  const int64_t row = p.seq_idx.data == nullptr ? p.dim : ceil_div(p.dim, kThreads) * kThreads;
-  return launch_pdl(write_final_states<T>, p.batch * row, stream, p);
+  return launch_final_states<false>(p, AnyOptions{}, p.batch, p.seq_idx.data != nullptr, stream);
+}
+
+// The same by the kernels of variants.cuh, which know no dilation, and no states of packed
+// sequences: for a dilation the phases are calls of their own, and steps that take states are
+// computed again.
+template <typename T>
+bool launch_phases(const ForwardParams& params, const Options& options, const AnyOptions& o,
+                   cudaStream_t stream, cudaError_t* e) {
+  const Phases phases(params.x, options.dilation);
+  if (phases.count == 0) return false;
+  const bool has_states = o.bounds == nullptr && options.dilation == 1;
+  for (int64_t i = 0; i < phases.count; ++i) {
+    ForwardParams own = params;
+    Options own_options = options;
+    for (Tensor* t : {&own.x, &own.out, &own.seq_idx, &own_options.pre_gate, &own_options.post_gate,
+                      &own_options.residual}) {
+      *t = phases.of(*t, i);
+    }
+    if (!has_states) own.initial_states = Tensor{};
+    const ForwardArgs<T> p(own, own_options);
+    if (!launch_fast(own, own_options, p, stream, e)) return false;
+    if (*e != cudaSuccess) return true;
+  }
+  if (has_states || !has_elements(params.initial_states)) return true;
+  const ForwardArgs<T> p(params, options);
+  *e = launch(forward_any_width<true, T>, o.rows * p.dim * (p.width - 1) * o.dilation, stream, p, o,
+              Steps::kOfStates);
+  return true;
+}
+
+template <typename T>
+cudaError_t run_with(ForwardParams params, const Options& options, const Packing& packing,
+                     cudaStream_t stream) {
+  const bool packed = given(options.cu_seqlens);
+  const int64_t total = params.x.sizes[2];
+  cudaError_t e = cudaSuccess;
+  if (packed) {
+    e = launch_packing(options.cu_seqlens, total, packing, stream);
+    if (e != cudaSuccess) return e;
+    params.seq_idx = packing.seq_idx(total);
+  }
+  AnyOptions o;
+  o.dilation = options.dilation;
+  o.bounds = packing.bounds;
+  o.rows = packed ? options.cu_seqlens.sizes[0] - 1 : params.x.sizes[0];
+  const ForwardArgs<T> p(params, options);
+  if (has_elements(params.x) && !launch_phases<T>(params, options, o, stream, &e)) {
+    e = launch_any<true>(params, p, o, stream);
+  }
+  if (e != cudaSuccess || !p.final_states.given()) return e;
+  return launch_final_states<true>(p, o, o.rows, given(params.seq_idx) && !packed, stream);
+}
+
+bool is_plain(const Options& o) {
+  return o.dilation == 1 && !given(o.cu_seqlens) && !given(o.pre_gate) && !given(o.post_gate) &&
+         !given(o.residual);
+}
+
+Packing packing_of(const ForwardParams& params, const Options& options, void* workspace) {
+  if (!given(options.cu_seqlens)) return Packing();
+  const bool states = given(params.initial_states) || given(params.final_states_out);
+  return Packing(options.cu_seqlens, params.x.sizes[2], states, workspace);
 }
 
 }  // namespace
@@ -89,5 +164,30 @@ causal_conv1d_status causal_conv1d_cuda_forward(const causal_conv1d_forward_para
   using namespace causal_conv1d;
   return gpu::run_operator("causal_conv1d_fn", params, device, [&](auto zero) {
     return gpu::run<decltype(zero)>(*params, static_cast<cudaStream_t>(stream));
+  });
+}
+
+int64_t causal_conv1d_cuda_forward_with_workspace_size(const causal_conv1d_forward_params* params,
+                                                       const causal_conv1d_options* options) {
+  using namespace causal_conv1d;
+  Options own;
+  if (check(params, options, &own).code != CAUSAL_CONV1D_OK) return -1;
+  return has_work(*params) ? gpu::packing_of(*params, own, nullptr).size : 0;
+}
+
+causal_conv1d_status causal_conv1d_cuda_forward_with(const causal_conv1d_forward_params* params,
+                                                     const causal_conv1d_options* options,
+                                                     int device, void* stream, void* workspace,
+                                                     int64_t workspace_size) {
+  using namespace causal_conv1d;
+  Options own;
+  const Status checked = check(params, options, &own);
+  const auto cuda_stream = static_cast<cudaStream_t>(stream);
+  return gpu::run_checked("causal_conv1d_fn", checked, params, device, [&](auto zero) {
+    using T = decltype(zero);
+    if (gpu::is_plain(own)) return gpu::run<T>(*params, cuda_stream);
+    const gpu::Packing packing = gpu::packing_of(*params, own, workspace);
+    if (!gpu::has_room(packing.size, workspace, workspace_size)) return cudaErrorInvalidValue;
+    return gpu::run_with<T>(*params, own, packing, cuda_stream);
   });
 }

@@ -92,15 +92,26 @@ inline Status to_status(const char* caller, cudaError_t e) {
                cudaGetErrorName(e));
 }
 
-// Checks params, makes device current and calls f(a zero of x's element type).
+// Makes device current and calls f(a zero of x's element type), if the call is valid and has work.
 template <typename Params, typename F>
-Status run_operator(const char* caller, const Params* params, int device, F&& f) {
-  const Status status = check(params);
+Status run_checked(const char* caller, const Status& status, const Params* params, int device,
+                   F&& f) {
   if (status.code != CAUSAL_CONV1D_OK || !has_work(*params)) return status;
   const DeviceGuard guard(device);
   cudaError_t e = guard.status();
   if (e == cudaSuccess) dispatch_dtype(params->x.dtype, [&](auto zero) { e = f(zero); });
   return to_status(caller, e);
+}
+
+// Checks params first.
+template <typename Params, typename F>
+Status run_operator(const char* caller, const Params* params, int device, F&& f) {
+  return run_checked(caller, check(params), params, device, static_cast<F&&>(f));
+}
+
+// Whether a caller's workspace has the bytes that are needed.
+inline bool has_room(int64_t needed, const void* workspace, int64_t size) {
+  return needed <= size && (needed == 0 || workspace != nullptr);
 }
 
 }  // namespace causal_conv1d::gpu
