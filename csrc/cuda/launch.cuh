@@ -11,15 +11,23 @@
 
 namespace causal_conv1d::gpu {
 
-// Starts kernel in blocks of kThreads, at least `threads` in all.
+// Starts kernel in blocks of kThreads, at least `threads` in all, each with so many bytes of
+// dynamic shared memory.
 template <typename... Parameters, typename... Arguments>
-cudaError_t launch(void (*kernel)(Parameters...), int64_t threads, cudaStream_t stream,
-                   const Arguments&... arguments) {
+cudaError_t launch_shared(void (*kernel)(Parameters...), int64_t threads, int64_t bytes,
+                          cudaStream_t stream, const Arguments&... arguments) {
   const int64_t blocks = ceil_div(threads, kThreads);
   if (blocks == 0) return cudaSuccess;
   if (blocks > 0x7fffffff) return cudaErrorInvalidConfiguration;
-  kernel<<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(arguments...);
+  kernel<<<static_cast<unsigned>(blocks), kThreads, static_cast<size_t>(bytes), stream>>>(
+      arguments...);
   return cudaGetLastError();
+}
+
+template <typename... Parameters, typename... Arguments>
+cudaError_t launch(void (*kernel)(Parameters...), int64_t threads, cudaStream_t stream,
+                   const Arguments&... arguments) {
+  return launch_shared(kernel, threads, 0, stream, arguments...);
 }
 
 // Whether programmatic dependent launch works on the current device: the device has it, the machine
@@ -45,14 +53,14 @@ bool has_pdl(Kernel* kernel) {
   return answer == kYes;
 }
 
-// launch() for a kernel that calls pdl_wait() before it touches memory: its blocks may start while
-// the kernel before it on the stream still runs.
+// launch_shared() for a kernel that calls pdl_wait() before it touches memory: its blocks may start
+// while the kernel before it on the stream still runs.
 template <typename... Parameters, typename... Arguments>
-cudaError_t launch_pdl(void (*kernel)(Parameters...), int64_t threads, cudaStream_t stream,
-                       const Arguments&... arguments) {
+cudaError_t launch_pdl_shared(void (*kernel)(Parameters...), int64_t threads, int64_t bytes,
+                              cudaStream_t stream, const Arguments&... arguments) {
   const int64_t blocks = ceil_div(threads, kThreads);
   if (blocks == 0 || blocks > 0x7fffffff || !has_pdl(kernel)) {
-    return launch(kernel, threads, stream, arguments...);
+    return launch_shared(kernel, threads, bytes, stream, arguments...);
   }
   cudaLaunchAttribute attribute{};
   attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
@@ -60,10 +68,17 @@ cudaError_t launch_pdl(void (*kernel)(Parameters...), int64_t threads, cudaStrea
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(static_cast<unsigned>(blocks));
   config.blockDim = dim3(kThreads);
+  config.dynamicSmemBytes = static_cast<size_t>(bytes);
   config.stream = stream;
   config.attrs = &attribute;
   config.numAttrs = 1;
   return cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...);
+}
+
+template <typename... Parameters, typename... Arguments>
+cudaError_t launch_pdl(void (*kernel)(Parameters...), int64_t threads, cudaStream_t stream,
+                       const Arguments&... arguments) {
+  return launch_pdl_shared(kernel, threads, 0, stream, arguments...);
 }
 
 // Makes device current for its lifetime.

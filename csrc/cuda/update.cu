@@ -2,6 +2,8 @@
 #include "access.h"
 #include "launch.cuh"
 #include "update_any.cuh"
+#include "update_rows.cuh"
+#include "update_staged.cuh"
 #include "update_token.cuh"
 
 namespace causal_conv1d::gpu {
@@ -9,42 +11,89 @@ namespace {
 
 int64_t whole_blocks(int64_t threads) { return ceil_div(threads, kThreads) * kThreads; }
 
-// Whether a variant of update_token suits, with or without indices.
-template <typename K>
-bool suits(const UpdateParams& params) {
-  constexpr int C = K::C, S = K::S, size = sizeof(typename K::Element);
-  const Tensor &x = params.x, &state = params.conv_state;
-  const bool one = x.ndim == 2 || x.sizes[2] == 1;
-  if (!one || state.dtype != x.dtype || state.sizes[2] != S || params.weight.sizes[1] > K::WMAX) {
-    return false;
-  }
-  if (x.sizes[1] % C != 0 || vector_width(x, 1, C, size) != C ||
-      vector_width(params.out, 1, C, size) != C) {
-    return false;
-  }
-  if (K::DIM_FASTEST) return vector_width(state, 1, C, size) == C;
-  // A thread's channels are one dense block.
-  constexpr int kAlignment = Pack<typename K::Element, S * C>::kAlignment;
-  return state.strides[2] == 1 && (state.strides[1] == S || C == 1) &&
-         reinterpret_cast<uintptr_t>(state.data) % kAlignment == 0 &&
-         state.strides[0] * size % kAlignment == 0 &&
-         (C * state.strides[1]) * size % kAlignment == 0;
+// Whether every row (b, d, :) lies in n elements behind the one before it, and those of a batch
+// entry begin and end at multiples of 16 bytes.
+bool is_staged(const Tensor& t, int64_t n, int size) {
+  const bool rows = (t.ndim == 2 || n == 1 || t.strides[2] == 1) &&
+                    (t.sizes[1] == 1 || t.strides[1] == n) && t.sizes[1] * n * size % 16 == 0;
+  return rows && reinterpret_cast<uintptr_t>(t.data) % 16 == 0 &&
+         (t.sizes[0] == 1 || t.strides[0] * size % 16 == 0);
 }
 
-template <typename T, int C, int S, bool DIM_FASTEST>
+// A view with three dimensions.
+Tensor with_time(Tensor t) {
+  if (t.ndim == 2) t.sizes[2] = t.strides[2] = 1;
+  t.ndim = 3;
+  return t;
+}
+
+template <typename T>
 bool launch_token(const UpdateParams& params, UpdateArgs<T>& p, cudaStream_t stream,
                   cudaError_t* e) {
-  using Plain = Token<T, C, S, DIM_FASTEST, false>;
-  using Indexed = Token<T, C, S, DIM_FASTEST, true>;
-  if (!has_every_kernel() || !suits<Plain>(params)) return false;
+  using Plain = Token<T, false>;
+  constexpr int C = Plain::C, size = sizeof(T), kAlignment = Plain::State::kAlignment;
+  const Tensor &x = params.x, &state = params.conv_state;
+  if (p.seqlen != 1 || p.state_len != Plain::S || x.sizes[1] % C != 0 ||
+      vector_width(x, 1, C, size) != C || vector_width(params.out, 1, C, size) != C) {
+    return false;
+  }
+  // A thread's channels are one dense block.
+  if (state.strides[2] != 1 || (state.strides[1] != Plain::S && C > 1) ||
+      reinterpret_cast<uintptr_t>(state.data) % kAlignment != 0 ||
+      state.strides[0] * size % kAlignment != 0 ||
+      (C * state.strides[1]) * size % kAlignment != 0) {
+    return false;
+  }
   const bool indexed = p.conv_state_indices.data != nullptr;
   const int64_t columns = indexed ? whole_blocks(p.dim / C) : p.dim / C;
   const int64_t threads = p.batch * columns;
   if (threads > kMaxParts || p.states > kMaxParts) return false;
   p.entries = threads >= (1 << 18) ? kEntries : 1;  // where there are enough for every thread
   p.by_column = Divisor(columns);
-  auto kernel = indexed ? update_token<Indexed> : update_token<Plain>;
+  auto kernel = indexed ? update_token<Token<T, true>> : update_token<Plain>;
   *e = launch_pdl(kernel, ceil_div(p.batch, p.entries) * columns, stream, p);
+  return true;
+}
+
+template <typename T, int S>
+bool launch_rows(const UpdateParams& params, UpdateArgs<T>& p, cudaStream_t stream,
+                 cudaError_t* e) {
+  using K = Rows<T, S>;
+  const Tensor x = with_time(params.x), out = with_time(params.out);
+  if (p.state_len != S ||
+      common_channels(K::C, sizeof(T), p.dim, {&x, &out, &params.conv_state}) != K::C) {
+    return false;
+  }
+  const int64_t columns =
+      p.conv_state_indices.data != nullptr ? whole_blocks(p.dim / K::C) : p.dim / K::C;
+  if (p.batch * columns > kMaxParts) return false;
+  p.by_column = Divisor(columns);
+  *e = launch_pdl(update_rows<K>, p.batch * columns, stream, p);
+  return true;
+}
+
+template <typename T>
+bool launch_staged(const UpdateParams& params, UpdateArgs<T>& p, cudaStream_t stream,
+                   cudaError_t* e) {
+  constexpr int64_t kBytes = 8192, kMostBytes = 40960;  // of a block
+  constexpr int64_t kEnough = 512;                      // blocks
+  constexpr int size = sizeof(T);
+  if (p.state_len + p.seqlen > kMostBytes / (kThreads * size)) return false;
+  if (!is_staged(params.x, p.seqlen, size) || !is_staged(params.out, p.seqlen, size) ||
+      !is_staged(params.conv_state, p.state_len, size)) {
+    return false;
+  }
+  const int64_t channel = (p.state_len + p.seqlen) * size;
+  int64_t channels = kThreads;
+  while (2 * channels * channel <= kBytes && p.batch * ceil_div(p.dim, 2 * channels) >= kEnough) {
+    channels *= 2;
+  }
+  const int64_t parts = ceil_div(p.dim, channels);
+  if (p.batch * parts > kMaxParts / kThreads) return false;
+  p.channels = static_cast<int>(channels);
+  p.by_column = Divisor(parts);
+  *e = launch_pdl_shared(update_staged<T>, p.batch * parts * kThreads, channels * channel, stream,
+                         p);
   return true;
 }
 
@@ -54,19 +103,14 @@ cudaError_t run(const UpdateParams& params, cudaStream_t stream) {
   if (p.seqlen == 0) return cudaSuccess;
   if constexpr (sizeof(T) <= 4) {
     cudaError_t e = cudaSuccess;
-    constexpr int half = sizeof(T) == 2 ? 2 : 1;
-    if (launch_token<T, half, 4, false>(params, p, stream, &e) ||
-        launch_token<T, 2 * half, 4, true>(params, p, stream, &e) ||
-        launch_token<T, 2 * half, 3, false>(params, p, stream, &e) ||
-        launch_token<T, 2 * half, 3, true>(params, p, stream, &e)) {
+    if (has_every_kernel() && p.width <= 4 && params.conv_state.dtype == params.x.dtype &&
+        (launch_token(params, p, stream, &e) || launch_rows<T, 4>(params, p, stream, &e) ||
+         launch_rows<T, 3>(params, p, stream, &e) || launch_staged(params, p, stream, &e))) {
       return e;
     }
   }
-  if (p.conv_state_indices.data == nullptr) {
-    return launch(update_any<T, false>, p.batch * p.dim, stream, p);
-  }
-  p.columns = whole_blocks(p.dim);
-  return launch(update_any<T, true>, p.batch * p.columns, stream, p);
+  p.columns = p.conv_state_indices.data == nullptr ? p.dim : whole_blocks(p.dim);
+  return launch(update_any<T>, p.batch * p.columns, stream, p);
 }
 
 }  // namespace
