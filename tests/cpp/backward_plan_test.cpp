@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <random>
 
+#include "cuda/phases.h"
 #include "layout.h"
 
 namespace causal_conv1d::gpu {
@@ -267,6 +268,65 @@ TEST(Divisor, DividesAllThatItMay) {
     const uint64_t q = by.multiplier == 0 ? n : uint64_t(n) * by.multiplier >> 31 >> by.shift;
     ASSERT_EQ(q, n / count) << n << " / " << count;
   }
+}
+
+// Gates decide how tensors are read, as x does.
+TEST(BackwardPlan, GatesCountForTheAccess) {
+  for (const bool last : {false, true}) {
+    Problem q{2, 512, 1024};
+    q.channel_last = last;
+    Options options{};
+    OptionGradients gradients{};
+    options.pre_gate = gradients.dpost_gate = tensor(q);
+    const BackwardPlan good(params(q), options, gradients);
+    gradients.dpost_gate.data = static_cast<char*>(gradients.dpost_gate.data) + 2;
+    const BackwardPlan bad(params(q), options, gradients);
+    EXPECT_EQ(good.parts, bad.parts);
+    if (last) {
+      EXPECT_TRUE(good.vector && good.wide && !bad.vector && bad.wide);  // it is not read
+    } else {
+      EXPECT_TRUE(good.access == Access::kAligned && bad.access == Access::kUnit);
+    }
+  }
+}
+
+TEST(BackwardPlan, AnyIsForTheKernelsForAnyStrides) {
+  const Problem q{2, 512, 9000};
+  EXPECT_FALSE(plan(q).any_width);
+  const BackwardPlan any(params(q), {}, {}, true);
+  EXPECT_TRUE(any.any_width);
+  EXPECT_EQ(any.parts, 2 * 3);
+  EXPECT_EQ(any.workspace, 6 * 5 * 512 * 4);
+}
+
+// Each step is in one phase, at its place.
+TEST(Phases, HaveEachStepOnce) {
+  const Problem q = channel_last(2, 3, 101);
+  const Tensor x = tensor(q);
+  const Phases phases(x, 4);
+  ASSERT_EQ(phases.count, 4);
+  int64_t steps = 0;
+  for (int64_t i = 0; i < phases.count; ++i) {
+    const Tensor t = phases.of(x, i);
+    EXPECT_EQ(static_cast<char*>(t.data) - static_cast<char*>(x.data), i * 3 * 2);
+    EXPECT_EQ(t.strides[2], 4 * 3);
+    EXPECT_EQ(t.strides[0], x.strides[0]);
+    EXPECT_LT(i + (t.sizes[2] - 1) * 4, 101);
+    steps += t.sizes[2];
+  }
+  EXPECT_EQ(steps, 101);
+}
+
+TEST(Phases, AreForLongRowsOfAdjacentChannels) {
+  const auto count = [](const Problem& q, int64_t dilation) {
+    return Phases(tensor(q), dilation).count;
+  };
+  EXPECT_EQ(count(channel_last(1, 8, 4), 1), 1);
+  EXPECT_EQ(count(channel_last(1, 8, 32), 2), 2);
+  EXPECT_EQ(count(channel_last(1, 8, 31), 2), 0);
+  EXPECT_EQ(count(channel_last(1, 8, 9000), 17), 0);
+  EXPECT_EQ(count(Problem{1, 8, 9000}, 2), 0);
+  EXPECT_EQ(count(Problem{1, 8, 9000}, 1), 1);
 }
 
 }  // namespace
