@@ -91,7 +91,7 @@ Status checked(const char* name, const Params* params, int num_threads, Run run)
 // The sequences of a problem, the bounds of which go to memory.
 Status read_sequences(const char* op, const Tensor& seq_idx, const Options& options, int64_t total,
                       Sequences* sequences, std::vector<int64_t>* bounds) {
-  *sequences = {options.dilation, nullptr, 0};
+  *sequences = {options.dilation, nullptr, 0, nullptr};
   if (!given(options.cu_seqlens)) return check_ids(op, seq_idx);
   const Status status = check_bounds(op, "cu_seqlens", options.cu_seqlens, total);
   if (status.code != CAUSAL_CONV1D_OK) return status;
@@ -107,7 +107,8 @@ Status forward(const ForwardParams* params, const Options* given_options, int nu
   Status status = check(params, given_options, &options);
   if (status.code != CAUSAL_CONV1D_OK || !has_work(*params)) return status;
   if (active_kernels == nullptr) return no_kernels("causal_conv1d_fwd");
-  ForwardProblem p = {*params, options.pre_gate, options.post_gate, options.residual, {}};
+  ForwardProblem p = {*params, options.pre_gate, options.post_gate, options.residual, {}, {},
+                      false};
   std::vector<int64_t> bounds;
   status =
       read_sequences("causal_conv1d_fn", p.seq_idx, options, p.x.sizes[2], &p.sequences, &bounds);
@@ -135,6 +136,16 @@ Status backward(const BackwardParams* params, const Options* given_options,
       read_sequences("causal_conv1d_bwd", p.seq_idx, options, p.x.sizes[2], &p.sequences, &bounds);
   if (status.code == CAUSAL_CONV1D_OK) run_backward(p, num_threads);
   return status;
+}
+
+Status pool(const PoolParams* params, int num_threads) {
+  PoolParams p;
+  Status status = read(params, &p);
+  if (status.code == CAUSAL_CONV1D_OK) status = check(&p);
+  if (status.code != CAUSAL_CONV1D_OK || !has_work(p)) return status;
+  if (active_kernels == nullptr) return no_kernels("causal_conv1d_pool");
+  status = check_bounds("causal_conv1d_pool", "query_start_loc", p.query_start_loc, p.x.sizes[1]);
+  return status.code == CAUSAL_CONV1D_OK ? run_pool(p, num_threads) : status;
 }
 
 }  // namespace
@@ -169,6 +180,11 @@ causal_conv1d_status causal_conv1d_cpu_backward_with(
 causal_conv1d_status causal_conv1d_cpu_update(const causal_conv1d_update_params* params,
                                               int num_threads) {
   return checked("causal_conv1d_update", params, num_threads, run_update);
+}
+
+causal_conv1d_status causal_conv1d_cpu_pool(const causal_conv1d_pool_params* params,
+                                            int num_threads) {
+  return without_exceptions("causal_conv1d_pool", [&] { return pool(params, num_threads); });
 }
 
 causal_conv1d_status causal_conv1d_cpu_varlen_states(

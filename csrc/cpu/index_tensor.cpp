@@ -18,6 +18,11 @@ int64_t index_at(const Tensor& t, int64_t i, int64_t j) {
   return value;
 }
 
+bool flag_at(const Tensor& t, int64_t i) {
+  if (t.dtype == CAUSAL_CONV1D_INT32 || t.dtype == CAUSAL_CONV1D_INT64) return index_at(t, i) != 0;
+  return static_cast<const unsigned char*>(t.data)[i * t.strides[0]] != 0;
+}
+
 Tensor with_int32_ids(Tensor seq_idx, std::vector<int32_t>* memory) {
   if (!given(seq_idx) || seq_idx.dtype != CAUSAL_CONV1D_INT64) return seq_idx;
   const int64_t batch = seq_idx.sizes[0], seqlen = seq_idx.sizes[1];

@@ -12,6 +12,9 @@ namespace causal_conv1d {
 // Of an int32 or int64 tensor.
 int64_t index_at(const Tensor& t, int64_t i, int64_t j = 0);
 
+// Of a bool, uint8, int32 or int64 tensor of one dimension.
+bool flag_at(const Tensor& t, int64_t i);
+
 // ids of 64 bits, all of which fit 32, as a copy in `memory`: kernels read ids once a channel, for
 // which the copy is made once.
 Tensor with_int32_ids(Tensor seq_idx, std::vector<int32_t>* memory);

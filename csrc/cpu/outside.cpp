@@ -5,7 +5,6 @@
 #include "../element_size.h"
 
 namespace causal_conv1d {
-namespace {
 
 void copy_times(const Tensor& from, const Tensor& to, int64_t begin, int64_t end) {
   const int64_t size = element_size(to.dtype);
@@ -22,8 +21,6 @@ void copy_times(const Tensor& from, const Tensor& to, int64_t begin, int64_t end
     }
   }
 }
-
-}  // namespace
 
 void copy_outside(const Sequences& sequences, const Tensor& from, const Tensor& to) {
   if (!has_elements(to)) return;

@@ -8,17 +8,28 @@
 
 namespace causal_conv1d {
 
+// Of a pool's sequence: its slot, or -1 if it is skipped, the first column of its history there,
+// and the row of windows_out that it fills, or -1.
+struct PoolSequence {
+  int64_t slot, first_column, window_row;
+  bool has_history;
+};
+
 // Where sequences lie in x: each batch entry is one, or `count` of them are packed in the only
 // entry, sequence i at the times bounds[i] to bounds[i + 1].
 struct Sequences {
   int64_t dilation;
   const int64_t* bounds;  // null: not packed
   int64_t count;
+  const PoolSequence* pool;  // null: none
 };
 
+// Of a pool, initial_states are its states, which are changed.
 struct ForwardProblem : ForwardParams {
   Tensor pre_gate, post_gate, residual;
   Sequences sequences;
+  Tensor windows;
+  bool keeps_accepted;  // the states afterwards go back to the second input of the history
 };
 
 struct BackwardProblem : BackwardParams {

@@ -15,6 +15,8 @@ constexpr int64_t kStreamBytes = 16 << 20;
 // Bytes of a row that the direct kernels for channel_last walk along before the next rows: with
 // those of some rows the L1 cache holds them.
 constexpr int64_t kDirectBytes = 2048;
+// Channels of a tile where sequences are not divided, as threads are to share them.
+constexpr int64_t kPoolColumns = 512;
 // Rows of a chunk at least, so that what is done once for a chunk does not count.
 constexpr int64_t kDirectRows = 512;
 // Chunks of time are multiples of it: whole vectors.
@@ -36,12 +38,15 @@ void set_block(Tiling* t, Operation operation, int64_t size) {
     t->cols = 1;
     t->block = std::max<int64_t>(2048, wide);
   } else if (t->direct) {
-    t->cols = kDirectBytes / size;
+    t->cols = operation == Operation::kPool ? kPoolColumns : kDirectBytes / size;
     t->block = 1;
   } else {
     // Pieces of 512 bytes, 4096 elements a block: the fastest of 128 to 4096 columns on Zen 5.
     const bool narrow = size == 2 && operation == Operation::kForward;
-    t->cols = t->width > 64 ? 32 : update ? 512 : narrow ? 256 : 128;
+    t->cols = t->width > 64                             ? 32
+              : update || operation == Operation::kPool ? 512
+              : narrow                                  ? 256
+                                                        : 128;
     t->block = std::max<int64_t>(4096 / t->cols, wide);
   }
   t->cols = std::min(t->cols, std::max<int64_t>(1, t->dim));
@@ -54,7 +59,11 @@ void set_units(Tiling* t, Operation operation, int64_t dilation) {
   const int64_t total = t->batch * t->dim * t->seqlen;
   int64_t unit = std::min<int64_t>(1 << 20, std::max<int64_t>(1 << 16, total / 512));
   if (update) unit = 1 << 14;
-  if (t->direct && !t->channel_first) unit = std::max(unit, kDirectRows * t->cols);
+  if (operation == Operation::kPool) {
+    unit = 1 << 15;
+  } else if (t->direct && !t->channel_first) {
+    unit = std::max(unit, kDirectRows * t->cols);
+  }
   const int64_t whole = std::max<int64_t>(1, t->seqlen);
   const int64_t chunk = std::max(unit / t->cols, 8 * (t->width - 1) * dilation);
   t->chunk = update ? whole : std::min(whole, divide_up(chunk, kChunkStep) * kChunkStep);
@@ -79,7 +88,9 @@ Tiling make_tiling(const Tensor& x, const Tensor& weight, const Demand& demand) 
   t.gated = demand.gated;
   const bool update = demand.operation == Operation::kUpdate;
   const int64_t size = size_of(x.dtype);
-  t.channel_first = !is_channel_last(x) && !(update && t.seqlen < 32);
+  const bool pool = demand.operation == Operation::kPool;
+  const bool is_short = (update && t.seqlen < 32) || (pool && demand.average_length < 32);
+  t.channel_first = !is_channel_last(x) && !is_short;
   t.stream = t.batch * t.dim * t.seqlen * size >= kStreamBytes;
   t.direct = demand.has_direct && !update && !t.fp64 && !demand.seq_idx && !demand.gated &&
              t.width >= 2 && t.width <= 4;

@@ -8,7 +8,7 @@
 
 namespace causal_conv1d {
 
-enum class Operation { kForward, kBackward, kUpdate, kFinalStates };
+enum class Operation { kForward, kBackward, kUpdate, kPool, kFinalStates };
 
 // A unit is some batch entries x some channels x a chunk of time. It walks its channels `cols` at a
 // time (1 for channel_first), and time `block` rows at a time, so that the scratch memory stays in
@@ -31,6 +31,7 @@ struct Demand {
   bool has_direct;  // of the kernels that will be used
   bool seq_idx = false, gated = false;
   int64_t dilation = 1;
+  int64_t average_length = 0;  // of a pool's sequences
 };
 
 Tiling make_tiling(const Tensor& x, const Tensor& weight, const Demand& demand);

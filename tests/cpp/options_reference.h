@@ -2,8 +2,7 @@
 // precision, and calls of them. The letters are those of csrc/causal_conv1d.h.
 #pragma once
 
-#include <functional>
-#include <limits>
+#include <cstdlib>
 
 #include "reference.h"
 
@@ -214,6 +213,16 @@ struct OptionsBackward : Backward {
     gradients.residual_is_x = o.chosen.residual_is_x;
   }
 };
+
+// The seed of random cases and their number, for longer runs than those of the test command.
+inline unsigned test_seed() {
+  const char* const value = std::getenv("CAUSAL_CONV1D_TEST_SEED");
+  return value == nullptr ? 1 : static_cast<unsigned>(std::atoi(value));
+}
+inline int test_cases(int otherwise) {
+  const char* const value = std::getenv("CAUSAL_CONV1D_TEST_CASES");
+  return value == nullptr ? otherwise : std::atoi(value);
+}
 
 // Sequences of 0 to `longest` steps that fill `total`, but perhaps for some steps before and after.
 inline std::vector<int64_t> random_bounds(std::mt19937& random, int64_t total, int64_t longest) {

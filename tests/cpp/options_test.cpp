@@ -2,8 +2,6 @@
 // every instruction set that this machine runs.
 #include <gtest/gtest.h>
 
-#include <cstdlib>
-
 #include "../../csrc/cpu/dispatch.h"
 #include "options_reference.h"
 
@@ -66,14 +64,9 @@ void expect_matches(OptionsProblem& o, Layout layout) {
   }
 }
 
-int number(const char* variable, int otherwise) {
-  const char* const value = std::getenv(variable);
-  return value == nullptr ? otherwise : std::atoi(value);
-}
-
 TEST_P(WithOptions, RandomCasesMatchTheReference) {
-  std::mt19937 random(static_cast<unsigned>(number("CAUSAL_CONV1D_TEST_SEED", 1)));
-  for (int i = number("CAUSAL_CONV1D_TEST_CASES", 300); i > 0; --i) {
+  std::mt19937 random(test_seed());
+  for (int i = test_cases(300); i > 0; --i) {
     OptionsProblem o(random_choice(random));
     expect_matches(o, o.chosen.base.layout);
     if (HasFailure()) return;

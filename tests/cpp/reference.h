@@ -41,6 +41,7 @@ inline uint16_t half_bits(double value) {
   const double magnitude = round_to(std::fabs(value), 11, -13);
   if (std::isnan(value)) return 0x7e00;
   if (magnitude >= 65536) return sign | 0x7c00;
+  if (magnitude == 0) return sign;
   int exponent = 0;
   std::frexp(magnitude, &exponent);
   exponent = std::max(exponent, -13);

@@ -22,6 +22,7 @@
 #include "direct_scratch.h"
 #include "group_memory.h"
 #include "piece_rows.h"
+#include "pool_states.h"
 #include "tile.h"
 
 namespace causal_conv1d {
@@ -46,10 +47,9 @@ Tile start_tile(const Tiling& tiling, const Tensor& weight, const Tensor& bias, 
   return tile;
 }
 
-// The width - 1 rows before t0 to s.x, for channel_last in the order of groups.
+// The width - 1 rows before t0, which are in s.x, in the order of groups for channel_last.
 template <class T, int kWidth>
-void start_row(const Tile& tile, const Inputs& in, int64_t t0, const DirectScratch& s) {
-  load_halo(tile, in, t0, s.x);
+void order_halo(const Tile& tile, const Inputs& in, int64_t t0, const DirectScratch& s) {
   if (tile.channel_first || (t0 == 0 && !is_given(in.initial))) return;
   for (int k = 0; k < kWidth - 1; ++k) to_groups<T>(s.x + k * tile.pitch, padded(tile.cols));
 }
@@ -67,7 +67,9 @@ void forward_unit_as(const ForwardProblem& p, const Tiling& tiling, int64_t unit
       const ForwardRow row = row_of(p, piece);
       const Inputs& in = row.in;
       const Plane& out = row.out;
-      start_row<T, kWidth>(tile, in, t0, s);
+      load_halo(tile, in, t0, s.x);
+      if (p.sequences.pool != nullptr) leave_state(tile, p, piece, in.x, s.x, s.row);
+      order_halo<T, kWidth>(tile, in, t0, s);
       if (t0 == t1) {
         // no outputs
       } else if (tile.channel_first) {
@@ -105,7 +107,8 @@ void backward_unit_as(const BackwardProblem& p, const Tiling& tiling, int64_t un
     Pieces pieces(p.sequences, tiling, range, nullptr);
     for (Piece piece; pieces.next(&piece);) {
       const BackwardRow row = row_of(p, piece);
-      start_row<T, kWidth>(tile, row.in, piece.t0, s);
+      load_halo(tile, row.in, piece.t0, s.x);
+      order_halo<T, kWidth>(tile, row.in, piece.t0, s);
       if (tile.channel_first) {
         channel_first::BackwardWalk<T, kWidth>(row, p.silu != 0, d, piece.t0, piece.t1, s.w,
                                                s.bias[0], s.x, tiling.stream, s.totals)

@@ -12,14 +12,18 @@ namespace causal_conv1d {
 namespace {
 
 struct DirectScratch {
-  float *w, *bias, *x, *dz = nullptr, *sums = nullptr, *unused = nullptr, *edge = nullptr;
+  float *w, *bias, *x, *row = nullptr, *dz = nullptr, *sums = nullptr, *unused = nullptr,
+                       *edge = nullptr;
   double* totals = nullptr;
 
   DirectScratch(Arena* arena, int64_t width, int64_t pitch, bool backward) {
     w = arena->take<float>(width * pitch);
     bias = arena->take<float>(pitch);
     x = arena->take<float>((width - 1) * pitch);
-    if (!backward) return;
+    if (!backward) {
+      row = arena->take<float>(pitch);
+      return;
+    }
     dz = arena->take<float>((width - 1) * pitch);
     sums = arena->take<float>((width + 1) * pitch);
     unused = arena->take<float>((width + 1) * pitch);  // sums of rows that do not count

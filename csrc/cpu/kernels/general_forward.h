@@ -13,6 +13,7 @@
 #include "general_gates.h"
 #include "piece_rows.h"
 #include "pieces.h"
+#include "pool_states.h"
 #include "scratch.h"
 #include "seq_ids.h"
 #include "tile.h"
@@ -75,6 +76,7 @@ void forward_unit(const ForwardProblem& p, const Tiling& tiling, int64_t unit, c
     for (Piece piece; pieces.next(&piece);) {
       const ForwardRow row = row_of(p, piece);
       load_halo(tile, row.in, piece.t0, s.x);
+      if (p.sequences.pool != nullptr) leave_state(tile, p, piece, row.in.x, s.x, s.z);
       forward_rows<V>(tile, tiling, row, p.silu != 0, piece.t0, piece.t1, s);
       if (is_given(row.final_) && piece.t1 == piece.length) {
         store_block(tile, s.x, false, row.final_, 0, tile.width - 1);

@@ -22,8 +22,10 @@ inline ForwardRow row_of(const ForwardProblem& p, const Piece& piece) {
   const int64_t step = p.sequences.dilation;
   const auto like_x = [&](const Tensor& t) { return plane_of(t, piece.b, piece.start, step); };
   ForwardRow row;
-  row.in = {like_x(p.x), like_x(p.pre_gate),
-            plane_of(p.initial_states, piece.row, piece.initial, step)};
+  row.in = {like_x(p.x), like_x(p.pre_gate), {}};
+  if (piece.has_initial) {
+    row.in.initial = plane_of(p.initial_states, piece.row, piece.initial, step);
+  }
   row.out = like_x(p.out);
   row.post_gate = like_x(p.post_gate);
   row.residual = like_x(p.residual);

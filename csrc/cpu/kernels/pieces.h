@@ -19,7 +19,9 @@ struct Piece {
   int64_t end;              // the step that the final states precede
   bool has_end;             // of the whole sequence: there are inputs before its final states
   int64_t row;              // of the states
+  bool has_initial;         // if there are initial states
   int64_t initial, final_;  // first columns of the states
+  int64_t window_row;       // of a pool
 };
 
 class Pieces {
@@ -78,6 +80,7 @@ class Pieces {
 
   // Whether some of the sequence lies in the range, or where it would start if it is empty.
   bool is_here() const {
+    if (s_.pool != nullptr) return length_ > 0 && starts_here() && s_.pool[next_].slot >= 0;
     if (length_ > 0) return begin_ < range_.t1 && begin_ + length_ > range_.t0;
     return starts_here();
   }
@@ -100,11 +103,22 @@ class Pieces {
     piece->b = b_;
     piece->start = begin_ + r;
     piece->row = row_;
+    piece->has_initial = true;
     piece->end = steps_before(end_, r);
     piece->has_end = end_ > 0;
     piece->initial = r;
     piece->final_ = s_.dilation == 1 ? 0 : ((r - end_) % s_.dilation + s_.dilation) % s_.dilation;
+    if (s_.pool != nullptr) take_whole(s_.pool[row_], piece);
     return true;
+  }
+
+  // Of a pool, whoever has the start has all of a sequence: its state is changed, and out may be x.
+  void take_whole(const PoolSequence& sequence, Piece* piece) const {
+    piece->t1 = length_;
+    piece->has_initial = sequence.has_history;
+    piece->initial = sequence.first_column;
+    piece->row = sequence.slot;
+    piece->window_row = sequence.window_row;
   }
 
   const Sequences& s_;
