@@ -45,10 +45,8 @@ struct RowGeometry {
       simple_to_ = aligned.hi - TILE - max(dfinal ? p.width - 1 : 0, K::kRagged ? G : 0);
     }
     if (!K::SEQ && !p.silu) simple_from_ = kFar;
-    if (K::SEQ) {  // or registers would be spilled
-      keep(simple_from_);
-      keep(simple_to_);
-    }
+    keep(simple_from_);  // or they are computed again for every tile
+    keep(simple_to_);
   }
 
   // Of 4 * G lanes: whether the lane's place outside is one of dout.
