@@ -1,7 +1,7 @@
 // The backward of channel-first tensors: a warp walks down its part of a row, tile by tile, or down
 // several rows of one channel, one after the other. Tiles come by cp.async some steps ahead
 // (TilePipeline). The dz after a lane's own come from the next lane, and for lane 31 from the tile
-// before.
+// before (DzExchange).
 #include "backward.cuh"
 #include "find_matches.cuh"
 #include "launch.cuh"
@@ -30,23 +30,28 @@ class FirstWalk {
   static constexpr Access ACCESS = K::ACCESS;
   // Whether simple tiles have code of their own.
   static constexpr bool kSplit = EXACT || (WMAX == 8 && ACCESS == Access::kAligned);
+  // Twice, or the compiler would keep a predicate for each tap: so it gets those of a step by one
+  // instruction, for the sums and again for dx.
+  struct Same {
+    Matches<V, H> of_own;
+    Matches<V + H, H> of_later;
+  };
 
  public:
   __device__ __forceinline__ FirstWalk(const Args& p, const FirstWork<K>& work,
                                        const Segment& aligned, Pipeline& pipeline,
-                                       RowGeometry<K>& at, uint32_t head, int lane)
+                                       RowGeometry<K>& at, uint32_t head,
+                                       typename DzExchange<H>::Shared* dz, int lane)
       : p_(p),
         work_(work),
         aligned_(aligned),
         pipeline_(pipeline),
         at_(at),
         dx_(p.dx.at(work.b0 - 1, work.d, aligned.origin), p.dx.time, 0, 0, lane),
+        dz_(dz, lane),
         head_(head),
         lane_(lane),
-        next_lane_((lane + 1) % 32),
-        first_(EXACT ? 0 : WMAX - p.width) {
-    keep(next_lane_);
-  }
+        first_(EXACT ? 0 : WMAX - p.width) {}
 
   // All rows. mixed has loaded those of the first.
   __device__ __forceinline__ void rows(MixedTiles<K>& mixed, Registers& r) {
@@ -57,24 +62,28 @@ class FirstWalk {
       const int64_t dx_time = ACCESS == Access::kStrided ? p_.dx.time : 1;
       dx_.row(p_.dx.batch + (offset_before - at_.offset()) * dx_time, max(at_.s.lo, 0), at_.s.end);
       int edge_step = dx_.edge_step();
-      if (ACCESS != Access::kStrided) keep(edge_step);
-      if (K::kRagged) keep(at_.outside);
+      if (K::kRagged) {
+        keep(edge_step);
+        keep(at_.outside);
+      }
       offset_before = at_.offset();
       at_.set_next_offset(work_);
       const int last = last_tile<TILE>(at_.s);
       uint64_t mixed_tiles = 0;  // from the highest bit on
+      const uint8_t* matches = nullptr;
       if (SEQ && p_.matches != nullptr) {
+        matches = p_.matches + b * p_.matches_pitch + kMatchesBefore + at_.s.origin + lane_ * V;
+        keep(matches);
         mixed_tiles = mixed.get(last);
         if (left > 1) {
           const int next_last = last_tile<TILE>(aligned_.with(at_.offset()));
           mixed.load(p_, b + 1, aligned_.origin, next_last, lane_);
         }
       }
-      float above[H] = {};  // dz[0..H) of lane 0 of the tile above
-      if (at_.s.end < at_.s.hi) dz_after(b, r, above);
+      dz_.begin(at_.s.end < at_.s.hi ? dz_after(b, r) : 0.0f);
 #pragma unroll 1
       for (int base = last; base >= 0; base -= TILE) {
-        step(b, base, edge_step, SEQ && static_cast<int64_t>(mixed_tiles) < 0, above, r);
+        step(b, base, edge_step, SEQ && static_cast<int64_t>(mixed_tiles) < 0, matches, r);
         if (SEQ) mixed_tiles <<= 1;
       }
       dx_.flush(head_);
@@ -83,7 +92,7 @@ class FirstWalk {
 
  private:
   // The H dz after the part, one per lane.
-  __device__ __forceinline__ void dz_after(int64_t b, const Registers& r, float (&above)[H]) const {
+  __device__ __forceinline__ float dz_after(int64_t b, const Registers& r) const {
     const Segment& s = at_.s;
     const uint32_t d = work_.d;
     const SeqIdx ids = p_.seq_idx.from(b, s.origin);
@@ -101,16 +110,27 @@ class FirstWalk {
           return !SEQ || __shfl_sync(0xffffffff, id_of, lane_ + k) == id ? xk : 0.0f;
         });
     const float own = p_.gradient(z, g);  // of all lanes, which part less so
-    const float dz = has_dz && id >= 0 ? own : 0.0f;
-#pragma unroll
-    for (int j = 0; j < H; ++j) above[j] = __shfl_sync(0xffffffff, dz, j);
+    return has_dz && id >= 0 ? own : 0.0f;
   }
 
-  // The tile at base: waits for it, and writes its dx. mixed: not all ids in reach are one.
+  // The tile at base: waits for it, and writes its dx. mixed: not all ids in reach are one; matches
+  // are those of the tile at 0, from the lane's first step on.
   __device__ __forceinline__ void step(int64_t b, int base, int edge_step, bool mixed,
-                                       float (&above)[H], Registers& r) {
+                                       const uint8_t* matches, Registers& r) {
     const bool plain = base >= at_.first_plain && base <= at_.last_plain;
     const bool simple = base >= at_.first_simple && base <= at_.last_simple;
+    // With EXACT and SEQ there are always matches, and few other tiles than simple ones.
+    if (EXACT && SEQ && !simple) mixed = true;
+    Same same;
+    if (SEQ && mixed) {  // long before they are used
+      if (ACCESS == Access::kAligned && V == 8) {
+        same.of_own.load_aligned(matches + base);
+        same.of_later.load_aligned(matches + base);
+      } else {
+        same.of_own.load(matches + base);
+        same.of_later.load(matches + base);
+      }
+    }
     pipeline_.next(p_, work_, aligned_);
     const uint32_t own_x = pipeline_.own_x() + at_.line_x;
     const uint32_t own_g = pipeline_.own_dout() + at_.line_g;
@@ -121,17 +141,16 @@ class FirstWalk {
     pipeline_.advance();
     float h[H + V], g[V];
 #pragma unroll
-    for (int j = 0; j < H + V; ++j) h[j] = xs.get(WMAX - H + j);
+    for (int j = 0; j < H + V; ++j) h[j] = xs.get(K::HP - H + j);
 #pragma unroll
     for (int j = 0; j < V; ++j) g[j] = gs.get(j);
     Pack<T, V> tile;
-    // With EXACT and SEQ there are always matches, and few other tiles than simple ones.
-    if (SEQ && (mixed || (EXACT && !simple))) {
-      tile = gradients<false, SEQ>(b, base, plain, h, g, above, r);
+    if (SEQ && mixed) {
+      tile = gradients<false, SEQ>(b, base, plain, simple, h, g, same, r);
     } else if (kSplit && simple) {
-      tile = gradients<kSplit, false>(b, base, plain, h, g, above, r);
+      tile = gradients<kSplit, false>(b, base, plain, simple, h, g, same, r);
     } else if constexpr (!(EXACT && SEQ)) {
-      tile = gradients<false, false>(b, base, plain, h, g, above, r);
+      tile = gradients<false, false>(b, base, plain, simple, h, g, same, r);
     }
     dx_.store(plain, base, tile, room, head_, edge_step);
   }
@@ -159,29 +178,22 @@ class FirstWalk {
   // From x~ and g to dx and the sums. PLAIN: the tile is a simple one. MIXED: not all ids in reach
   // are one.
   template <bool PLAIN, bool MIXED>
-  __device__ __forceinline__ Pack<T, V> gradients(int64_t b, int base, bool plain,
+  __device__ __forceinline__ Pack<T, V> gradients(int64_t b, int base, bool plain, bool simple,
                                                   float (&h)[H + V], const float (&g)[V],
-                                                  float (&above)[H], Registers& r) const {
+                                                  Same& same, Registers& r) {
     const Segment& s = at_.s;
     const uint32_t d = work_.d;
     const int t = base + lane_ * V;
-    Matches<V + H, H> same;
-    if (MIXED) same.load(p_.matches + b * p_.matches_pitch + kMatchesBefore + s.origin + t);
-    if (!PLAIN && p_.initial_states.given() && s.lo >= 0 && base <= s.lo) {
+    if (!PLAIN && !simple && p_.initial_states.given() && s.lo >= 0 && base <= s.lo) {
       take_states<H>(p_, b, d, lane_, first_, t, s.lo, h);
     }
-    if (MIXED) {
-#pragma unroll
-      for (int i = 0; i < V; ++i) {
-        if (same.is_padding(i)) h[H + i] = 0.0f;  // only its own tap would still meet it
-      }
-    }
+    const int first = MIXED ? 0 : first_;  // mixed tiles know by `same`
     float dz[V];
 #pragma unroll
     for (int i = 0; i < V; ++i) {
       dz[i] = convolve<WMAX>(
-          r.bias, first_, [&](int k) { return r.w[k]; },
-          [&](int k) { return !MIXED || same.takes(i, k) ? h[i + k] : 0.0f; });
+          r.bias, first, [&](int k) { return r.w[k]; }, [&](int k) { return h[i + k]; },
+          [&](int k) { return !MIXED || same.of_own.takes(i, k); });
     }
     if constexpr (PLAIN && !SEQ) {
 #pragma unroll
@@ -189,24 +201,35 @@ class FirstWalk {
     } else {
       p_.gradients(g, true, dz);
     }
-    add_to_sums<PLAIN, MIXED>(t, plain, same, h, dz, r);
-
+    if (MIXED) {
+      if (!simple) {
+#pragma unroll
+        for (int i = 0; i < V; ++i) {
+          if (t + i < s.lo || t + i >= s.hi) same.of_own.set_padding(i);
+        }
+      }
+      if (same.of_own.has_padding()) {
+#pragma unroll
+        for (int i = 0; i < V; ++i) {
+          if (!same.of_own.is_padding(i)) continue;
+          dz[i] = 0.0f;
+          h[H + i] = 0.0f;  // only its own tap still meets it
+        }
+      }
+    }
     float q[V + H];  // dz, and those after
 #pragma unroll
     for (int i = 0; i < V; ++i) q[i] = dz[i];
-#pragma unroll
-    for (int j = 0; j < H; ++j) {
-      q[V + j] = __shfl_sync(0xffffffff, lane_ == 0 ? above[j] : dz[j], next_lane_);
-      above[j] = dz[j];
-    }
+    dz_.template exchange<V>(q);
+    add_to_sums<PLAIN, MIXED>(t, plain, same, h, dz, r);
     float a[V];
-#pragma unroll
-    for (int i = 0; i < V; ++i) {
-      a[i] = correlate<WMAX>(
-          first_, [&](int k) { return r.w[k]; },
-          [&](int j) { return !MIXED || same.takes(i + j, H - j) ? q[i + j] : 0.0f; });
-    }
-    if (!PLAIN && p_.dfinal_states.given() && base > s.hi - (p_.width - 1) - TILE) {
+    correlate_steps<WMAX, V>([&](int k) { return r.w[k]; }, q,
+                             [&](int m, int k) {
+                               return has_tap<WMAX>(k, first) &&
+                                      (!MIXED || same.of_later.takes(m, k));
+                             },
+                             a);
+    if (!PLAIN && !simple && p_.dfinal_states.given() && base > s.hi - (p_.width - 1) - TILE) {
       const int last = p_.width - 1;
       const float mine = load_nearest(p_.dfinal_states, b, d, lane_, last);
 #pragma unroll
@@ -218,31 +241,28 @@ class FirstWalk {
     return pack<T>(a);
   }
 
-  // Makes dz of padding zero, too. Outside the row g and so dz are zero. Such a dz may meet an x~
-  // that is not finite; with SiLU the sums are NaN then all the same, and so is the dx that a dz of
-  // NaN there reaches.
+  // Outside the row g and so dz are zero. Such a dz may meet an x~ that is not finite; with SiLU
+  // the sums are NaN then all the same, and so is the dx that a dz of NaN there reaches.
   template <bool PLAIN, bool MIXED>
-  __device__ __forceinline__ void add_to_sums(int t, bool plain, const Matches<V + H, H>& same,
-                                              const float (&h)[H + V], float (&dz)[V],
+  __device__ __forceinline__ void add_to_sums(int t, bool plain, const Same& same,
+                                              const float (&h)[H + V], const float (&dz)[V],
                                               Registers& r) const {
     const auto dweight = [&](int k) -> float& { return r.dw[k]; };
+    const bool every = PLAIN || MIXED || p_.silu || plain;  // step counts
 #pragma unroll
-    for (int i = 0; i < V; ++i) {
-      if (MIXED) dz[i] = same.is_padding(i) ? 0.0f : dz[i];
-      r.db += dz[i];
-    }
-    if (PLAIN || (!MIXED && (p_.silu || plain))) {
+    for (int i = 0; i < V; ++i) r.db += dz[i];
+    if (every) {
 #pragma unroll
       for (int i = 0; i < V; ++i) {
-        accumulate<WMAX>(dz[i], first_, dweight, [&](int k) { return h[i + k]; });
+        accumulate<WMAX>(
+            dz[i], MIXED ? 0 : first_, dweight, [&](int k) { return h[i + k]; },
+            [&](int k) { return !MIXED || same.of_own.takes(i, k); });
       }
     } else {
 #pragma unroll
       for (int i = 0; i < V; ++i) {
         const bool inside = t + i >= at_.s.lo && t + i < at_.s.hi;
-        accumulate<WMAX>(dz[i], first_, dweight, [&](int k) {
-          return inside && (!MIXED || same.takes(i, k)) ? h[i + k] : 0.0f;
-        });
+        accumulate<WMAX>(dz[i], first_, dweight, [&](int k) { return inside ? h[i + k] : 0.0f; });
       }
     }
   }
@@ -253,9 +273,9 @@ class FirstWalk {
   Pipeline& pipeline_;
   RowGeometry<K>& at_;
   RowWriter<T, V, ACCESS> dx_;
+  DzExchange<H> dz_;
   const uint32_t head_;
   const int lane_;
-  int next_lane_;
   const int first_;
 };
 
@@ -302,6 +322,7 @@ __global__ void __launch_bounds__(kThreads, kFirstBlocks<K>)
   pdl_wait();
   __shared__ typename Pipeline::Ring rings[kWarps];
   __shared__ Pack<T, K::ACCESS == Access::kUnit ? kPerVector<T> : 1> heads[kWarps];
+  __shared__ typename DzExchange<K::H>::Shared dz[kWarps];
   __shared__ float sums[K::WMAX + 1][kWarps];
   FirstRegisters<K> r;
 #pragma unroll
@@ -324,7 +345,7 @@ __global__ void __launch_bounds__(kThreads, kFirstBlocks<K>)
   }
   RowGeometry<K> at(p, work, aligned, ragged_end, lane);
   const uint32_t head = shared_address(&heads[threadIdx.x / 32]);
-  FirstWalk<K>(p, work, aligned, pipeline, at, head, lane).rows(mixed, r);
+  FirstWalk<K>(p, work, aligned, pipeline, at, head, &dz[threadIdx.x / 32], lane).rows(mixed, r);
 
   pdl_launch();  // measured faster here than at the beginning
   if (p.sums) store_sums<K>(p, work, lane, sums, r);
@@ -335,16 +356,18 @@ __global__ void __launch_bounds__(kThreads, kFirstBlocks<K>)
 template <typename T>
 cudaError_t launch_backward_channel_first(const BackwardArgs<T>& p, const BackwardPlan& plan,
                                           cudaStream_t stream) {
-  if (p.matches != nullptr) {
-    auto find = p.width <= 4 ? find_matches<3> : find_matches<7>;
-    const cudaError_t e =
-        launch_pdl(find, p.batch * p.matches_pitch, stream, p.seq_idx, p.seqlen, p.matches_pitch,
-                   const_cast<uint8_t*>(p.matches), const_cast<uint8_t*>(p.mismatches));
-    if (e != cudaSuccess) return e;
-  }
   const Case wanted{p.width, p.seq_idx.data != nullptr, plan.access, false};
   const int64_t warps = plan.whole ? p.dim << plan.part_bits : p.parts * p.dim;
   const auto launch_variant = [&](auto variant) {
+    using K = decltype(variant);
+    if (p.matches != nullptr) {
+      const int first = K::EXACT ? 0 : K::WMAX - p.width;
+      const cudaError_t e =
+          launch_pdl(find_matches<K::H>, p.batch * p.matches_pitch, stream, p.seq_idx, p.seqlen,
+                     p.matches_pitch, first, const_cast<uint8_t*>(p.matches),
+                     const_cast<uint8_t*>(p.mismatches));
+      if (e != cudaSuccess) return e;
+    }
     return launch_pdl(backward_channel_first<decltype(variant)>, warps * 32, stream, p);
   };
   return p.width <= 4 ? with_variant(typename Tables<T, 4>::First{}, wanted, launch_variant)

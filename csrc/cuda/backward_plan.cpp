@@ -76,6 +76,7 @@ BackwardPlan::BackwardPlan(const BackwardParams& params, const Options& options,
   }
   const bool sums = given(params.dweight) || given(params.dbias);
   if (sums && !whole) partials = parts * (width + 1) * dim * (size == 8 ? 8 : 4);
+  if (matches_pitch > 0) partials = ceil_div(partials, 8) * 8;  // matches are read by 8 bytes
   workspace = partials + batch * (matches_pitch + matches_pitch / kThreads);
 }
 

@@ -7,13 +7,14 @@
 namespace causal_conv1d::gpu {
 
 // The bytes of Matches, one per thread, and for each block whether those from 8 before it to 8
-// after it are not all matches. Steps outside the row have the id of the nearest inside: no tile is
-// mixed for their sake, and a step after the row, whose dz is zero if x~ is finite, meets no x~
-// that nothing else there meets.
+// after it are not all matches; of the taps from `first` on, as match_byte() takes it. Steps
+// outside the row have the id of the nearest inside: no tile is mixed for their sake, and a step
+// after the row, whose dz is zero if x~ is finite, meets no x~ that nothing else there meets.
 template <int H>
 __global__ void __launch_bounds__(kThreads)
-    find_matches(const SeqIdx seq_idx, int64_t seqlen, int64_t pitch, uint8_t* matches,
+    find_matches(const SeqIdx seq_idx, int64_t seqlen, int64_t pitch, int first, uint8_t* matches,
                  uint8_t* mismatches) {
+  const uint32_t all = kAllMatch<H> & ~0u << first;
   int64_t i;
   const int64_t n = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   const int64_t b = split(n, pitch, &i);
@@ -22,16 +23,16 @@ __global__ void __launch_bounds__(kThreads)
     int id[H + 1];
 #pragma unroll
     for (int k = 0; k <= H; ++k) id[k] = id_of(t - H + k);
-    return match_byte<H>(id);
+    return match_byte<H>(id, first);
   };
   pdl_wait();
   pdl_launch();
   const int64_t t = i - kMatchesBefore;
   const uint32_t match = match_of(t);
   matches[n] = static_cast<uint8_t>(match);
-  bool differs = match != kAllMatch<H>;
+  bool differs = match != all;
   if (threadIdx.x < 8) {
-    differs |= match_of(t - 8) != kAllMatch<H> || match_of(t + kThreads) != kAllMatch<H>;
+    differs |= match_of(t - 8) != all || match_of(t + kThreads) != all;
   }
   differs = __syncthreads_or(differs) != 0;
   if (threadIdx.x == 0) mismatches[blockIdx.x] = differs;

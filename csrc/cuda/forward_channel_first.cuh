@@ -40,14 +40,18 @@ template <typename K>
 class ForwardTiles {
   using T = typename K::Element;
   using Args = ForwardArgs<T>;
-  using Reader = RowReader<T, K::V, K::WMAX, K::ACCESS>;
+  using Reader = RowReader<T, K::V, K::HP, K::ACCESS>;
   using Raw = typename Reader::Raw;
   static constexpr int V = K::V, H = K::H, WMAX = K::WMAX, TILE = K::TILE;
   static constexpr bool SEQ = K::SEQ, EXACT = K::EXACT;
   static constexpr Access ACCESS = K::ACCESS;
   static constexpr int kEarly = ACCESS == Access::kUnit ? kPerVector<T> - 1 : 0;
-  using Ids = ChunkMatches<kTiles, TILE, V, H, kEarly>;
-  // At the end of a tensor, where it is rare, code for tiles with one id is spared.
+  using Ids = ChunkMatches<V, H, kEarly>;
+  // Whether tiles after the row are computed, too; else there is a branch, which keeps the compiler
+  // from mixing the code of tiles, and so saves registers.
+  static constexpr bool kAllTiles = EXACT && WMAX <= 4;
+  static_assert(kTiles == kWarps, "each warp of a block looks at the ids of one tile");
+  // Where it is rare, code for tiles with one id is spared.
   static constexpr bool kOnlyMixed = SEQ && ACCESS == Access::kUnit;
 
  public:
@@ -94,19 +98,13 @@ class ForwardTiles {
     parameters_.get(p_, w, bias);
 #pragma unroll
     for (int i = 0; i < N; ++i) {
-      if ((mixed >> i & 1) != 0 || (!EXACT && i * TILE >= s_.end)) continue;
-      if (i == 0) {
+      if (!kAllTiles && i * TILE >= s_.end) continue;
+      if (SEQ && (kOnlyMixed || (mixed >> i & 1) != 0)) {
+        tile<true, SEQ>(i * TILE, raw[i], w, bias);
+      } else if (i == 0) {
         tile<true, false>(0, raw[i], w, bias);
       } else {
         tile<false, false>(i * TILE, raw[i], w, bias);
-      }
-    }
-    if constexpr (SEQ) {
-#pragma unroll 1
-      for (int i = 0; i < N; ++i) {
-        if ((mixed >> i & 1) != 0) {
-          tile<true, true>(i * TILE, x_.vectors(i * TILE), w, bias);
-        }
       }
     }
   }
@@ -135,7 +133,7 @@ class ForwardTiles {
     if constexpr (SEQ) {
       const Segment chunk = s_.with(-offset_);
       const SeqIdx ids = p_.seq_idx.from(row_.b, chunk.origin);
-      return Ids(shared_).find_mixed(ids, chunk.lo, chunk.hi, kOnlyMixed && !x_.whole(s_.end));
+      return Ids(shared_).find_mixed(ids, chunk.lo, chunk.hi, first_);
     }
     return 0;
   }
@@ -148,7 +146,7 @@ class ForwardTiles {
     const auto xs = x_.own(raw);
     float h[H + V], z[V];
 #pragma unroll
-    for (int j = 0; j < H + V; ++j) h[j] = xs.get(WMAX - H + j);
+    for (int j = 0; j < H + V; ++j) h[j] = xs.get(K::HP - H + j);
     if (EDGE && K::kRagged && base <= s_.lo) {
 #pragma unroll
       for (int j = 0; j < H + V; ++j) h[j] = t - H + j < s_.lo ? 0.0f : h[j];
@@ -161,14 +159,14 @@ class ForwardTiles {
 #pragma unroll
     for (int j = 0; j < V; ++j) {
       z[j] = convolve<WMAX>(
-          bias, first_, [&](int k) { return w[k]; },
-          [&](int k) { return !MIXED || same.takes(j, k) ? h[j + k] : 0.0f; });
+          bias, MIXED ? 0 : first_, [&](int k) { return w[k]; }, [&](int k) { return h[j + k]; },
+          [&](int k) { return !MIXED || same.takes(j, k); });
     }
     if (p_.silu) {
 #pragma unroll
       for (int j = 0; j < V; ++j) z[j] = silu<T>(z[j]);
     }
-    if (MIXED) {
+    if (MIXED && same.has_padding()) {
 #pragma unroll
       for (int j = 0; j < V; ++j) z[j] = same.is_padding(j) ? 0.0f : z[j];
     }
@@ -194,7 +192,8 @@ class ForwardTiles {
 
 template <typename K>
 constexpr int kForwardFirstBlocks =
-    K::WMAX == 8 ? 4 - K::SEQ : (K::SEQ ? 5 : (K::ACCESS == Access::kUnit ? 7 : 9));
+    K::EXACT ? (K::WMAX > 4 ? 8 - 2 * K::SEQ : (K::ACCESS == Access::kUnit ? 7 : 9 - K::SEQ))
+             : (K::WMAX > 4 ? 4 - K::SEQ : (K::SEQ ? 5 : (K::ACCESS == Access::kUnit ? 7 : 9)));
 
 template <typename K>
 __global__ void __launch_bounds__(kThreads, kForwardFirstBlocks<K>)

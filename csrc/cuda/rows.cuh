@@ -169,6 +169,7 @@ class RowWriter {
   // step is edge_step().
   __device__ __forceinline__ void store(bool inside, int base, const Pack<T, V>& tile,
                                         uint32_t room, uint32_t head, int step) const {
+    if (ACCESS == Access::kAligned) return write_vectors(base, tile);
     if (ACCESS == Access::kUnit && shift_ != 0) {
       const uint32_t own = room + lane_ * kBytes;
       __syncwarp();

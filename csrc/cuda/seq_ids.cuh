@@ -1,10 +1,11 @@
 // seq_idx: an input counts for a step if both have one id; a step whose id is negative is padding.
 //
 // Most tiles have one id and need no more care than without seq_idx: one_id(), mixed_groups() and
-// IdWindow tell which. The others are "mixed", and ask for each tap of each step: takes() and
+// ChunkMatches tell which. The others are "mixed", and ask for each tap of each step: takes() and
 // is_padding() of IdMatches, which holds ids, or of Matches, which holds a byte per step.
 #pragma once
 
+#include "pack.cuh"
 #include "ptx.cuh"
 #include "schedule.cuh"
 #include "views.cuh"
@@ -55,21 +56,8 @@ inline SeqIdx seq_idx_view(const Tensor& t) {
   return {static_cast<const int32_t*>(t.data), t.strides[0] * words, t.strides[1] * words};
 }
 
-// The ids of N steps from t on of the row [lo, hi), ids.data being at t = 0. As for x~, steps
-// before the row have the id of its first; those after it have -1.
-template <int N>
-__device__ __forceinline__ void load_ids(const SeqIdx& ids, int t, int lo, int hi, int (&id)[N]) {
-  if (t >= lo && t + N <= hi && ids.time == 1) {
-    const int32_t* p = ids.data + t;
-#pragma unroll
-    for (int i = 0; i < N; ++i) id[i] = p[i];
-    return;
-  }
-#pragma unroll
-  for (int i = 0; i < N; ++i) id[i] = t + i < hi ? ids.at(0, max(t + i, lo)) : -1;
-}
-
-// The same of the row [0, seqlen).
+// The ids of N steps from t on of the row [0, seqlen). As for x~, steps before the row have the id
+// of its first; those after it have -1.
 template <int N>
 __device__ __forceinline__ void load_ids(const SeqIdx& ids, int64_t t, int64_t seqlen,
                                          int (&id)[N]) {
@@ -108,39 +96,6 @@ __device__ __forceinline__ uint64_t mixed_groups(const SeqIdx& ids, int first, i
   return mixed;
 }
 
-// Whether N steps from base on have one id, and that is not negative: load() starts to load them,
-// one() answers. Steps outside [lo, hi) count as the nearest inside.
-template <int N>
-class IdWindow {
-  static constexpr int kEach = (N + 31) / 32;
-
- public:
-  __device__ __forceinline__ void load(const SeqIdx& ids, int base, int lo, int hi, int lane) {
-    if (base >= lo && base + N <= hi && ids.time == 1) {
-      const int32_t* p = ids.data + base + lane;
-#pragma unroll
-      for (int i = 0; i < kEach - 1; ++i) id_[i] = p[i * 32];
-      id_[kEach - 1] = ids.data[base + min(lane + (kEach - 1) * 32, N - 1)];
-      return;
-    }
-#pragma unroll
-    for (int i = 0; i < kEach; ++i) {
-      const int t = base + min(i * 32 + lane, N - 1);
-      id_[i] = ids.at(0, max(min(t, hi - 1), lo));
-    }
-  }
-  __device__ __forceinline__ bool one() const {
-    const int any = __shfl_sync(0xffffffff, id_[0], 0);
-    bool same = any >= 0;
-#pragma unroll
-    for (int i = 0; i < kEach; ++i) same &= id_[i] == any;
-    return __all_sync(0xffffffff, same);
-  }
-
- private:
-  int id_[kEach] = {};
-};
-
 // For N steps and the H before each: the ids.
 template <int N, int H>
 struct IdMatches {
@@ -156,12 +111,13 @@ constexpr uint32_t kPadding = 0x80;
 template <int H>
 constexpr uint32_t kAllMatch = (1u << H) - 1;
 
-// That of a step of id[H], the ids before it being id[0], ... id[H - 1].
+// That of a step of id[H], the ids before it being id[0], ... id[H - 1]. Taps before `first` do not
+// count: see has_tap().
 template <int H>
-__device__ __forceinline__ uint32_t match_byte(const int (&id)[H + 1]) {
+__device__ __forceinline__ uint32_t match_byte(const int* id, int first = 0) {
   uint32_t match = 0;
 #pragma unroll
-  for (int k = 0; k < H; ++k) match |= id[k] == id[H] ? 1u << k : 0;
+  for (int k = 0; k < H; ++k) match |= k >= first && id[k] == id[H] ? 1u << k : 0;
   return id[H] < 0 ? kPadding : match;
 }
 
@@ -181,6 +137,17 @@ class Matches {
       const uint32_t own = next;
       next = words[i + 1];
       of_[i] = __funnelshift_r(own, next, 8 * offset);
+    }
+  }
+  // The same from an address that is a multiple of 8, if N is more than 4. It may read more bytes,
+  // up to a multiple of 8. The compiler takes what two calls load for different values.
+  __device__ __forceinline__ void load_aligned(const uint8_t* bytes) {
+    constexpr int kLoads = (kWords + 1) / 2;
+#pragma unroll
+    for (int i = 0; i < kLoads; ++i) {
+      const auto two = Pack<uint32_t, 2>::load(bytes + 8 * i);
+      of_[2 * i] = two.w[0];
+      if (2 * i + 1 < kWords) of_[2 * i + 1] = two.w[1];
     }
   }
   // Loads them from shared memory, from byte `at` on; N is a multiple of 4.
@@ -210,67 +177,105 @@ class Matches {
   __device__ __forceinline__ bool is_padding(int i) const {
     return (of_[i / 4] & kPadding << i % 4 * 8) != 0;
   }
+  // Whether any step is padding. N is a multiple of 4.
+  __device__ __forceinline__ bool has_padding() const {
+    uint32_t any = 0;
+#pragma unroll
+    for (int i = 0; i < kWords; ++i) any |= of_[i];
+    return (any & kPadding * 0x01010101u) != 0;
+  }
+  // Makes padding of step i.
+  __device__ __forceinline__ void set_padding(int i) {
+    of_[i / 4] = (of_[i / 4] & ~(0xffu << i % 4 * 8)) | kPadding << i % 4 * 8;
+  }
 
  private:
   uint32_t of_[kWords] = {};
 };
 
-// The bytes of TILES tiles in shared memory, for a block whose warps have the same steps of several
-// channels. The tiles of a row may begin up to EARLY steps before those of the chunk, which begins
-// at step 0 here.
-template <int TILES, int TILE, int V, int H, int EARLY>
+// The bytes of a block's chunk in shared memory, for a block whose warps have the same steps of
+// several channels: a tile of 32 * V steps for each warp. The tiles of a row may begin up to EARLY
+// steps before those of the chunk, which begins at step 0 here.
+template <int V, int H, int EARLY>
 class ChunkMatches {
-  enum : int { kAll = 2, kSteps = TILES * TILE + EARLY };
-  static_assert(TILES == kWarps, "each warp looks at the ids of one tile");
+  static constexpr int TILE = 32 * V, kBefore = H <= 4 ? 4 : 8, kEarly = (EARLY + 7) / 8 * 8;
 
  public:
-  struct alignas(8) Shared {
-    uint8_t matches[(kSteps + 3) / 4 * 4 + 4];  // load_shared() reads a word more
-    uint8_t mixed[TILES];                       // per tile; kAll: all tiles are to count as mixed
+  struct alignas(16) Shared {
+    uint8_t matches[kEarly + kWarps * TILE + (EARLY > 0 ? 4 : 0)];  // load() reads a word more
+    bool mixed[kWarps];
   };
 
   __device__ __forceinline__ explicit ChunkMatches(Shared* shared) : shared_(shared) {}
 
-  // Finds which tiles are mixed, a bit each, and their bytes. With `all`, of any warp, every tile
-  // counts as mixed. All threads of the block must call it, maybe in different places. ids.data is
-  // at step 0, the row is [lo, hi).
+  // Finds which tiles have several ids or padding, a bit each; each warp looks at one. All threads
+  // of the block must call it, maybe in different places. ids.data is at step 0; steps outside [lo,
+  // hi) have the id of the nearest inside. first: see match_byte().
   __device__ __forceinline__ uint32_t find_mixed(const SeqIdx& ids, int lo, int hi,
-                                                 bool all) const {
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    constexpr int kBefore = EARLY + H;
-    IdWindow<TILE + kBefore> window;  // a tile per warp
-    window.load(ids, warp * TILE - kBefore, lo, hi, lane);
-    const bool several = !window.one();
-    if (lane == 0) shared_->mixed[warp] = static_cast<uint8_t>(all ? int(kAll) : several);
-    synchronize_warps();
-    uint32_t mixed = 0;
+                                                 int first) const {
+    const int warp = threadIdx.x / 32, t = threadIdx.x * V;
+    int id[kBefore + V];  // of the lane's V steps, and those before
+    load(ids, t - kBefore, lo, hi, id);
+    bool one = id[kBefore] >= 0;
 #pragma unroll
-    for (int i = 0; i < TILES; ++i) {
-      mixed |= shared_->mixed[i] == kAll ? (1u << TILES) - 1 : uint32_t(shared_->mixed[i]) << i;
-    }
-    if (mixed == 0) return 0;
-#pragma unroll 1
-    for (int i = 0; i < TILES; ++i) {
-      if ((mixed >> i & 1) == 0) continue;
-      for (int n = threadIdx.x; n < TILE + EARLY; n += kThreads) {
-        const int t = i * TILE - EARLY + n;
-        int id[H + 1];
-        load_ids(ids, t - H, lo, hi, id);
-        shared_->matches[t + EARLY] = static_cast<uint8_t>(match_byte<H>(id));
+    for (int i = kBefore - H; i < kBefore + V; ++i) one &= id[i] == id[kBefore];
+    const bool mixed = !__all_sync(0xffffffff, one);  // the steps of two lanes overlap
+    if (mixed || EARLY > 0) {
+      uint32_t words[V / 4] = {};
+#pragma unroll
+      for (int i = 0; i < V; ++i) {
+        words[i / 4] |= match_byte<H>(&id[kBefore - H + i], first) << i % 4 * 8;
+      }
+#pragma unroll
+      for (int i = 0; i < V / 4; ++i) {
+        reinterpret_cast<uint32_t*>(shared_->matches + kEarly + t)[i] = words[i];
       }
     }
+    bool early = false;  // in warp 0: whether those before the chunk are mixed
+    if (EARLY > 0 && warp == 0) {
+      const int lane = min(static_cast<int>(threadIdx.x), EARLY - 1);
+      int before[H + 1];
+      load(ids, -1 - lane - H, lo, hi, before);
+      const uint32_t match = match_byte<H>(before, first);
+      shared_->matches[kEarly - 1 - lane] = static_cast<uint8_t>(match);
+      early = __any_sync(0xffffffff, match != (kAllMatch<H> & ~0u << first));
+    }
+    if (threadIdx.x % 32 == 0) shared_->mixed[warp] = mixed || early;
     synchronize_warps();
-    return mixed;
+    uint32_t bits = 0;
+#pragma unroll
+    for (int i = 0; i < kWarps; ++i) bits |= uint32_t(shared_->mixed[i]) << i;
+    return EARLY > 0 ? bits | bits << 1 : bits;
   }
 
-  // Those of the V steps from t on, which are in a mixed tile.
+  // Those of the V steps from t on, which are in a mixed tile, or EARLY > 0.
   __device__ __forceinline__ Matches<V, H> load(int t) const {
     Matches<V, H> matches;
-    matches.template load_shared<EARLY == 0>(shared_->matches, t + EARLY);
+    matches.template load_shared<EARLY == 0>(shared_->matches, t + kEarly);
     return matches;
   }
 
  private:
+  template <int N>
+  static __device__ __forceinline__ void load(const SeqIdx& ids, int t, int lo, int hi,
+                                              int (&id)[N]) {
+    const int32_t* p = ids.data + t;
+    if (N % 4 == 0 && ids.data != nullptr && ids.time == 1 && t >= lo && t + N <= hi &&
+        reinterpret_cast<uintptr_t>(p) % 16 == 0) {
+#pragma unroll
+      for (int i = 0; i < N / 4; ++i) {
+        const int4 four = reinterpret_cast<const int4*>(p)[i];
+        id[4 * i] = four.x;
+        id[4 * i + 1] = four.y;
+        id[4 * i + 2] = four.z;
+        id[4 * i + 3] = four.w;
+      }
+      return;
+    }
+#pragma unroll
+    for (int i = 0; i < N; ++i) id[i] = ids.at(0, max(min(t + i, hi - 1), lo));
+  }
+
   Shared* shared_;
 };
 

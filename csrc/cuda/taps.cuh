@@ -14,25 +14,32 @@ __device__ __forceinline__ constexpr bool has_tap(int k, int first) {
   return (WMAX == 8 && k >= 3) || k >= first;
 }
 
+// Taps that do not count by takes(k) either: a predicate at the multiplication costs nothing.
+struct EveryTap {
+  __device__ __forceinline__ constexpr bool operator()(int) const { return true; }
+};
+
 // z = bias + sum over k of weight(k) * x(k), k ascending.
-template <int WMAX, typename Weight, typename X>
-__device__ __forceinline__ float convolve(float bias, int first, Weight&& weight, X&& x) {
+template <int WMAX, typename Weight, typename X, typename Takes = EveryTap>
+__device__ __forceinline__ float convolve(float bias, int first, Weight&& weight, X&& x,
+                                          Takes&& takes = {}) {
   float z = bias;
 #pragma unroll
   for (int k = 0; k < WMAX; ++k) {
     const float xk = x(k);
-    if (has_tap<WMAX>(k, first)) z = fmaf(weight(k), xk, z);
+    if (has_tap<WMAX>(k, first) && takes(k)) z = fmaf(weight(k), xk, z);
   }
   return z;
 }
 
 // dweight(k) += dz * x(k).
-template <int WMAX, typename Dweight, typename X>
-__device__ __forceinline__ void accumulate(float dz, int first, Dweight&& dweight, X&& x) {
+template <int WMAX, typename Dweight, typename X, typename Takes = EveryTap>
+__device__ __forceinline__ void accumulate(float dz, int first, Dweight&& dweight, X&& x,
+                                           Takes&& takes = {}) {
 #pragma unroll
   for (int k = 0; k < WMAX; ++k) {
     const float xk = x(k);
-    if (has_tap<WMAX>(k, first)) dweight(k) = fmaf(dz, xk, dweight(k));
+    if (has_tap<WMAX>(k, first) && takes(k)) dweight(k) = fmaf(dz, xk, dweight(k));
   }
 }
 
@@ -46,6 +53,24 @@ __device__ __forceinline__ float correlate(int first, Weight&& weight, Dz&& dz) 
     if (has_tap<WMAX>(WMAX - 1 - j, first)) dx = fmaf(weight(WMAX - 1 - j), dzj, dx);
   }
   return dx;
+}
+
+// correlate() for V adjacent steps, dz being those of the V + WMAX - 1 from the first on. takes(m,
+// k) tells whether the input of tap k counts for the step of dz[m]: it is asked for one m at a
+// time.
+template <int WMAX, int V, typename Weight, typename Takes>
+__device__ __forceinline__ void correlate_steps(Weight&& weight, const float (&dz)[V + WMAX - 1],
+                                                Takes&& takes, float (&dx)[V]) {
+#pragma unroll
+  for (int i = 0; i < V; ++i) dx[i] = 0.0f;
+#pragma unroll
+  for (int m = 0; m < V + WMAX - 1; ++m) {
+#pragma unroll
+    for (int k = 0; k < WMAX; ++k) {
+      const int i = m - (WMAX - 1 - k);
+      if (i >= 0 && i < V && takes(m, k)) dx[i] = fmaf(weight(k), dz[m], dx[i]);
+    }
+  }
 }
 
 // The bias of channel d, or 0, times scale.

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "backward.cuh"
+#include "dz_exchange.cuh"
 #include "tile_reader.cuh"
 #include "variants.cuh"
 
@@ -10,7 +11,7 @@ namespace causal_conv1d::gpu {
 // Blocks that an SM has registers for.
 template <typename K>
 constexpr int kFirstBlocks =
-    K::SEQ ? 4 - (K::WMAX == 8) - (K::ACCESS != Access::kAligned)
+    K::SEQ ? (K::EXACT ? 4 : 3 - (K::WMAX > 4))
            : (K::ACCESS == Access::kDense && sizeof(typename K::Element) == 2 ? 5 : 4);
 
 // The first step of the last tile of a part, whose tiles begin at multiples of TILE.
@@ -69,7 +70,7 @@ class TilePipeline {
   using Args = BackwardArgs<T>;
 
  public:
-  using ReaderX = TileReader<T, K::V, K::WMAX, K::ACCESS>;
+  using ReaderX = TileReader<T, K::V, K::HP, K::ACCESS>;
   using ReaderG = TileReader<T, K::V, 0, K::ACCESS>;
   static constexpr int kStages = 4;
 
@@ -80,7 +81,8 @@ class TilePipeline {
       kFromDout + kTileBytes + (ReaderX::kBytesAfter > 0 || ReaderX::kPlaced ? kBetween : 0);
   static_assert(ReaderG::kBytesAfter + ReaderX::kBytesBefore <= kBetween, "room for both");
   static constexpr int kRingBytes = kStages * kStageBytes;
-  static constexpr int kRoom = kRoomFor<kFirstBlocks<K>> / kWarps;
+  static constexpr int kRoom =
+      kRoomFor<kFirstBlocks<K>, kWarps * sizeof(typename DzExchange<K::H>::Shared)> / kWarps;
 
  public:
   struct alignas(128) Ring {

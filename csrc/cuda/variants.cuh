@@ -1,10 +1,13 @@
 // The variants that kernels are compiled in, and which one a call gets.
 //
-// A variant is a type. WMAX is 4 or 8, the taps there is room for; EXACT: W is WMAX; SEQ: seq_idx
-// may be given; FUSED: for calls with a pre_gate, a post_gate, a residual, or (in the backward)
-// add_dout, each of which may be missing. Forward and backward have the same ones. A call that no
-// variant suits is left to the kernels for any strides: forward_any.cuh, backward_any.cuh.
+// A variant is a type. WMAX is the taps there is room for, 4 or 8 if W is not WMAX; EXACT: W is
+// WMAX; SEQ: seq_idx may be given; FUSED: for calls with a pre_gate, a post_gate, a residual, or
+// (in the backward) add_dout, each of which may be missing. Forward and backward have the same
+// ones. A call that no variant suits is left to the kernels for any strides: forward_any.cuh,
+// backward_any.cuh.
 #pragma once
+
+#include <type_traits>
 
 #include "access.h"
 #include "types.cuh"
@@ -25,6 +28,7 @@ template <typename T, int WMAX_, bool EXACT_, bool SEQ_, Access ACCESS_, bool FU
 struct ChannelFirst {
   using Element = T;
   static constexpr int WMAX = WMAX_, H = WMAX - 1;
+  static constexpr int HP = H <= 4 ? 4 : 8;  // steps before its own that a lane reads
   static constexpr int V = steps_per_lane(WMAX, sizeof(T)), TILE = 32 * V;
   static constexpr bool EXACT = EXACT_, SEQ = SEQ_, FUSED = FUSED_;
   static constexpr Access ACCESS = ACCESS_;
@@ -54,11 +58,16 @@ struct ChannelLast {
 template <typename... Vs>
 struct Variants {};
 
+template <typename... As, typename... Bs>
+Variants<As..., Bs...> operator+(Variants<As...>, Variants<Bs...>);
+template <typename... Tables>
+using Joined = decltype((Tables() + ...));
+
 constexpr bool kExact = true, kUpTo = false;       // W is WMAX, or up to that
 constexpr bool kSeqIdx = true, kNoSeqIdx = false;  // may seq_idx be given
 constexpr bool kFused = true;
 
-// Those there are, the fastest first. Several sequences with W > 4 are rare enough for few of them.
+// Those there are, the fastest first.
 template <typename T, int WMAX>
 struct Tables;
 
@@ -80,9 +89,19 @@ struct Tables<T, 4> {
 template <typename T>
 struct Tables<T, 8> {
   static constexpr int C = channels_per_thread(8, sizeof(T));
-  using First = Variants<ChannelFirst<T, 8, kUpTo, kNoSeqIdx, Access::kAligned>,
-                         ChannelFirst<T, 8, kUpTo, kNoSeqIdx, Access::kUnit>,
-                         ChannelFirst<T, 8, kUpTo, kSeqIdx, Access::kStrided>>;
+  // 16-bit elements leave little time for taps that are none.
+  template <bool SEQ>
+  using Aligned = std::conditional_t<sizeof(T) == 2,
+                                     Variants<ChannelFirst<T, 5, kExact, SEQ, Access::kAligned>,
+                                              ChannelFirst<T, 6, kExact, SEQ, Access::kAligned>,
+                                              ChannelFirst<T, 7, kExact, SEQ, Access::kAligned>,
+                                              ChannelFirst<T, 8, kExact, SEQ, Access::kAligned>>,
+                                     Variants<ChannelFirst<T, 8, kUpTo, SEQ, Access::kAligned>>>;
+  using First =
+      Joined<Aligned<kNoSeqIdx>, Variants<ChannelFirst<T, 8, kUpTo, kNoSeqIdx, Access::kUnit>>,
+             Aligned<kSeqIdx>,
+             Variants<ChannelFirst<T, 8, kUpTo, kSeqIdx, Access::kUnit>,
+                      ChannelFirst<T, 8, kUpTo, kSeqIdx, Access::kStrided>>>;
   using Last = Variants<ChannelLast<T, C, 8, kUpTo, kNoSeqIdx>,
                         ChannelLast<T, C, 8, kUpTo, kSeqIdx>, ChannelLast<T, 1, 8, kUpTo, kSeqIdx>>;
 };
