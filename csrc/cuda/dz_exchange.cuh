@@ -10,12 +10,12 @@ namespace causal_conv1d::gpu {
 // times as many instructions, with those that keep the dz of the tile before.
 template <int H>
 class DzExchange {
-  static constexpr int kPacks = (H + 3) / 4, kPackBytes = 32 * 16, kBytes = kPacks * kPackBytes;
+  // A tile's first packs of all lanes, then those of the tile before; then the second packs.
+  static constexpr int kPacks = (H + 3) / 4, kBytes = 32 * 16, kPackBytes = 2 * kBytes;
 
  public:
-  // Two tiles: the one at hand, and the one before.
-  struct alignas(2 * kBytes) Shared {
-    char bytes[2 * kBytes];
+  struct alignas(kPackBytes) Shared {
+    char bytes[kPacks * kPackBytes];
   };
 
   __device__ __forceinline__ DzExchange(Shared* shared, int lane) : lane_(lane) {
