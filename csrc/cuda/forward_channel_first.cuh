@@ -192,7 +192,8 @@ class ForwardTiles {
 
 template <typename K>
 constexpr int kForwardFirstBlocks =
-    K::EXACT ? (K::WMAX > 4 ? 8 - 2 * K::SEQ : (K::ACCESS == Access::kUnit ? 7 : 9 - K::SEQ))
+    K::EXACT ? (K::WMAX > 4 ? (K::SEQ ? 6 : 8 - (K::WMAX == 8))
+                            : (K::ACCESS == Access::kUnit ? 7 : 9 - K::SEQ))
              : (K::WMAX > 4 ? 4 - K::SEQ : (K::SEQ ? 5 : (K::ACCESS == Access::kUnit ? 7 : 9)));
 
 template <typename K>
