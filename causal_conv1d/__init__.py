@@ -17,7 +17,8 @@ try:
     from . import _distributed, onnx
     from ._transformers import use_in_transformers
     from .causal_conv1d_interface import causal_conv1d_fn, causal_conv1d_update
-    from .causal_conv1d_varlen import causal_conv1d_varlen_states
+    from .causal_conv1d_varlen import causal_conv1d_varlen_fn, causal_conv1d_varlen_states
+    from .modules import CausalConv1d, ShortConvolution
     from .selective_scan.functions import selective_scan_fn, selective_state_update
 except ImportError as problem:
     if not _installation.doctor_is_starting():
@@ -27,9 +28,12 @@ except ImportError as problem:
 _distributed.add_missing_names()
 
 __all__ = [
+    "CausalConv1d",
+    "ShortConvolution",
     "__version__",
     "causal_conv1d_fn",
     "causal_conv1d_update",
+    "causal_conv1d_varlen_fn",
     "causal_conv1d_varlen_states",
     "onnx",
     "selective_scan_fn",

@@ -150,7 +150,7 @@ class Update(_SingleLevelFunction):
             None if tensor is None else _ops.update_gradient.default(tensor, dout)
             for tensor in ctx.saved_tensors
         )
-        return None, x, None, weight, bias, None, None, None
+        return None, x, None, weight, bias, *(None,) * (len(ctx.needs_input_grad) - 5)
 
 
 class UpdateOfGraph(_SingleLevelFunction):
@@ -170,7 +170,8 @@ class UpdateOfGraph(_SingleLevelFunction):
     def backward(ctx, dout, dafter):
         x, weight = ctx.saved_tensors
         refused = _ops.update_gradient.default(x, dout), _ops.update_gradient.default(weight, dout)
-        return None, refused[0], dafter, refused[1], None, None, None, None
+        rest = (None,) * (len(ctx.needs_input_grad) - 4)
+        return None, refused[0], dafter, refused[1], *rest
 
 
 def update_of_graph(operator, x, conv_state, *rest):
@@ -269,21 +270,26 @@ def _tell_wrappers(*tensors) -> None:
             increment_version(tensor)
 
 
-def _update_kernel(*args):
-    x, conv_state, weight, bias = args[:4]
-    if conv_state.is_leaf:
-        refuse_to_write("causal_conv1d_update", conv_state=conv_state)
-    if has_tangent(x, conv_state, weight, bias):
-        raise RuntimeError(
-            "causal_conv1d_update: it has no derivative in forward mode, as its state changes in "
-            "place; use causal_conv1d_fn with initial_states"
-        )
-    if needs_grad(conv_state):
-        return update_of_graph(_Below(_ops.update.default), *args)
-    _tell_wrappers(conv_state)
-    if needs_grad(x, weight, bias):
-        return _record(Update, _Below(_ops.update.default), *args)
-    return _Below(_ops.update.default)(*args)
+def update_kernel(operator):
+    """For update, and for update with a dilation."""
+
+    def kernel(*args):
+        x, conv_state, weight, bias = args[:4]
+        if conv_state.is_leaf:
+            refuse_to_write("causal_conv1d_update", conv_state=conv_state)
+        if has_tangent(x, conv_state, weight, bias):
+            raise RuntimeError(
+                "causal_conv1d_update: it has no derivative in forward mode, as its state changes "
+                "in place; use causal_conv1d_fn with initial_states"
+            )
+        if needs_grad(conv_state):
+            return update_of_graph(_Below(operator), *args)
+        _tell_wrappers(conv_state)
+        if needs_grad(x, weight, bias):
+            return _record(Update, _Below(operator), *args)
+        return _Below(operator)(*args)
+
+    return kernel
 
 
 def _varlen_states_kernel(x, cu_seqlens, state_len):
@@ -336,7 +342,7 @@ def register(loaded) -> None:
             "forward_out": _writing_kernel("forward", _ops.forward_out.default),
             "backward": _backward_kernel,
             "backward_out": _writing_kernel("backward", _ops.backward_out.default),
-            "update": _update_kernel,
+            "update": update_kernel(_ops.update.default),
             "update_out": _writing_kernel("update", _ops.update_out.default),
             "varlen_states": _varlen_states_kernel,
         },

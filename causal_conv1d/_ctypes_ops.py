@@ -27,6 +27,8 @@ DTYPES = {
 }
 _UNSUPPORTED_DTYPE = _DTYPE_NAMES.index("an_unsupported_dtype")
 _FLAGS = ("silu", "delta_softplus", "dt_softplus")
+# The C functions of operations that have another name.
+_FUNCTIONS = {"conv_forward": "forward_with", "conv_backward": "backward_with"}
 
 
 class Status(ctypes.Structure):
@@ -62,7 +64,7 @@ class Packer:
         is_scan = operation in ("scan_forward", "scan_backward")
         # causal_conv1d_tensor, or _tensor4: data, sizes, strides, ndim, dtype
         self.dims = 4 if is_scan or operation == "state_update" else 3
-        tensor = f"Q{self.dims}q{self.dims}qii"
+        tensor = self.tensor = f"Q{self.dims}q{self.dims}qii"
         self.not_given = (0,) * (2 * self.dims + 3)
         self.padding = {n: (0,) * (self.dims - n) for n in range(1, self.dims + 1)}
         self.heads = operation == "state_update"
@@ -77,10 +79,17 @@ class Packer:
 
     def __call__(self, args) -> bytes:
         """The struct's bytes. RuntimeError for a tensor that the struct cannot describe."""
+        fields = self.describe(args, self.tensors)
+        if self.flag is not None:
+            fields.insert(self.flag_at, bool(args[self.flag]))
+        return self.struct.pack(*fields)
+
+    def describe(self, args, places) -> list[int]:
+        """The fields of tensors, given by their places among args and their names."""
         fields: list[int] = []
         device = args[0].device
-        for i, name in self.tensors:
-            tensor = args[i]
+        for i, name in places:
+            tensor = None if i is None else args[i]
             if tensor is None:
                 fields += self.not_given
                 continue
@@ -110,15 +119,51 @@ class Packer:
                 ndim,
                 DTYPES.get(tensor.dtype, _UNSUPPORTED_DTYPE),
             )
-        if self.flag is not None:
-            fields.insert(self.flag_at, bool(args[self.flag]))
-        return self.struct.pack(*fields)
+        return fields
 
 
-def _function(library: ctypes.CDLL, name: str, *argtypes):
+class OptionsPacker:
+    """As Packer, for an operation with options: its parameters, options and their gradients."""
+
+    def __init__(self, operation: str):
+        self.base = Packer(operation.removeprefix("conv_"))
+        names = argument_names(operation)
+        self.places = [names.index(name) for name in self.base.names]
+        self.dilation = names.index("dilation")
+        tensor = self.base.tensor
+        self.options = struct.Struct(f"=Qq{tensor * 4}")
+        optional = ("cu_seqlens", "pre_gate", "post_gate", "residual")
+        self.optional = [(names.index(n) if n in names else None, n) for n in optional]
+        self.gradients = None
+        if operation == "conv_backward":
+            self.gradients = struct.Struct(f"=Q{tensor * 2}i4x")
+            self.gates = [(names.index(name), name) for name in ("dpre_gate", "dpost_gate")]
+            self.residual_is_x = names.index("residual_is_x")
+
+    def __call__(self, args) -> tuple[bytes, ...]:
+        params = self.base([args[place] for place in self.places])
+        tensors = self.base.describe(args, self.optional)
+        options = self.options.pack(self.options.size, args[self.dilation], *tensors)
+        if self.gradients is None:
+            return params, options
+        gates = self.base.describe(args, self.gates)
+        flag = bool(args[self.residual_is_x])
+        return params, options, self.gradients.pack(self.gradients.size, *gates, flag)
+
+
+def _packer(operation: str):
+    """A function of an operation's arguments that gives its structs; and how many they are."""
+    if operation in _FUNCTIONS:
+        return OptionsPacker(operation), 3 if operation == "conv_backward" else 2
+    pack = Packer(operation)
+    return lambda args: (pack(args),), 1
+
+
+def _function(library: ctypes.CDLL, name: str, structs: int, *argtypes):
     function = getattr(library, name)
     function.restype = Status
-    function.argtypes = [ctypes.c_char_p, *argtypes]  # the struct's bytes, which C only reads
+    # Of a struct its bytes, which C only reads.
+    function.argtypes = [*(ctypes.c_char_p,) * structs, *argtypes]
     return function
 
 
@@ -151,11 +196,12 @@ def cpu_operations(library: ctypes.CDLL) -> dict:
     """The operations on CPU tensors, by name."""
 
     def make(operation):
-        pack = Packer(operation)
-        call = _function(library, f"causal_conv1d_cpu_{operation}", ctypes.c_int)
+        pack, structs = _packer(operation)
+        name = f"causal_conv1d_cpu_{_FUNCTIONS.get(operation, operation)}"
+        call = _function(library, name, structs, ctypes.c_int)
 
         def run(*args):
-            status = call(pack(args), torch.get_num_threads())
+            status = call(*pack(args), torch.get_num_threads())
             if status.code != 0:
                 raise_if_failed(status)
 
@@ -169,25 +215,28 @@ def cuda_operations(library: ctypes.CDLL) -> dict:
     current_stream = torch._C._cuda_getCurrentRawStream  # a tenth of the time of the public one
 
     def make(operation):
-        pack = Packer(operation)
+        pack, structs = _packer(operation)
         name = f"causal_conv1d_cuda_{operation}"
-        call = _function(library, name, ctypes.c_int, ctypes.c_void_p)
+        call = _function(library, name, structs, ctypes.c_int, ctypes.c_void_p)
 
         def run(*args):
             index = args[0].device.index
-            status = call(pack(args), index, current_stream(index))
+            status = call(*pack(args), index, current_stream(index))
             if status.code != 0:
                 raise_if_failed(status)
 
         return run
 
     def make_with_workspace(operation, *device_type):
-        pack = Packer(operation)
-        size_of = getattr(library, f"causal_conv1d_cuda_{operation}_workspace_size")
-        size_of.restype, size_of.argtypes = ctypes.c_int64, [ctypes.c_char_p, *device_type]
+        pack, structs = _packer(operation)
+        name = f"causal_conv1d_cuda_{_FUNCTIONS.get(operation, operation)}"
+        size_of = getattr(library, f"{name}_workspace_size")
+        size_of.restype = ctypes.c_int64
+        size_of.argtypes = [*(ctypes.c_char_p,) * structs, *device_type]
         call = _function(
             library,
-            f"causal_conv1d_cuda_{operation}",
+            name,
+            structs,
             ctypes.c_int,
             ctypes.c_void_p,
             ctypes.c_void_p,
@@ -197,9 +246,9 @@ def cuda_operations(library: ctypes.CDLL) -> dict:
         def run(*args):
             device = args[0].device
             params, index = pack(args), device.index
-            size = size_of(params, *(index for _ in device_type))
+            size = size_of(*params, *(index for _ in device_type))
             workspace = torch.empty(max(size, 0), dtype=torch.uint8, device=device)
-            status = call(params, index, current_stream(index), workspace.data_ptr(), size)
+            status = call(*params, index, current_stream(index), workspace.data_ptr(), size)
             if status.code != 0:
                 raise_if_failed(status)
 
@@ -209,6 +258,8 @@ def cuda_operations(library: ctypes.CDLL) -> dict:
         "backward": make_with_workspace("backward"),
         "scan_forward": make_with_workspace("scan_forward", ctypes.c_int),
         "scan_backward": make_with_workspace("scan_backward", ctypes.c_int),
+        "conv_forward": make_with_workspace("conv_forward"),
+        "conv_backward": make_with_workspace("conv_backward"),
     }
     functions |= {operation: make(operation) for operation in CALLERS if operation not in functions}
     return {name: telling_torch(name, functions[name]) for name in CALLERS}
@@ -218,16 +269,16 @@ def checks(cpu_library: ctypes.CDLL) -> dict:
     """By operation, a function that raises RuntimeError for arguments that its kernel refuses."""
 
     def check(operation):
-        pack = Packer(operation)
-        call = _function(cpu_library, f"causal_conv1d_check_{operation}")
-        return lambda args: raise_if_failed(call(pack(args)))
+        pack, structs = _packer(operation)
+        call = _function(cpu_library, f"causal_conv1d_check_{operation}", structs)
+        return lambda args: raise_if_failed(call(*pack(args)))
 
     return {operation: check(operation) for operation in CALLERS}
 
 
 def varlen_sizes_check(cpu_library: ctypes.CDLL):
     """A function that raises RuntimeError for (x, cu_seqlens, state_len) of wrong shapes."""
-    call = _function(cpu_library, "causal_conv1d_check_varlen_sizes", ctypes.c_int64)
+    call = _function(cpu_library, "causal_conv1d_check_varlen_sizes", 1, ctypes.c_int64)
     pack = Packer("varlen_states")
 
     def check(x, cu_seqlens, state_len):

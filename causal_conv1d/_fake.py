@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import torch
 
-from . import _operators
+from . import _operators, _options
 from ._operators import CALLERS, argument_names
 from ._ops import NAMESPACE, add_op_namespace_prefix
 
+_MOST_DILATION = 1 << 16
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
@@ -29,6 +30,8 @@ class Checker:
 
     first: the one that tells whether all are float64.
     """
+
+    dilation = 1
 
     def __init__(self, operation: str, tensors: dict, first: str = "x", most_dims: int = 3):
         self.caller, self.tensors, self.first = CALLERS[operation], tensors, first
@@ -106,8 +109,12 @@ class Checker:
         if self.tensors.get(name) is None:
             return
         batch, dim, _ = self.tensors["x"].shape
-        want = (batch, dim, self.tensors["weight"].shape[1] - 1)
-        self.sizes(name, "(batch, dim, width - 1)", want)
+        bounds = self.tensors.get("cu_seqlens")
+        rows = "batch" if bounds is None else "sequences"
+        count = batch if bounds is None else bounds.shape[0] - 1
+        columns = "width - 1" if self.dilation == 1 else "(width - 1) * dilation"
+        want = (count, dim, (self.tensors["weight"].shape[1] - 1) * self.dilation)
+        self.sizes(name, f"({rows}, dim, {columns})", want)
         self.float_like_first(name)
         if is_written:
             self.writable(name)
@@ -116,11 +123,31 @@ class Checker:
         batch, _, seqlen = self.tensors["x"].shape
         self.index("seq_idx", "(batch, seqlen)", (batch, seqlen))
 
+    def check_dilation(self) -> None:
+        if not 1 <= self.dilation <= _MOST_DILATION:
+            self.fail("dilation", f"must be 1..{_MOST_DILATION}, got {self.dilation}")
+
+    def options(self) -> None:
+        self.check_dilation()
+        if self.tensors.get("cu_seqlens") is not None:
+            self.index("cu_seqlens", "(sequences + 1,)", (None,))
+            if self.tensors["cu_seqlens"].shape[0] < 1:
+                self.fail("cu_seqlens", "must have at least one element")
+            if self.tensors["seq_idx"] is not None:
+                self.fail("cu_seqlens", "must not be given with seq_idx")
+            shape = self.tensors["x"].shape
+            if shape[0] != 1:
+                self.fail("x", f"must be (1, dim, total) with cu_seqlens, got {_text(shape)}")
+        for name in ("pre_gate", "post_gate", "residual"):
+            if self.tensors.get(name) is not None:
+                self.like_x(name)
+
 
 def _check_forward(c: Checker) -> None:
     c.x()
     c.parameters()
     c.seq_idx()
+    c.options()
     c.states("initial_states")
     if c.tensors.get("out") is not None:
         c.like_x("out")
@@ -133,6 +160,7 @@ def _check_backward(c: Checker) -> None:
     c.parameters()
     c.like_x("dout")
     c.seq_idx()
+    c.options()
     c.states("initial_states")
     c.states("dfinal_states")
     if c.tensors.get("dx") is not None:
@@ -145,6 +173,12 @@ def _check_backward(c: Checker) -> None:
             c.float_like_first(name)
             c.writable(name)
     c.states("dinitial_states", is_written=True)
+    for name in ("pre_gate", "post_gate"):
+        if c.tensors.get(f"d{name}") is not None:
+            if c.tensors[name] is None:
+                c.fail(f"d{name}", f"must not be given without {name}")
+            c.like_x(f"d{name}")
+            c.writable(f"d{name}")
 
 
 def _check_update(c: Checker) -> None:
@@ -153,11 +187,13 @@ def _check_update(c: Checker) -> None:
         c.fail("x", f"must be (batch, dim) or (batch, dim, seqlen), got {_text(x.shape)}")
     c.float_like_first("x")
     c.parameters()
+    c.check_dilation()
     c.sizes("conv_state", "(batch, dim, state_len)", (None, x.shape[1], None))
     c.float_like_first("conv_state")
-    width = c.tensors["weight"].shape[1]
-    if state.shape[2] < width - 1:
-        text = f"must have state_len >= width - 1 = {width - 1}, got {_text(state.shape)}"
+    history = (c.tensors["weight"].shape[1] - 1) * c.dilation
+    if state.shape[2] < history:
+        least = "width - 1" if c.dilation == 1 else "(width - 1) * dilation"
+        text = f"must have state_len >= {least} = {history}, got {_text(state.shape)}"
         c.fail("conv_state", text)
     if c.tensors["conv_state_indices"] is None and state.shape[0] != x.shape[0]:
         rows = f"batch = {x.shape[0]} rows unless conv_state_indices is given"
@@ -183,12 +219,20 @@ def check_varlen_states(x, cu_seqlens, state_len) -> None:
         c.fail("state_len", text)
 
 
-_CHECKS = {"forward": _check_forward, "backward": _check_backward, "update": _check_update}
+_CHECKS = {
+    "forward": _check_forward,
+    "backward": _check_backward,
+    "update": _check_update,
+    "conv_forward": _check_forward,
+    "conv_backward": _check_backward,
+}
 
 
-def check(operation: str, tensors: dict) -> None:
+def check(operation: str, tensors: dict, dilation: int = 1) -> None:
     """Raises RuntimeError, as the real operation does, for tensors by name that it refuses."""
-    _CHECKS[operation](Checker(operation, tensors))
+    checker = Checker(operation, tensors)
+    checker.dilation = dilation
+    _CHECKS[operation](checker)
 
 
 def _operation(name: str):
@@ -196,8 +240,10 @@ def _operation(name: str):
 
     def run(*args):
         arguments = dict(zip(argument_names(name), args, strict=True))
-        arguments.pop("silu")
-        check(name, arguments)
+        dilation = arguments.get("dilation", 1)
+        for flag in ("silu", "dilation", "residual_is_x"):
+            arguments.pop(flag, None)
+        check(name, arguments, dilation)
 
     return run
 
@@ -205,7 +251,7 @@ def _operation(name: str):
 def register(loaded) -> None:
     operations = {name: _operation(name) for name in _CHECKS}
     operations["varlen_states"] = lambda x, cu_seqlens, states: None
-    fakes = _operators.over(operations, check_varlen_states)
+    fakes = _operators.over(operations, check_varlen_states) | _options.over(operations)
     library = torch.library.Library(NAMESPACE, "FRAGMENT")
     for name, fake in fakes.items():
         torch.library.register_fake(add_op_namespace_prefix(name), fake, lib=library)

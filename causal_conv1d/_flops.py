@@ -38,7 +38,9 @@ def _register() -> None:
 
     formulas = (
         (forward, (ops.forward, ops.forward_states, ops.forward_out)),
+        (forward, (ops.conv_forward, ops.conv_forward_out)),
         (backward, (ops.backward, ops.backward_out)),
+        (backward, (ops.conv_backward, ops.conv_backward_out)),
         (update, (ops.update, ops.update_out)),
         (scan, (ops.scan_forward, ops.scan_forward_out)),
         (scan_backward, (ops.scan_backward, ops.scan_backward_out)),

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from . import _ctypes_ops, _elf, _operators, _plain, _self_test
+from . import _ctypes_ops, _elf, _operators, _options, _options_plain, _plain, _self_test
 from ._ctypes_ops import Status
 from ._installation import REINSTALL
 from ._ops import NAMESPACE, ops
@@ -180,7 +180,8 @@ def _replacements(loaded: Loaded, operators: dict) -> dict:
 def _operators_over(operations: dict, cpu: ctypes.CDLL) -> dict:
     """All operators by name, over all operations by name."""
     check = _ctypes_ops.varlen_sizes_check(cpu)
-    return _operators.over(operations, check) | scan_operators.over(operations)
+    found = _operators.over(operations, check) | _options.over(operations)
+    return found | scan_operators.over(operations)
 
 
 def _plain_operations(modules, cpu: ctypes.CDLL) -> dict:
@@ -195,7 +196,7 @@ def _plain_operations(modules, cpu: ctypes.CDLL) -> dict:
 def _register_cuda(loaded: Loaded) -> None:
     cpu, cuda = loaded.cpu.library, loaded.cuda
     if _self_test.is_wanted():
-        plain = _plain_operations((_plain, fallback), cpu)
+        plain = _plain_operations((_plain, _options_plain, fallback), cpu)
         loaded.self_test = _self_test.SelfTest(cuda.library, cpu, plain)
     if cuda.registration == CTYPES:
         operations = _ctypes_ops.cuda_operations(cuda.library)
@@ -230,10 +231,20 @@ def _load_all() -> Loaded:
     elif torch.version.cuda is not None:
         _register_without_cuda(loaded)
 
-    from . import _autograd, _dtensor, _fake, _flops, _vmap
+    from . import (
+        _autograd,
+        _dtensor,
+        _fake,
+        _flops,
+        _options_autograd,
+        _split,
+        _update_dilated,
+        _vmap,
+    )
     from .selective_scan import autograd, fake, vmap
 
-    for part in (_fake, _autograd, _vmap, fake, autograd, vmap):
+    parts = (_fake, _autograd, _options_autograd, _vmap, _split, _update_dilated)
+    for part in (*parts, fake, autograd, vmap):
         part.register(loaded)
     _flops.register()
     _dtensor.register()

@@ -21,6 +21,8 @@ CALLERS = {
     "scan_forward": "selective_scan_fwd",
     "scan_backward": "selective_scan_bwd",
     "state_update": "selective_state_update",
+    "conv_forward": "causal_conv1d_fn",
+    "conv_backward": "causal_conv1d_bwd",
 }
 
 

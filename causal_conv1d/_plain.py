@@ -16,27 +16,36 @@ from .reference import compute_dtype
 class Linear:
     """The linear maps that forward and backward consist of, for one x's shape, width and ids.
 
-    Inputs are a pair (x, initial_states) or, as one tensor from s = -(W-1) on, padded: (batch, dim,
-    width - 1 + seqlen). weight is (dim, width), or (batch, dim, width): then each row has its own.
+    Inputs are a pair (x, initial_states) or, as one tensor from the first state on, padded: (batch,
+    dim, history + seqlen), history being (width - 1) * dilation. weight is (dim, width), or (batch,
+    dim, width): then each row has its own.
     """
 
-    def __init__(self, x, width, seq_idx, dtype):
+    def __init__(self, x, width, seq_idx, dtype, dilation=1):
         self.batch, self.dim, self.seqlen = x.shape
         self.width, self.dtype = width, dtype
+        self.history = (width - 1) * dilation
+        # By tap: the places in padded of the inputs that it meets.
+        self.places = [slice(k * dilation, k * dilation + self.seqlen) for k in range(width)]
         self.ids = seq_idx if self.seqlen > 0 else None
         if self.ids is not None:
-            before = self.ids[:, :1].expand(-1, width - 1)
+            before = self.ids[:, :1].expand(-1, self.history)
             ids = torch.cat([before, self.ids], dim=-1)
             self.is_padding = self.ids[:, None, :] < 0
             self.ignored = [  # by tap: where it does not count
-                (ids[:, None, k : k + self.seqlen] != self.ids[:, None, :]) | self.is_padding
-                for k in range(width)
+                (ids[:, None, place] != self.ids[:, None, :]) | self.is_padding
+                for place in self.places
             ]
 
     def pad(self, x, initial_states):
         if initial_states is None:
-            initial_states = x.new_zeros(self.batch, self.dim, self.width - 1)
+            initial_states = x.new_zeros(self.batch, self.dim, self.history)
         return torch.cat([initial_states.to(self.dtype), x.to(self.dtype)], dim=-1)
+
+    def split(self, padded):
+        """x, and the initial states."""
+        states, x = padded.tensor_split([self.history], dim=2)
+        return x, states
 
     def outputs(self, values):
         """values, of out's shape, and 0 where out is padding."""
@@ -44,7 +53,7 @@ class Linear:
 
     def taps(self, padded):
         """For each tap the input that it meets at each output."""
-        parts = [padded[:, :, k : k + self.seqlen] for k in range(self.width)]
+        parts = [padded[:, :, place] for place in self.places]
         if self.ids is None:
             return parts
         return [part.masked_fill(self.ignored[k], 0) for k, part in enumerate(parts)]
@@ -58,11 +67,11 @@ class Linear:
     def correlate(self, dz, weight):
         """The gradient of padded, from dz: the transpose of convolve over its inputs."""
         total = 0
-        for k in range(self.width):
+        for k, place in enumerate(self.places):
             part = weight[..., k, None] * dz
             if self.ids is not None:
                 part = part.masked_fill(self.ignored[k], 0)
-            total = total + F.pad(part, (k, self.width - 1 - k))
+            total = total + F.pad(part, (place.start, self.history - place.start))
         return total
 
     def accumulate(self, dz, taps):
@@ -71,12 +80,12 @@ class Linear:
 
     def _kept(self):
         """The position in padded of each final state, and a mask of the positions that count."""
-        position = torch.arange(self.width - 1, device=self.ids.device)
+        position = torch.arange(self.history, device=self.ids.device)
         time = torch.arange(1, self.seqlen + 1, device=self.ids.device)
         end = torch.where(self.ids >= 0, time, 0).amax(-1)  # after the last that is no padding
         index = (end[:, None] + position)[:, None, :].expand(-1, self.dim, -1)
         before = (end == 0) | (self.ids[:, 0] >= 0)
-        before = before[:, None].expand(-1, self.width - 1)
+        before = before[:, None].expand(-1, self.history)
         return index, torch.cat([before, self.ids >= 0], dim=-1)[:, None, :]
 
     def final_states(self, padded):
@@ -90,7 +99,7 @@ class Linear:
         if self.ids is None:
             return F.pad(dfinal_states, (self.seqlen, 0))
         index, may_be = self._kept()
-        zeros = dfinal_states.new_zeros(self.batch, self.dim, self.width - 1 + self.seqlen)
+        zeros = dfinal_states.new_zeros(self.batch, self.dim, self.history + self.seqlen)
         return zeros.scatter_add(2, index, dfinal_states).masked_fill(~may_be, 0)
 
 
@@ -140,7 +149,7 @@ def gradients(x, weight, bias, dout, seq_idx, initial_states, dfinal_states, sil
     dpadded = linear.correlate(dz, weight.to(linear.dtype))
     if dfinal_states is not None:
         dpadded = dpadded + linear.spread(dfinal_states.to(linear.dtype))
-    dstates, dx = dpadded.tensor_split([linear.width - 1], dim=2)
+    dx, dstates = linear.split(dpadded)
     return dx, linear.accumulate(dz, taps), dz.sum(2), dstates
 
 
@@ -227,10 +236,21 @@ def backward_of_backward(
     )
 
 
-def update(x, conv_state, weight, bias, silu, cache_seqlens, conv_state_indices):
+def update(
+    x,
+    conv_state,
+    weight,
+    bias,
+    silu,
+    cache_seqlens,
+    conv_state_indices,
+    convolve=forward,
+    dilation=1,
+):
     """out, and conv_state as it is afterwards; conv_state itself stays as it is.
 
-    An index past the last row gives NaN: to raise an error would need a synchronisation.
+    An index past the last row gives NaN: to raise an error would need a synchronisation. convolve
+    takes what :func:`forward` does.
     """
     tokens = x[:, :, None] if x.dim() == 2 else x
     batch, _, seqlen = tokens.shape
@@ -257,8 +277,8 @@ def update(x, conv_state, weight, bias, silu, cache_seqlens, conv_state_indices)
         history = rotated(history, cache_seqlens)  # the oldest input first
     dtype = compute_dtype(x, conv_state)
     history = history.to(dtype)
-    before = history[:, :, state_len - (width - 1) :]
-    out = forward(tokens, weight, bias, None, before, silu)
+    before = history[:, :, state_len - (width - 1) * dilation :]
+    out = convolve(tokens, weight, bias, None, before, silu)
     after = torch.cat([history, tokens.to(dtype)], dim=-1)[:, :, seqlen:].to(conv_state.dtype)
     if cache_seqlens is not None:
         after = rotated(after, -(cache_seqlens.long() + seqlen))  # back to the ring's positions

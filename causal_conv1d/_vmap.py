@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import torch
 
-from . import _plain
+from . import _options_plain, _plain
 from ._ops import NAMESPACE, add_op_namespace_prefix
 from ._ops import ops as _ops
+from ._options import GRADIENT_OF, TENSORS, needs
 
 
 class _Folding:
@@ -117,6 +118,65 @@ def _backward(info, in_dims, x, weight, bias, dout, seq_idx, initial_states, dfi
     return tensors, places
 
 
+def _mapped(function, in_dims, args):
+    """function, of torch's own operations, under their own rules."""
+    found = torch.vmap(function, in_dims=in_dims)(*args)
+    return found, (0,) * len(found)
+
+
+def conv_forward(info, in_dims, *args):
+    """A row of packed sequences stays one: what is mapped then joins the channels."""
+    tensors, (dilation, return_final_states, silu) = args[:TENSORS], args[TENSORS:]
+    x, weight, bias, seq_idx, cu_seqlens, *others = tensors
+    x_dim, weight_dim, bias_dim, ids_dim, bounds_dim, *other_dims = in_dims[:TENSORS]
+    into_channels = weight_dim is not None or bias_dim is not None or cu_seqlens is not None
+    if bounds_dim is not None or (into_channels and ids_dim is not None):
+        return _mapped(_options_plain.conv_forward, in_dims, args)
+    fold = _Folding(info.batch_size, into_channels, x, x_dim)
+    out, states = _ops.conv_forward.default(
+        fold.batched(x, x_dim),
+        fold.parameters(weight, weight_dim),
+        fold.parameters(bias, bias_dim),
+        fold.rows(seq_idx, ids_dim),
+        cu_seqlens,
+        *(fold.batched(tensor, dim) for tensor, dim in zip(others, other_dims, strict=True)),
+        dilation,
+        return_final_states,
+        silu,
+    )
+    out, place = fold.unfold(out)
+    if not return_final_states:
+        return (out, states), (place, None)
+    return (out, fold.unfold(states)[0]), (place, place)
+
+
+def _conv_backward(info, in_dims, *args):
+    x, weight, bias, dout, seq_idx, cu_seqlens, *others = args[:10]
+    x_dim, weight_dim, bias_dim, dout_dim, ids_dim, bounds_dim, *other_dims = in_dims[:10]
+    needed = args[12]
+    for_each = weight_dim is not None or bias_dim is not None or bool(needed & 0b110)
+    into_channels = for_each or cu_seqlens is not None
+    if bounds_dim is not None or (into_channels and ids_dim is not None):
+        return _mapped(_options_plain.conv_backward, in_dims, args)
+    fold = _Folding(info.batch_size, into_channels, x, x_dim)
+    found = _ops.conv_backward.default(
+        fold.batched(x, x_dim),
+        fold.parameters(weight, weight_dim),
+        fold.parameters(bias, bias_dim),
+        fold.batched(dout, dout_dim),
+        fold.rows(seq_idx, ids_dim),
+        cu_seqlens,
+        *(fold.batched(tensor, dim) for tensor, dim in zip(others, other_dims, strict=True)),
+        *args[10:],
+    )
+    results = []
+    for i, result in enumerate(found):
+        kept = needs(needed, i) and (i == 3 or args[GRADIENT_OF[i]] is not None)
+        results.append(fold.unfold(result, is_parameter=i in (1, 2)) if kept else (result, None))
+    tensors, places = zip(*results, strict=True)
+    return tensors, places
+
+
 def _update(info, in_dims, x, conv_state, weight, bias, silu, cache_seqlens, conv_state_indices):
     x_dim, state_dim, weight_dim, bias_dim, _, lens_dim, indices_dim = in_dims
     if state_dim is None:
@@ -181,6 +241,8 @@ def register(loaded) -> None:
         "backward": _backward,
         "update": _update,
         "varlen_states": _varlen_states,
+        "conv_forward": conv_forward,
+        "conv_backward": _conv_backward,
     }
     library = torch.library.Library(NAMESPACE, "FRAGMENT")
     for name, rule in rules.items():

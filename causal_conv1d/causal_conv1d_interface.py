@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal, overload
 
 import torch
@@ -17,6 +18,7 @@ from ._arguments import (
     refuse_to_write,
 )
 from ._autograd import Forward, Update, update_of_graph
+from ._convolve import convolve
 from ._dispatch import is_transformed
 from ._ops import ops as _ops
 from .reference import causal_conv1d_ref, causal_conv1d_update_ref
@@ -83,6 +85,12 @@ def causal_conv1d_fn(
     return_final_states: Literal[False] = False,
     final_states_out: torch.Tensor | None = None,
     activation: str | None = None,
+    *,
+    pre_gate: torch.Tensor | None = None,
+    post_gate: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
+    dilation: int = 1,
+    split_sizes: None = None,
 ) -> torch.Tensor: ...
 @overload
 def causal_conv1d_fn(
@@ -95,6 +103,11 @@ def causal_conv1d_fn(
     return_final_states: Literal[True],
     final_states_out: torch.Tensor | None = None,
     activation: str | None = None,
+    pre_gate: torch.Tensor | None = None,
+    post_gate: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
+    dilation: int = 1,
+    split_sizes: None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]: ...
 @overload
 def causal_conv1d_fn(
@@ -106,7 +119,13 @@ def causal_conv1d_fn(
     return_final_states: bool = False,
     final_states_out: torch.Tensor | None = None,
     activation: str | None = None,
-) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]: ...
+    *,
+    pre_gate: torch.Tensor | None = None,
+    post_gate: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
+    dilation: int = 1,
+    split_sizes: Sequence[int] | None = None,
+) -> Any: ...
 def causal_conv1d_fn(
     x: torch.Tensor,
     weight: torch.Tensor,
@@ -116,7 +135,13 @@ def causal_conv1d_fn(
     return_final_states: bool = False,
     final_states_out: torch.Tensor | None = None,
     activation: str | None = None,
-) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    *,
+    pre_gate: torch.Tensor | None = None,
+    post_gate: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
+    dilation: int = 1,
+    split_sizes: Sequence[int] | None = None,
+) -> Any:
     """Depthwise causal 1-D convolution, optionally followed by SiLU; differentiable.
 
     .. code-block:: text
@@ -145,6 +170,14 @@ def causal_conv1d_fn(
         final_states_out: (batch, dim, width - 1) or None: where to write them; only used with
             ``return_final_states``. It may be ``initial_states``, and a view of a cache.
         activation: None, "silu" or "swish" (the same).
+        pre_gate: x's shape and dtype, or None: takes x's place multiplied by it, in states too.
+        post_gate: x's shape and dtype, or None: the activation's result is multiplied by it.
+        residual: x's shape and dtype, or None: added at the end; it may be x itself.
+        dilation: steps from one tap to the next. Where this page says ``width - 1`` of states it is
+            then ``(width - 1) * dilation``.
+        split_sizes: numbers of channels whose sum is dim, or None: out is then a tuple of as many
+            tensors, each dense in x's layout, as ``out.split(split_sizes, dim=1)`` and copies of
+            its parts would be.
 
     Returns:
         out, (batch, dim, seqlen) in x's dtype and layout; with ``return_final_states`` the tuple
@@ -179,6 +212,19 @@ def causal_conv1d_fn(
     silu = activation == "silu" or is_silu(activation)
     states_out = final_states_out if return_final_states else buffer
     with_states = return_final_states or buffer is not None
+    if (
+        pre_gate is not None
+        or post_gate is not None
+        or residual is not None
+        or dilation != 1
+        or split_sizes is not None
+    ):
+        tensors = {"x": x, "weight": weight, "bias": bias, "seq_idx": seq_idx}
+        tensors |= {"cu_seqlens": None, "initial_states": initial_states, "pre_gate": pre_gate}
+        tensors |= {"post_gate": post_gate, "residual": residual}
+        caller = "causal_conv1d_fn"
+        found = convolve(caller, tensors, dilation, silu, split_sizes, states_out, with_states)
+        return found if buffer is None else found[0]
     if is_transformed(x):
         found = _traced(x, weight, bias, seq_idx, initial_states, with_states, states_out, silu)
         return found if buffer is None else found[0]
@@ -256,6 +302,8 @@ def causal_conv1d_update(
     activation: str | None = None,
     cache_seqlens: torch.Tensor | None = None,
     conv_state_indices: torch.Tensor | None = None,
+    *,
+    dilation: int = 1,
 ) -> torch.Tensor:
     """The convolution of new tokens that follow a running state, which takes them in.
 
@@ -277,6 +325,9 @@ def causal_conv1d_update(
             output is 0 and no state is touched. An index past the last row is an error on the CPU;
             on CUDA, where an error would need a synchronisation, the output is NaN. Entries with
             the same row all read it as it was before the call, and the last one's state stays.
+        dilation: steps from one tap to the next; state_len is then at least
+            ``(width - 1) * dilation``. Another than 1 takes some operations of torch's, and writes
+            all of conv_state.
 
     Returns:
         out, of x's shape, dtype and layout.
@@ -288,6 +339,9 @@ def causal_conv1d_update(
     """
     silu = activation == "silu" or is_silu(activation)
     args = (x, conv_state, weight, bias, silu, cache_seqlens, conv_state_indices)
+    if dilation != 1:
+        _check_update_tensors(x, conv_state, weight, bias, cache_seqlens, conv_state_indices)
+        return _ops.update_dilated.default(*args, dilation)
     if is_transformed(x):
         return _traced_update(*args)
     try:

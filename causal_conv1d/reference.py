@@ -5,8 +5,9 @@ With x of shape (batch, dim, seqlen) and weight of shape (dim, width), W = width
     out[b,d,t] = act(bias[d] + sum over k = 0..W-1 of weight[d,k] * x~[b,d,t-(W-1)+k])
     x~[b,d,s]  = x[b,d,s] for s >= 0; initial_states[b,d,(W-1)+s] for s < 0 if given, else 0
 
-act is the identity or silu(z) = z * sigmoid(z). Everything is computed in the widest type among the
-arguments, float32 at least; float64 arguments therefore give float64 results.
+act is the identity or silu(z) = z * sigmoid(z); :func:`causal_conv1d_ref` says what gates, a
+residual, a dilation and packed sequences add to that. Everything is computed in the widest type
+among the arguments, float32 at least; float64 arguments therefore give float64 results.
 """
 
 from __future__ import annotations
@@ -48,6 +49,12 @@ def causal_conv1d_ref(
     final_states_out: torch.Tensor | None = None,
     activation: str | None = None,
     seq_idx: torch.Tensor | None = None,
+    *,
+    cu_seqlens: torch.Tensor | None = None,
+    pre_gate: torch.Tensor | None = None,
+    post_gate: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
+    dilation: int = 1,
 ) -> Any:
     """Causal depthwise convolution over the last dimension of x.
 
@@ -62,46 +69,81 @@ def causal_conv1d_ref(
     whatever x holds there, and so is the initial state of a row that begins with padding. A row of
     padding alone keeps its initial state.
 
+    With ``dilation`` d the taps are d steps apart, and states have (width - 1) * d columns. In
+    place of x there is pre_gate * x, in x's dtype; states hold that. The activation's result is
+    multiplied by post_gate, and residual is added to that. Where there is padding, out is the
+    residual, or 0.
+
     Args:
         x: (batch, dim, seqlen), any float type.
         weight: (dim, width), width >= 1, any float type.
         bias: (dim,) or None, any float type.
-        initial_states: (batch, dim, width - 1) or None, any float type.
+        initial_states: (batch, dim, (width - 1) * dilation) or None, any float type.
         return_final_states: whether to return (out, final_states) instead of out.
-        final_states_out: (batch, dim, width - 1) or None; with return_final_states, the tensor
-            that the final states are written to and returned in.
+        final_states_out: (batch, dim, (width - 1) * dilation) or None; with return_final_states,
+            the tensor that the final states are written to and returned in.
         activation: None, "silu" or "swish" (the same as "silu").
         seq_idx: (batch, seqlen) int32 or int64, or None.
+        cu_seqlens: (sequences + 1,) int32 or int64, or None: boundaries, ascending, between 0 and
+            seqlen, of the sequences in a batch of 1. Each is convolved alone, from and to its own
+            row of the states; steps of no sequence are padding.
+        pre_gate, post_gate, residual: x's shape and type, or None.
+        dilation: steps from one tap to the next.
 
     Returns:
         out (batch, dim, seqlen) in x's dtype; with return_final_states also the final states
-        (batch, dim, width - 1), in x's dtype unless final_states_out says otherwise.
+        (batch or sequences, dim, (width - 1) * dilation), in x's dtype unless final_states_out says
+        otherwise.
     """
+    if cu_seqlens is not None:
+        out, final_states = _each_sequence(
+            x,
+            weight,
+            bias,
+            initial_states,
+            activation,
+            cu_seqlens,
+            (pre_gate, post_gate, residual),
+            dilation,
+        )
+        if not return_final_states:
+            return out
+        if final_states_out is not None:
+            final_states = final_states_out.copy_(final_states)
+        return out, final_states
     silu = is_silu(activation)
     batch, dim, seqlen = x.shape
     width = weight.shape[1]
+    history = (width - 1) * dilation
     dtype = compute_dtype(x, weight, bias, initial_states)
 
+    if pre_gate is not None:
+        x = pre_gate * x
     if initial_states is None:
-        initial_states = x.new_zeros(batch, dim, width - 1)
-    padded = torch.cat([initial_states.to(dtype), x.to(dtype)], dim=-1)  # x~, from s = -(W-1) on
+        initial_states = x.new_zeros(batch, dim, history)
+    padded = torch.cat([initial_states.to(dtype), x.to(dtype)], dim=-1)  # from s = -history on
     if seq_idx is not None and seqlen > 0:
-        ids = torch.cat([seq_idx[:, :1].expand(-1, width - 1), seq_idx], dim=-1)
+        ids = torch.cat([seq_idx[:, :1].expand(-1, history), seq_idx], dim=-1)
         is_padding = seq_idx[:, None, :] < 0
 
     z = x.new_zeros(batch, dim, seqlen, dtype=dtype)
     if bias is not None:
         z = z + bias.to(dtype)[:, None]
     for k in range(width):
-        tap = padded[:, :, k : k + seqlen]
+        start = k * dilation
+        tap = padded[:, :, start : start + seqlen]
         if seq_idx is not None and seqlen > 0:
-            is_other = ids[:, None, k : k + seqlen] != seq_idx[:, None, :]
+            is_other = ids[:, None, start : start + seqlen] != seq_idx[:, None, :]
             tap = tap.masked_fill(is_other | is_padding, 0)
         z = z + weight.to(dtype)[:, k, None] * tap
 
     out = z * torch.sigmoid(z) if silu else z
+    if post_gate is not None:
+        out = out * post_gate.to(dtype)
     if seq_idx is not None and seqlen > 0:
         out = out.masked_fill(is_padding, 0)
+    if residual is not None:
+        out = out + residual.to(dtype)
     out = out.to(x.dtype)
     if not return_final_states:
         return out
@@ -109,23 +151,58 @@ def causal_conv1d_ref(
     if seq_idx is None or seqlen == 0:
         final_states = padded[:, :, seqlen:]
     else:
-        final_states = _final_states(padded, seq_idx, width)
+        final_states = _final_states(padded, seq_idx, history)
     final_states = final_states.to(x.dtype)
     if final_states_out is not None:
         final_states = final_states_out.copy_(final_states)
     return out, final_states
 
 
-def _final_states(padded: torch.Tensor, seq_idx: torch.Tensor, width: int) -> torch.Tensor:
-    """The last width - 1 of the inputs x~ (from s = -(width-1) on) that padding leaves."""
+def _each_sequence(x, weight, bias, initial_states, activation, cu_seqlens, around, dilation):
+    """out, and the final states: those of each sequence alone."""
+    batch, dim, seqlen = x.shape
+    if batch != 1:
+        raise RuntimeError(f"x must be (1, dim, total) with cu_seqlens, got {tuple(x.shape)}")
+    bounds = [int(bound) for bound in cu_seqlens]  # not tolist, which torch.func once did not know
+    if bounds != sorted(bounds) or bounds[0] < 0 or bounds[-1] > seqlen:
+        raise RuntimeError(f"cu_seqlens must ascend from 0 to at most {seqlen}, got {bounds}")
+    residual = around[2]
+    before, after = (slice(0, bounds[0]), slice(bounds[-1], seqlen))
+    outside = x.new_zeros(x.shape) if residual is None else residual
+    outs, states = [outside[:, :, before]], []
+    for i, (start, stop) in enumerate(itertools.pairwise(bounds)):
+        parts = (x, *around)
+        part, pre_gate, post_gate, added = (
+            None if tensor is None else tensor[:, :, start:stop] for tensor in parts
+        )
+        out, state = causal_conv1d_ref(
+            part,
+            weight,
+            bias,
+            None if initial_states is None else initial_states[i : i + 1],
+            True,
+            activation=activation,
+            pre_gate=pre_gate,
+            post_gate=post_gate,
+            residual=added,
+            dilation=dilation,
+        )
+        outs.append(out)
+        states.append(state)
+    states = states or [x.new_zeros(0, dim, (weight.shape[1] - 1) * dilation)]
+    return torch.cat([*outs, outside[:, :, after]], dim=-1), torch.cat(states)
+
+
+def _final_states(padded: torch.Tensor, seq_idx: torch.Tensor, history: int) -> torch.Tensor:
+    """The last inputs x~ (from s = -history on) that padding leaves, as many as history."""
     batch, dim = padded.shape[:2]
     is_real = seq_idx >= 0
     time = torch.arange(1, seq_idx.shape[1] + 1, device=seq_idx.device)
     end = torch.where(is_real, time, 0).amax(dim=1, keepdim=True)
-    index = end + torch.arange(width - 1, device=seq_idx.device)  # of the states in padded
+    index = end + torch.arange(history, device=seq_idx.device)  # of the states in padded
     counts_before = is_real[:, :1] | (end == 0)  # the initial state
-    counts = torch.cat([counts_before.expand(-1, width - 1), is_real], dim=-1).gather(1, index)
-    states = padded.gather(2, index[:, None, :].expand(batch, dim, width - 1))
+    counts = torch.cat([counts_before.expand(-1, history), is_real], dim=-1).gather(1, index)
+    states = padded.gather(2, index[:, None, :].expand(batch, dim, history))
     return states.masked_fill(~counts[:, None, :], 0)
 
 
@@ -137,6 +214,8 @@ def causal_conv1d_update_ref(
     activation: str | None = None,
     cache_seqlens: torch.Tensor | None = None,
     conv_state_indices: torch.Tensor | None = None,
+    *,
+    dilation: int = 1,
 ) -> torch.Tensor:
     """One or more tokens appended to a running state, which changes in place.
 
@@ -153,12 +232,13 @@ def causal_conv1d_update_ref(
     Args:
         x: (batch, dim) or (batch, dim, seqlen), any float type.
         conv_state: (batch, dim, S), or with conv_state_indices (any number of rows, dim, S);
-            S >= width - 1, any float type; changed in place.
+            S >= (width - 1) * dilation, any float type; changed in place.
         weight: (dim, width), width >= 1, any float type.
         bias: (dim,) or None, any float type.
         activation: None, "silu" or "swish" (the same as "silu").
         cache_seqlens: (batch,) int32 or int64, or None.
         conv_state_indices: (batch,) int32 or int64, or None.
+        dilation: steps from one tap to the next.
 
     Returns:
         out, of x's shape and dtype.
@@ -186,8 +266,9 @@ def causal_conv1d_update_ref(
         tokens,
         weight,
         bias,
-        initial_states=history[:, :, state_len - (width - 1) :],
+        initial_states=history[:, :, state_len - (width - 1) * dilation :],
         activation=activation,
+        dilation=dilation,
     )
     after = torch.cat([history, tokens.to(dtype)], dim=-1)[:, :, seqlen:]
     if cache_seqlens is not None and state_len > 0:  # back to the ring's positions

@@ -15,11 +15,12 @@ namespace {
 constexpr const char kPlain[] = ".plain";
 
 constexpr const Signature* kSignatures[] = {
-    &schema::kForward,        &schema::kForwardStates, &schema::kForwardOut,
-    &schema::kBackward,       &schema::kBackwardOut,   &schema::kUpdate,
-    &schema::kUpdateOut,      &schema::kVarlenStates,  &schema::kScanForward,
-    &schema::kScanForwardOut, &schema::kScanBackward,  &schema::kScanBackwardOut,
-    &schema::kStateUpdate,    &schema::kStateUpdateOut};
+    &schema::kForward,        &schema::kForwardStates,  &schema::kForwardOut,
+    &schema::kBackward,       &schema::kBackwardOut,    &schema::kUpdate,
+    &schema::kUpdateOut,      &schema::kVarlenStates,   &schema::kScanForward,
+    &schema::kScanForwardOut, &schema::kScanBackward,   &schema::kScanBackwardOut,
+    &schema::kStateUpdate,    &schema::kStateUpdateOut, &schema::kConvForward,
+    &schema::kConvForwardOut, &schema::kConvBackward,   &schema::kConvBackwardOut};
 
 std::string name_of(const Signature& signature, const char* overload) {
   return std::string(signature.name) + overload;
@@ -197,6 +198,7 @@ void ArgumentsOf<T, N>::bump_version(int i) const {
 
 template class OutputOf<Tensor>;
 template class ArgumentsOf<Tensor, 12>;
+template class ArgumentsOf<Tensor, 20>;
 template class OutputOf<Tensor4>;
 template class ArgumentsOf<Tensor4, 24>;
 

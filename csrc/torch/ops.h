@@ -73,6 +73,34 @@ inline constexpr Signature kVarlenStates(
     "causal_conv1d_varlen_states",
     "varlen_states(Tensor x, Tensor cu_seqlens, int state_len) -> Tensor");
 
+// forward and backward with all options of ../causal_conv1d.h. What is not needed is returned as a
+// tensor of size 0; of the gradients, bit i of needed is for the i-th result, and dx always comes.
+inline constexpr Signature kConvForward(
+    "causal_conv1d_fn",
+    "conv_forward(Tensor x, Tensor weight, Tensor? bias, Tensor? seq_idx, Tensor? cu_seqlens, "
+    "Tensor? initial_states, Tensor? pre_gate, Tensor? post_gate, Tensor? residual, int dilation, "
+    "bool return_final_states, bool silu) -> (Tensor out, Tensor final_states)");
+inline constexpr Signature kConvForwardOut(
+    "causal_conv1d_fn",
+    "conv_forward_out(Tensor x, Tensor weight, Tensor? bias, Tensor? seq_idx, "
+    "Tensor? cu_seqlens, Tensor? initial_states, Tensor? pre_gate, Tensor? post_gate, "
+    "Tensor? residual, Tensor(a!) out, Tensor(b!)? final_states_out, int dilation, bool silu) -> "
+    "()");
+inline constexpr Signature kConvBackward(
+    "causal_conv1d_bwd",
+    "conv_backward(Tensor x, Tensor weight, Tensor? bias, Tensor dout, Tensor? seq_idx, "
+    "Tensor? cu_seqlens, Tensor? initial_states, Tensor? dfinal_states, Tensor? pre_gate, "
+    "Tensor? post_gate, int dilation, bool residual_is_x, int needed, bool silu) -> "
+    "(Tensor dx, Tensor dweight, Tensor dbias, Tensor dinitial_states, Tensor dpre_gate, "
+    "Tensor dpost_gate)");
+inline constexpr Signature kConvBackwardOut(
+    "causal_conv1d_bwd",
+    "conv_backward_out(Tensor x, Tensor weight, Tensor? bias, Tensor dout, Tensor? seq_idx, "
+    "Tensor? cu_seqlens, Tensor? initial_states, Tensor? dfinal_states, Tensor? pre_gate, "
+    "Tensor? post_gate, Tensor(a!) dx, Tensor(b!)? dweight, Tensor(c!)? dbias, "
+    "Tensor(d!)? dinitial_states, Tensor(e!)? dpre_gate, Tensor(f!)? dpost_gate, int dilation, "
+    "bool residual_is_x, bool silu) -> ()");
+
 // The selective scan: its arguments are those of ../selective_scan.h, in that order. A result that
 // is not needed is returned as a tensor of size 0; of the gradients, bit i of needed is for the
 // i-th result.
@@ -176,6 +204,7 @@ class ArgumentsOf {
 
 using Output = OutputOf<Tensor>;
 using Arguments = ArgumentsOf<Tensor, 12>;
+using ManyArguments = ArgumentsOf<Tensor, 20>;
 using Output4 = OutputOf<Tensor4>;
 using Arguments4 = ArgumentsOf<Tensor4, 24>;
 

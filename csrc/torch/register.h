@@ -19,6 +19,11 @@ CAUSAL_CONV1D_API causal_conv1d_status
 causal_conv1d_check_forward(const causal_conv1d_forward_params* params);
 CAUSAL_CONV1D_API causal_conv1d_status
 causal_conv1d_check_backward(const causal_conv1d_backward_params* params);
+CAUSAL_CONV1D_API causal_conv1d_status causal_conv1d_check_conv_forward(
+    const causal_conv1d_forward_params* params, const causal_conv1d_options* options);
+CAUSAL_CONV1D_API causal_conv1d_status causal_conv1d_check_conv_backward(
+    const causal_conv1d_backward_params* params, const causal_conv1d_options* options,
+    const causal_conv1d_option_gradients* gradients);
 CAUSAL_CONV1D_API causal_conv1d_status
 causal_conv1d_check_update(const causal_conv1d_update_params* params);
 CAUSAL_CONV1D_API causal_conv1d_status

@@ -3,6 +3,7 @@
 
 #include "../layout.h"
 #include "boxed.h"
+#include "options_boxed.h"
 #include "scan_boxed.h"
 
 namespace causal_conv1d::torch_abi {
@@ -26,6 +27,13 @@ struct Cpu {
   }
   static void run(const BackwardParams& p, int32_t) {
     throw_if_failed(causal_conv1d_cpu_backward(&p, num_threads()));
+  }
+  static void run(const ForwardParams& p, const Options& options, int32_t) {
+    throw_if_failed(causal_conv1d_cpu_forward_with(&p, &options, num_threads()));
+  }
+  static void run(const BackwardParams& p, const Options& options, const OptionGradients& gradients,
+                  int32_t) {
+    throw_if_failed(causal_conv1d_cpu_backward_with(&p, &options, &gradients, num_threads()));
   }
   static void run(const UpdateParams& p, int32_t) {
     throw_if_failed(causal_conv1d_cpu_update(&p, num_threads()));
@@ -52,6 +60,7 @@ causal_conv1d_status causal_conv1d_register_cpu(const char* name_space) {
   try {
     torch_abi::define_schemas(name_space);
     torch_abi::Boxed<torch_abi::Cpu>::register_all(name_space, "CPU");
+    torch_abi::OptionsBoxed<torch_abi::Cpu>::register_all(name_space, "CPU");
     torch_abi::ScanBoxed<torch_abi::Cpu>::register_all(name_space, "CPU");
     return ok();
   } catch (const std::exception& e) {
@@ -72,6 +81,20 @@ causal_conv1d_status causal_conv1d_check_forward(const causal_conv1d_forward_par
 
 causal_conv1d_status causal_conv1d_check_backward(const causal_conv1d_backward_params* params) {
   return causal_conv1d::check(params);
+}
+
+causal_conv1d_status causal_conv1d_check_conv_forward(const causal_conv1d_forward_params* params,
+                                                      const causal_conv1d_options* options) {
+  causal_conv1d::Options own;
+  return causal_conv1d::check(params, options, &own);
+}
+
+causal_conv1d_status causal_conv1d_check_conv_backward(
+    const causal_conv1d_backward_params* params, const causal_conv1d_options* options,
+    const causal_conv1d_option_gradients* gradients) {
+  causal_conv1d::Options own;
+  causal_conv1d::OptionGradients own_gradients;
+  return causal_conv1d::check(params, options, gradients, &own, &own_gradients);
 }
 
 causal_conv1d_status causal_conv1d_check_update(const causal_conv1d_update_params* params) {

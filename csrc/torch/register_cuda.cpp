@@ -5,6 +5,7 @@
 
 #include "../layout.h"
 #include "boxed.h"
+#include "options_boxed.h"
 #include "scan_boxed.h"
 
 namespace causal_conv1d::torch_abi {
@@ -97,6 +98,19 @@ struct Cuda {
     throw_if_failed(
         causal_conv1d_cuda_backward(&p, device, current_stream(device), workspace.data(), size));
   }
+  static void run(const ForwardParams& p, const Options& options, int32_t device) {
+    const int64_t size = causal_conv1d_cuda_forward_with_workspace_size(&p, &options);
+    const Workspace workspace(size, device);
+    throw_if_failed(causal_conv1d_cuda_forward_with(&p, &options, device, current_stream(device),
+                                                    workspace.data(), size));
+  }
+  static void run(const BackwardParams& p, const Options& options, const OptionGradients& gradients,
+                  int32_t device) {
+    const int64_t size = causal_conv1d_cuda_backward_with_workspace_size(&p, &options, &gradients);
+    const Workspace workspace(size, device);
+    throw_if_failed(causal_conv1d_cuda_backward_with(
+        &p, &options, &gradients, device, current_stream(device), workspace.data(), size));
+  }
   static void run(const UpdateParams& p, int32_t device) {
     throw_if_failed(causal_conv1d_cuda_update(&p, device, current_stream(device)));
   }
@@ -131,6 +145,7 @@ causal_conv1d_status causal_conv1d_register_cuda(const char* name_space) {
     }
     if (torch_abi::python_namespace.empty()) torch_abi::python_namespace = name_space;
     torch_abi::Boxed<torch_abi::Cuda>::register_all(name_space, "CUDA");
+    torch_abi::OptionsBoxed<torch_abi::Cuda>::register_all(name_space, "CUDA");
     torch_abi::ScanBoxed<torch_abi::Cuda>::register_all(name_space, "CUDA");
     return ok();
   } catch (const std::exception& e) {
