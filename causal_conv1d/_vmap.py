@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import torch
 
-from . import _options_plain, _plain
+from . import _plain
 from ._ops import NAMESPACE, add_op_namespace_prefix
 from ._ops import ops as _ops
 from ._options import GRADIENT_OF, TENSORS, needs
@@ -118,10 +118,15 @@ def _backward(info, in_dims, x, weight, bias, dout, seq_idx, initial_states, dfi
     return tensors, places
 
 
-def _mapped(function, in_dims, args):
-    """function, of torch's own operations, under their own rules."""
-    found = torch.vmap(function, in_dims=in_dims)(*args)
-    return found, (0,) * len(found)
+def _one_by_one(operator, size, in_dims, args):
+    """A call of the operator for each entry, where they do not fold into one."""
+    if size == 0:
+        raise RuntimeError("causal_conv1d_fn: vmap over no entries cannot map its sequences' ids")
+    found = [
+        operator(*(a if d is None else a.select(d, i) for a, d in zip(args, in_dims, strict=True)))
+        for i in range(size)
+    ]
+    return tuple(map(torch.stack, zip(*found, strict=True))), (0,) * len(found[0])
 
 
 def conv_forward(info, in_dims, *args):
@@ -131,7 +136,7 @@ def conv_forward(info, in_dims, *args):
     x_dim, weight_dim, bias_dim, ids_dim, bounds_dim, *other_dims = in_dims[:TENSORS]
     into_channels = weight_dim is not None or bias_dim is not None or cu_seqlens is not None
     if bounds_dim is not None or (into_channels and ids_dim is not None):
-        return _mapped(_options_plain.conv_forward, in_dims, args)
+        return _one_by_one(_ops.conv_forward.default, info.batch_size, in_dims, args)
     fold = _Folding(info.batch_size, into_channels, x, x_dim)
     out, states = _ops.conv_forward.default(
         fold.batched(x, x_dim),
@@ -157,7 +162,7 @@ def _conv_backward(info, in_dims, *args):
     for_each = weight_dim is not None or bias_dim is not None or bool(needed & 0b110)
     into_channels = for_each or cu_seqlens is not None
     if bounds_dim is not None or (into_channels and ids_dim is not None):
-        return _mapped(_options_plain.conv_backward, in_dims, args)
+        return _one_by_one(_ops.conv_backward.default, info.batch_size, in_dims, args)
     fold = _Folding(info.batch_size, into_channels, x, x_dim)
     found = _ops.conv_backward.default(
         fold.batched(x, x_dim),
