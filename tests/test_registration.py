@@ -84,13 +84,22 @@ def test_the_tensors_of_an_operation_are_those_of_its_struct(operation):
             return members("scan_inputs") + pairs[1:]
         return pairs
 
-    pairs = members(f"{operation}_params")
+    pairs = members(f"{operation.removeprefix('conv_')}_params")
+    names = _operators.argument_names(operation)
+    if operation.startswith("conv_"):
+        options, gradients = members("options"), members("option_gradients")
+        pack = _ctypes_ops.OptionsPacker(operation)
+        assert [name for _, name in pack.optional] == [name for _, name in options]
+        if operation == "conv_backward":
+            assert [name for _, name in pack.gates] == [name for _, name in gradients[:-1]]
+        ours = {name for _, name in (*options, *gradients)} | {"dilation"}
+        names = tuple(name for name in names if name not in ours)
     tensors = [name for kind, name in pairs if kind != "int32_t"]
     flags = [name for kind, name in pairs if kind == "int32_t"]
-    names = _operators.argument_names(operation)
     assert [name for name in names if name in tensors] == tensors
     assert [name for name in names if name not in tensors] == flags
-    assert set(_operators.written_names(operation)) <= set(tensors)
+    written = [name for name in _operators.written_names(operation) if name in names]
+    assert set(written) <= set(tensors)
 
 
 @needs_sources
@@ -115,6 +124,7 @@ def test_every_argument_of_the_cuda_functions_has_its_type(monkeypatch):
     _ctypes_ops.cuda_operations(library)
     counts = {"forward": 3, "backward": 5, "update": 3, "varlen_states": 3}
     counts |= {"scan_forward": 5, "scan_backward": 5, "state_update": 3}
+    counts |= {"forward_with": 6, "backward_with": 7}
     for operator, count in counts.items():
         function = getattr(library, f"causal_conv1d_cuda_{operator}")
         assert len(function.argtypes) == count, operator

@@ -31,12 +31,12 @@ from causal_conv1d import (
     selective_scan_fn,
     selective_state_update,
 )
-from causal_conv1d._operators import CALLERS
+from causal_conv1d._self_test import TESTED
 from causal_conv1d.reference import causal_conv1d_ref, causal_conv1d_update_ref
 
 NO_IMAGE = "causal_conv1d_fn: no kernel image is available for execution on the device"
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-KERNELS = 8 * len(CALLERS)  # numbers that they may have
+KERNELS = 8 * len(TESTED)  # numbers that they may have
 
 
 def fallback():
@@ -44,10 +44,10 @@ def fallback():
 
 
 @pytest.mark.parametrize("dtype", (*DTYPES, torch.float64), ids=dtype_id)
-@pytest.mark.parametrize("operator", CALLERS)
+@pytest.mark.parametrize("operator", TESTED)
 def test_kernels_are_numbered_as_in_the_c_interface(operator, dtype):
     """8 * operator + 4 * is_channel_last + dtype, as csrc/torch/register.h counts them."""
-    x, index = torch.empty(2, 6, 9, dtype=dtype), list(CALLERS).index(operator)
+    x, index = torch.empty(2, 6, 9, dtype=dtype), list(TESTED).index(operator)
     number = 8 * index + _ctypes_ops.DTYPES[dtype]
     kernel_number = functools.partial(_self_test.kernel_number, _library.cpu.library, operator)
     assert kernel_number(x) == number
@@ -59,6 +59,14 @@ def test_kernels_are_numbered_as_in_the_c_interface(operator, dtype):
     assert kernel_number(x.new_empty(2, 64, 1)) == last
     assert kernel_number(x[:, :, :1]) == last
     assert kernel_number(x.mT[:, :1]) == number  # one channel: along time
+
+
+@pytest.mark.parametrize("operator", ("forward", "backward"))
+def test_options_run_the_kernels_of_what_they_extend(operator):
+    x, cpu = torch.empty(2, 6, 9), _library.cpu.library
+    for each in (x, x.mT.contiguous().mT, x.bfloat16(), x.int()):
+        expected = _self_test.kernel_number(cpu, operator, each)
+        assert _self_test.kernel_number(cpu, f"conv_{operator}", each) == expected
 
 
 @pytest.mark.parametrize("value", ("0", "false", "No", "off"))
@@ -247,7 +255,7 @@ def found():
 
 
 def number(operator, dtype, is_channel_last=False):
-    return 8 * list(CALLERS).index(operator) + 4 * is_channel_last + _ctypes_ops.DTYPES[dtype]
+    return 8 * list(TESTED).index(operator) + 4 * is_channel_last + _ctypes_ops.DTYPES[dtype]
 
 
 FORWARD = 0  # in float32, channel-first
@@ -264,10 +272,10 @@ def broken(gpu):
 def wrong_expectations(gpu):
     """cuda:0, whose kernels will be compared with functions that write nothing."""
     set_expected = _library.cuda.library.causal_conv1d_cuda_set_expected
-    array = ctypes.c_void_p * len(CALLERS)
+    array = ctypes.c_void_p * len(TESTED)
 
     def addresses(prefix):
-        functions = [getattr(_library.cpu.library, prefix + name) for name in CALLERS]
+        functions = [getattr(_library.cpu.library, prefix + name) for name in TESTED]
         return array(*(ctypes.cast(function, ctypes.c_void_p) for function in functions))
 
     set_expected(addresses("causal_conv1d_check_"))
@@ -316,7 +324,7 @@ def test_all_kernels_pass(dtype, gpu):
     state = torch.zeros(2, 6, 3, dtype=dtype, device=gpu)
     selective_state_update(state, token, token, A, B[:, :, 0], B[:, :, 0])
     both = {number(name, dtype, last) for name in ("forward", "backward") for last in (False, True)}
-    others = {number(name, dtype) for name in CALLERS if name not in ("forward", "backward")}
+    others = {number(name, dtype) for name in TESTED if name not in ("forward", "backward")}
     assert found() == [both | others, set()]
 
 
@@ -328,7 +336,7 @@ def test_a_wrong_scan_is_replaced(broken):
 
 
 @pytest.mark.parametrize("dtype", (*DTYPES, torch.float64), ids=dtype_id)
-@pytest.mark.parametrize("operator", CALLERS)
+@pytest.mark.parametrize("operator", TESTED)
 def test_a_difference_is_found(operator, dtype, wrong_expectations):
     gpu = wrong_expectations
     memory = torch.empty(_library.self_test.size, dtype=torch.uint8, device=gpu)
@@ -339,7 +347,7 @@ def test_a_difference_is_found(operator, dtype, wrong_expectations):
         assert _library.self_test.run(kernel, 0, stream, memory.data_ptr()) == _self_test.WRONG
         assert found() == [set(), {kernel}]
         layout = "channel-last" if last else "channel-first"
-        if list(CALLERS).index(operator) > 3:
+        if list(TESTED).index(operator) > 3:
             layout = "contiguous"
         names = {"forward": "out", "backward": "dx", "update": "update's out"}
         names |= {"scan_forward": "selective_scan_fn's out", "scan_backward": "du"}
