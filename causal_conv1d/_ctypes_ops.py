@@ -151,11 +151,29 @@ class OptionsPacker:
         return params, options, self.gradients.pack(self.gradients.size, *gates, flag)
 
 
+class PoolPacker:
+    """As Packer, for the pool of states, whose struct has its size in front and numbers behind."""
+
+    TENSORS = 11
+
+    def __init__(self):
+        self.base = Packer("update")
+        names = argument_names("pool")[: self.TENSORS]
+        self.base.caller, self.base.names = CALLERS["pool"], names
+        self.places = list(enumerate(names))
+        self.struct = struct.Struct(f"=Q{self.base.tensor * self.TENSORS}qqi4x")
+
+    def __call__(self, args) -> bytes:
+        *numbers, silu = args[self.TENSORS :]
+        fields = self.base.describe(args, self.places)
+        return self.struct.pack(self.struct.size, *fields, *numbers, bool(silu))
+
+
 def _packer(operation: str):
     """A function of an operation's arguments that gives its structs; and how many they are."""
     if operation in _FUNCTIONS:
         return OptionsPacker(operation), 3 if operation == "conv_backward" else 2
-    pack = Packer(operation)
+    pack = PoolPacker() if operation == "pool" else Packer(operation)
     return lambda args: (pack(args),), 1
 
 

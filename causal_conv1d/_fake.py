@@ -95,8 +95,8 @@ class Checker:
         self.sizes("x", "(batch, dim, seqlen)", (None, None, None))
         self.float_like_first("x")
 
-    def parameters(self) -> None:
-        dim = self.tensors["x"].shape[1]
+    def parameters(self, dim=None) -> None:
+        dim = self.tensors["x"].shape[1] if dim is None else dim
         self.sizes("weight", "(dim, width)", (dim, None))
         self.float_like_first("weight")
         if self.tensors["weight"].shape[1] < 1:

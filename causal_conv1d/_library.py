@@ -17,7 +17,16 @@ from typing import Any
 
 import torch
 
-from . import _ctypes_ops, _elf, _operators, _options, _options_plain, _plain, _self_test
+from . import (
+    _ctypes_ops,
+    _elf,
+    _operators,
+    _options,
+    _options_plain,
+    _plain,
+    _pool_plain,
+    _self_test,
+)
 from ._ctypes_ops import Status
 from ._installation import REINSTALL
 from ._ops import NAMESPACE, ops
@@ -181,7 +190,7 @@ def _operators_over(operations: dict, cpu: ctypes.CDLL) -> dict:
     """All operators by name, over all operations by name."""
     check = _ctypes_ops.varlen_sizes_check(cpu)
     found = _operators.over(operations, check) | _options.over(operations)
-    return found | scan_operators.over(operations)
+    return found | scan_operators.over(operations) | {"pool": operations["pool"]}
 
 
 def _plain_operations(modules, cpu: ctypes.CDLL) -> dict:
@@ -196,7 +205,7 @@ def _plain_operations(modules, cpu: ctypes.CDLL) -> dict:
 def _register_cuda(loaded: Loaded) -> None:
     cpu, cuda = loaded.cpu.library, loaded.cuda
     if _self_test.is_wanted():
-        plain = _plain_operations((_plain, _options_plain, fallback), cpu)
+        plain = _plain_operations((_plain, _options_plain, _pool_plain, fallback), cpu)
         loaded.self_test = _self_test.SelfTest(cuda.library, cpu, plain)
     if cuda.registration == CTYPES:
         operations = _ctypes_ops.cuda_operations(cuda.library)
@@ -237,13 +246,14 @@ def _load_all() -> Loaded:
         _fake,
         _flops,
         _options_autograd,
+        _pool,
         _split,
         _update_dilated,
         _vmap,
     )
     from .selective_scan import autograd, fake, vmap
 
-    parts = (_fake, _autograd, _options_autograd, _vmap, _split, _update_dilated)
+    parts = (_fake, _autograd, _options_autograd, _pool, _vmap, _split, _update_dilated)
     for part in (*parts, fake, autograd, vmap):
         part.register(loaded)
     _flops.register()

@@ -23,6 +23,7 @@ CALLERS = {
     "state_update": "selective_state_update",
     "conv_forward": "causal_conv1d_fn",
     "conv_backward": "causal_conv1d_bwd",
+    "pool": "causal_conv1d_pool",
 }
 
 
@@ -47,7 +48,8 @@ def written_names(operation: str) -> tuple[str, ...]:
 
 
 def _schema(operation):
-    return getattr(ops, f"{operation}_out").default._schema
+    # All results of a pool are written into what is given.
+    return getattr(ops, "pool" if operation == "pool" else f"{operation}_out").default._schema
 
 
 def operation_of(operator: str) -> str:

@@ -20,7 +20,7 @@ from ._operators import CALLERS
 
 UNTESTED, RIGHT, WRONG = range(3)  # causal_conv1d_verdict
 # Operations that run another one's kernels, whose test counts for them.
-_TESTED_AS = {"conv_forward": "forward", "conv_backward": "backward"}
+_TESTED_AS = {"conv_forward": "forward", "conv_backward": "backward", "pool": "update"}
 TESTED = [operation for operation in CALLERS if operation not in _TESTED_AS]
 
 

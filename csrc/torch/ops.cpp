@@ -20,7 +20,8 @@ constexpr const Signature* kSignatures[] = {
     &schema::kUpdateOut,      &schema::kVarlenStates,   &schema::kScanForward,
     &schema::kScanForwardOut, &schema::kScanBackward,   &schema::kScanBackwardOut,
     &schema::kStateUpdate,    &schema::kStateUpdateOut, &schema::kConvForward,
-    &schema::kConvForwardOut, &schema::kConvBackward,   &schema::kConvBackwardOut};
+    &schema::kConvForwardOut, &schema::kConvBackward,   &schema::kConvBackwardOut,
+    &schema::kPool};
 
 std::string name_of(const Signature& signature, const char* overload) {
   return std::string(signature.name) + overload;

@@ -101,6 +101,14 @@ inline constexpr Signature kConvBackwardOut(
     "Tensor(d!)? dinitial_states, Tensor(e!)? dpre_gate, Tensor(f!)? dpost_gate, int dilation, "
     "bool residual_is_x, bool silu) -> ()");
 
+// Its arguments are those of causal_conv1d_pool_params, in that order.
+inline constexpr Signature kPool(
+    "causal_conv1d_pool",
+    "pool(Tensor x, Tensor(a!) conv_states, Tensor weight, Tensor? bias, Tensor(b!) out, "
+    "Tensor? query_start_loc, Tensor? cache_indices, Tensor? has_initial_state, "
+    "Tensor? num_accepted_tokens, Tensor(c!)? windows_out, Tensor? window_indices, int pad_slot, "
+    "int max_seqlen, bool silu) -> ()");
+
 // The selective scan: its arguments are those of ../selective_scan.h, in that order. A result that
 // is not needed is returned as a tensor of size 0; of the gradients, bit i of needed is for the
 // i-th result.

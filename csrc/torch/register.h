@@ -27,6 +27,8 @@ CAUSAL_CONV1D_API causal_conv1d_status causal_conv1d_check_conv_backward(
 CAUSAL_CONV1D_API causal_conv1d_status
 causal_conv1d_check_update(const causal_conv1d_update_params* params);
 CAUSAL_CONV1D_API causal_conv1d_status
+causal_conv1d_check_pool(const causal_conv1d_pool_params* params);
+CAUSAL_CONV1D_API causal_conv1d_status
 causal_conv1d_check_varlen_states(const causal_conv1d_varlen_states_params* params);
 CAUSAL_CONV1D_API causal_conv1d_status
 causal_conv1d_check_scan_forward(const causal_conv1d_scan_forward_params* params);

@@ -4,6 +4,7 @@
 #include "../layout.h"
 #include "boxed.h"
 #include "options_boxed.h"
+#include "pool_boxed.h"
 #include "scan_boxed.h"
 
 namespace causal_conv1d::torch_abi {
@@ -38,6 +39,9 @@ struct Cpu {
   static void run(const UpdateParams& p, int32_t) {
     throw_if_failed(causal_conv1d_cpu_update(&p, num_threads()));
   }
+  static void run(const PoolParams& p, int32_t) {
+    throw_if_failed(causal_conv1d_cpu_pool(&p, num_threads()));
+  }
   static void run(const VarlenStatesParams& p, int32_t) {
     throw_if_failed(causal_conv1d_cpu_varlen_states(&p, num_threads()));
   }
@@ -61,6 +65,7 @@ causal_conv1d_status causal_conv1d_register_cpu(const char* name_space) {
     torch_abi::define_schemas(name_space);
     torch_abi::Boxed<torch_abi::Cpu>::register_all(name_space, "CPU");
     torch_abi::OptionsBoxed<torch_abi::Cpu>::register_all(name_space, "CPU");
+    torch_abi::PoolBoxed<torch_abi::Cpu>::register_all(name_space, "CPU");
     torch_abi::ScanBoxed<torch_abi::Cpu>::register_all(name_space, "CPU");
     return ok();
   } catch (const std::exception& e) {
@@ -99,6 +104,12 @@ causal_conv1d_status causal_conv1d_check_conv_backward(
 
 causal_conv1d_status causal_conv1d_check_update(const causal_conv1d_update_params* params) {
   return causal_conv1d::check(params);
+}
+
+causal_conv1d_status causal_conv1d_check_pool(const causal_conv1d_pool_params* params) {
+  causal_conv1d::PoolParams full;
+  const causal_conv1d_status status = causal_conv1d::read(params, &full);
+  return status.code == CAUSAL_CONV1D_OK ? causal_conv1d::check(&full) : status;
 }
 
 causal_conv1d_status causal_conv1d_check_varlen_states(

@@ -6,6 +6,7 @@
 #include "../layout.h"
 #include "boxed.h"
 #include "options_boxed.h"
+#include "pool_boxed.h"
 #include "scan_boxed.h"
 
 namespace causal_conv1d::torch_abi {
@@ -114,6 +115,9 @@ struct Cuda {
   static void run(const UpdateParams& p, int32_t device) {
     throw_if_failed(causal_conv1d_cuda_update(&p, device, current_stream(device)));
   }
+  static void run(const PoolParams& p, int32_t device) {
+    throw_if_failed(causal_conv1d_cuda_pool(&p, device, current_stream(device)));
+  }
   static void run(const VarlenStatesParams& p, int32_t device) {
     throw_if_failed(causal_conv1d_cuda_varlen_states(&p, device, current_stream(device)));
   }
@@ -146,6 +150,7 @@ causal_conv1d_status causal_conv1d_register_cuda(const char* name_space) {
     if (torch_abi::python_namespace.empty()) torch_abi::python_namespace = name_space;
     torch_abi::Boxed<torch_abi::Cuda>::register_all(name_space, "CUDA");
     torch_abi::OptionsBoxed<torch_abi::Cuda>::register_all(name_space, "CUDA");
+    torch_abi::PoolBoxed<torch_abi::Cuda>::register_all(name_space, "CUDA");
     torch_abi::ScanBoxed<torch_abi::Cuda>::register_all(name_space, "CUDA");
     return ok();
   } catch (const std::exception& e) {
