@@ -94,6 +94,9 @@ def test_the_tensors_of_an_operation_are_those_of_its_struct(operation):
             assert [name for _, name in pack.gates] == [name for _, name in gradients[:-1]]
         ours = {name for _, name in (*options, *gradients)} | {"dilation"}
         names = tuple(name for name in names if name not in ours)
+    if operation == "pool":  # int64_t is no member here
+        names = tuple(name for name in names if name not in ("pad_slot", "max_seqlen"))
+        assert _ctypes_ops.PoolPacker.TENSORS == len(pairs) - 1
     tensors = [name for kind, name in pairs if kind != "int32_t"]
     flags = [name for kind, name in pairs if kind == "int32_t"]
     assert [name for name in names if name in tensors] == tensors

@@ -73,7 +73,10 @@ Status run_pool(const PoolParams& p, int num_threads) {
   const KernelTable& kernels = *active_kernels;
   const int64_t count = sequences_of(p);
   Read read;
-  for (int64_t i = 0; i <= count; ++i) read.bounds.push_back(index_at(p.query_start_loc, i));
+  const bool ragged = given(p.query_start_loc);
+  for (int64_t i = 0; i <= count; ++i) {
+    read.bounds.push_back(ragged ? index_at(p.query_start_loc, i) : i);
+  }
   read.sequences.resize(static_cast<size_t>(count));
   for (int64_t i = 0; i < count; ++i) {
     const size_t at = static_cast<size_t>(i);

@@ -14,14 +14,16 @@ namespace {
 // calls it where there are none.
 constexpr const char kPlain[] = ".plain";
 
-constexpr const Signature* kSignatures[] = {
-    &schema::kForward,        &schema::kForwardStates,  &schema::kForwardOut,
-    &schema::kBackward,       &schema::kBackwardOut,    &schema::kUpdate,
-    &schema::kUpdateOut,      &schema::kVarlenStates,   &schema::kScanForward,
-    &schema::kScanForwardOut, &schema::kScanBackward,   &schema::kScanBackwardOut,
-    &schema::kStateUpdate,    &schema::kStateUpdateOut, &schema::kConvForward,
-    &schema::kConvForwardOut, &schema::kConvBackward,   &schema::kConvBackwardOut,
-    &schema::kPool};
+constexpr const Signature* kSignatures[] = {&schema::kForward,      &schema::kForwardStates,
+                                            &schema::kForwardOut,   &schema::kBackward,
+                                            &schema::kBackwardOut,  &schema::kUpdate,
+                                            &schema::kUpdateOut,    &schema::kVarlenStates,
+                                            &schema::kScanForward,  &schema::kScanForwardOut,
+                                            &schema::kScanBackward, &schema::kScanBackwardOut,
+                                            &schema::kStateUpdate,  &schema::kStateUpdateOut,
+                                            &schema::kConvForward,  &schema::kConvForwardOut,
+                                            &schema::kConvBackward, &schema::kConvBackwardOut,
+                                            &schema::kPool};
 
 std::string name_of(const Signature& signature, const char* overload) {
   return std::string(signature.name) + overload;

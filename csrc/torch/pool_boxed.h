@@ -12,9 +12,9 @@ struct PoolBoxed {
   static void pool(StableIValue* stack, uint64_t, uint64_t) {
     if (Backend::replaced(schema::kPool, Operation::kUpdate, stack)) return;
     const ManyArguments a(schema::kPool, stack);
-    const PoolParams p = {sizeof(PoolParams), a.tensor(0), a.tensor(1),    a.tensor(2),
-                          a.tensor(3),        a.tensor(4), a.tensor(5),    a.tensor(6),
-                          a.tensor(7),        a.tensor(8), a.tensor(9),    a.tensor(10),
+    const PoolParams p = {sizeof(PoolParams), a.tensor(0), a.tensor(1),     a.tensor(2),
+                          a.tensor(3),        a.tensor(4), a.tensor(5),     a.tensor(6),
+                          a.tensor(7),        a.tensor(8), a.tensor(9),     a.tensor(10),
                           a.value(11),        a.value(12), a.value(13) != 0};
     throw_if_failed(check(&p));
     // Torch is told of what is written when it is sure that it will be.
