@@ -1,7 +1,7 @@
 // Launches the backward's kernels.
 #include <algorithm>
 
-#include "backward_any.cuh"
+#include "backward_options.cuh"
 #include "launch.cuh"
 #include "packed.h"
 #include "phases.h"
@@ -10,14 +10,6 @@
 
 namespace causal_conv1d::gpu {
 namespace {
-
-template <bool OPTIONS, typename T>
-cudaError_t launch_any_partials(const BackwardArgs<T>& p, const AnyOptions& o,
-                                cudaStream_t stream) {
-  if (p.partials == nullptr) return cudaSuccess;
-  return launch(backward_any_width_partials<OPTIONS, T>, p.batch * p.chunks * p.dim * kThreads,
-                stream, p, o);
-}
 
 template <typename T>
 cudaError_t launch_fast(const BackwardArgs<T>& p, const BackwardPlan& plan, cudaStream_t stream) {
@@ -45,7 +37,10 @@ cudaError_t run(const BackwardParams& params, const BackwardPlan& plan, void* wo
   if (e == cudaSuccess && has_elements(params.x)) {
     if (plan.any_width) {
       e = launch(backward_any_width<T>, p.batch * p.dim * p.seqlen, stream, p, plan.channel_last);
-      if (e == cudaSuccess) e = launch_any_partials<false>(p, AnyOptions{}, stream);
+      if (e == cudaSuccess && p.partials != nullptr) {
+        e = launch(backward_any_width_partials<T>, p.batch * p.chunks * p.dim * kThreads, stream,
+                   p);
+      }
     } else {
       e = launch_fast(p, plan, stream);
     }
@@ -166,13 +161,12 @@ bool launch_phases(const Call& call, const Room& room, cudaStream_t stream, cuda
 }
 
 template <typename T>
-cudaError_t launch_any(const BackwardArgs<T>& p, const AnyOptions& o, bool channel_last,
-                       cudaStream_t stream) {
-  const Steps steps = channel_last ? Steps::kAlongChannels : Steps::kAlongTime;
-  cudaError_t e = launch(backward_any_options<T>, p.batch * p.dim * p.seqlen, stream, p, o, steps);
-  if (e == cudaSuccess) e = launch_any_partials<true>(p, o, stream);
-  if (e == cudaSuccess && p.sums) e = launch_reduce(p, stream);
-  return e;
+cudaError_t launch_tiles(const BackwardArgs<T>& p, const AnyOptions& o, const BackwardPlan& plan,
+                         cudaStream_t stream) {
+  const int64_t blocks = plan.parts * ceil_div(p.dim, plan.tile_channels);
+  const cudaError_t e = launch(backward_any_tiles<T>, blocks * kThreads, stream, p, o,
+                               static_cast<int>(plan.tile_channels), plan.keeps_dz);
+  return e == cudaSuccess && p.sums ? launch_reduce(p, stream) : e;
 }
 
 template <typename T>
@@ -193,11 +187,10 @@ cudaError_t run_with(const Call& call, const Room& room, cudaStream_t stream) {
   if (!has_elements(x)) {
     if (p.sums) e = launch_reduce(p, stream);  // which are zero
   } else if (!launch_phases<T>(call, room, stream, &e)) {
-    e = launch_any(p, o, plan.channel_last, stream);
+    e = launch_tiles(p, o, plan, stream);
   }
   if (e != cudaSuccess || !(p.dfinal_states.given() || p.dinitial_states.given())) return e;
-  return launch(backward_any_options<T>, o.rows * p.dim * 2 * (p.width - 1) * o.dilation, stream, p,
-                o, Steps::kOfStates);
+  return launch(backward_states<T>, o.rows * p.dim * 2 * (p.width - 1) * o.dilation, stream, p, o);
 }
 
 }  // namespace

@@ -1,5 +1,5 @@
-// The backward for any width, strides, type and options: one output per thread, which computes dz
-// again for each; and what the other kernels leave to it.
+// The backward without options for any width, strides and type: one output per thread, which
+// computes dz again for each; and what the other kernels leave to it.
 #pragma once
 
 #include <cub/block/block_reduce.cuh>
@@ -21,10 +21,11 @@ __device__ Compute<T> dz_at(const BackwardArgs<T>& p, const AnyOptions& o, int64
 }
 
 // dx' at s, which lies before the sequence for dinitial_states, without dfinal_states. row: of the
-// states, for s before the sequence.
-template <bool OPTIONS, typename T>
-__device__ Compute<T> dx_at(const BackwardArgs<T>& p, const AnyOptions& o, int64_t row, int64_t b,
-                            int64_t d, int64_t s) {
+// states, for s before the sequence. dz(t): dz_at, or what has it.
+template <bool OPTIONS, typename T, typename Dz>
+__device__ __forceinline__ Compute<T> correlate_any(const BackwardArgs<T>& p, const AnyOptions& o,
+                                                    int64_t row, int64_t b, int64_t d, int64_t s,
+                                                    Dz&& dz) {
   const bool packed = OPTIONS && o.bounds != nullptr;
   const int64_t begin = packed && s < o.begin(row) ? o.begin(row) : 0;
   Compute<T> a = 0;
@@ -33,9 +34,16 @@ __device__ Compute<T> dx_at(const BackwardArgs<T>& p, const AnyOptions& o, int64
     if (t < begin || t >= p.seqlen) continue;
     const int id = p.seq_idx.at(b, t);
     if (packed ? id != row : !p.seq_idx.takes(b, s, id)) continue;
-    a = fma(p.weight.load(d, p.width - 1 - j) * p.scale, dz_at<OPTIONS>(p, o, b, d, t), a);
+    a = fma(p.weight.load(d, p.width - 1 - j) * p.scale, dz(t), a);
   }
   return a;
+}
+
+template <bool OPTIONS, typename T>
+__device__ Compute<T> dx_at(const BackwardArgs<T>& p, const AnyOptions& o, int64_t row, int64_t b,
+                            int64_t d, int64_t s) {
+  return correlate_any<OPTIONS>(p, o, row, b, d, s,
+                                [&](int64_t t) { return dz_at<OPTIONS>(p, o, b, d, t); });
 }
 
 template <typename T>
@@ -53,84 +61,6 @@ __global__ void __launch_bounds__(kThreads)
   *p.dx.at(b, d, s) = from_compute<T>(sum + p.dfinal(b, d, s));
 }
 
-// What dfinal_states adds to dx' at s < the row's end. Padding takes nothing, nor what comes before
-// a row that begins with it.
-template <typename T>
-__device__ __forceinline__ Compute<T> dfinal_at(const BackwardArgs<T>& p, const AnyOptions& o,
-                                                int64_t row, int64_t b, int64_t d, int64_t s) {
-  const int64_t end = o.end(row, p.seqlen), j = s - (end - state_columns(p, o));
-  if (!p.dfinal_states.given() || j < 0 || s >= end) return 0;
-  const bool takes = o.bounds != nullptr || end == 0 || p.seq_idx.at(b, max(s, int64_t(0))) >= 0;
-  return takes ? p.dfinal_states.load(row, d, j) : Compute<T>(0);
-}
-
-// Writes dx and dpre_gate of the sum dx' at s, where `inside` tells that s is no padding.
-template <typename T>
-__device__ __forceinline__ void store_dx(const BackwardArgs<T>& p, int64_t b, int64_t d, int64_t s,
-                                         bool inside, Compute<T> sum) {
-  Compute<T> dpre = 0;
-  const Compute<T> dout = p.add_dout ? to_compute(*p.dout.at(b, d, s)) : Compute<T>(0);
-  if (p.pre_gate.given() && inside) {
-    dpre = multiply(sum, to_compute(*p.x.at(b, d, s)));
-    const Compute<T> gate = to_compute(*p.pre_gate.at(b, d, s));
-    sum = p.add_dout ? fma(sum, gate, dout) : multiply(sum, gate);
-  } else if (p.add_dout) {
-    sum = add(sum, dout);
-  }
-  *p.dx.at(b, d, s) = from_compute<T>(sum);
-  if (p.dpre_gate.given()) *p.dpre_gate.at(b, d, s) = from_compute<T>(dpre);
-}
-
-// With options: dx, dpre_gate and dpost_gate of all steps; or dinitial_states, and dx and dpre_gate
-// of the steps that take dfinal_states.
-template <typename T>
-__global__ void __launch_bounds__(kThreads, 4)
-    backward_any_options(const BackwardArgs<T> p, const AnyOptions o, Steps steps) {
-  int64_t row, b, d, s;
-  const int64_t n = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  const bool packed = o.bounds != nullptr;
-  int64_t initial = -1;  // the column of dinitial_states
-  if (steps == Steps::kOfStates) {
-    const int64_t states = state_columns(p, o);
-    row = split(split(n, 2 * states, &s), p.dim, &d);
-    if (row >= o.rows) return;
-    b = packed ? 0 : row;
-    if (s < states) {
-      if (!p.dinitial_states.given()) return;
-      initial = s;
-      s += o.begin(row) - states;
-    } else {
-      s += o.end(row, p.seqlen) - 2 * states;
-      if (!p.dfinal_states.given() || s < o.begin(row)) return;
-    }
-  } else {
-    if (steps == Steps::kAlongChannels) {
-      b = split(split(n, p.dim, &d), p.seqlen, &s);
-    } else {
-      b = split(split(n, p.seqlen, &s), p.dim, &d);
-    }
-    if (b >= p.batch) return;
-    row = packed ? p.seq_idx.at(0, s) : b;
-  }
-  const int id = initial < 0 ? p.seq_idx.at(b, s) : 0;
-  Compute<T> sum = 0;
-  if (id >= 0) sum = dx_at<true>(p, o, row, b, d, s) + dfinal_at(p, o, row, b, d, s);
-  if (initial >= 0) {
-    p.dinitial_states.store(sum, row, d, initial);
-    return;
-  }
-  store_dx(p, b, d, s, id >= 0, sum);
-  if (steps == Steps::kOfStates || !p.dpost_gate.given()) return;
-  Compute<T> y = 0;
-  if (id >= 0) {
-    y = pre_activation<true>(p, o, b, d, s, id);
-    if (p.silu) y = silu<T>(y);
-    y = multiply(y, to_compute(*p.dout.at(b, d, s)));
-  }
-  *p.dpost_gate.at(b, d, s) = from_compute<T>(y);
-}
-
-// Without options.
 template <typename T>
 __global__ void __launch_bounds__(kThreads) backward_initial_states(const BackwardArgs<T> p) {
   int64_t d, j;
@@ -179,9 +109,9 @@ __global__ void __launch_bounds__(kThreads, 4)
 }
 
 // A block per (part, d): the sums of one chunk of one row.
-template <bool OPTIONS, typename T>
+template <typename T>
 __global__ void __launch_bounds__(kThreads, 1)
-    backward_any_width_partials(const BackwardArgs<T> p, const AnyOptions o) {
+    backward_any_width_partials(const BackwardArgs<T> p) {
   using BlockReduce = cub::BlockReduce<Compute<T>, kThreads>;
   __shared__ typename BlockReduce::TempStorage storage;
   int64_t d, chunk;
@@ -189,20 +119,16 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int64_t b = split(part, p.chunks, &chunk);
   const int64_t t0 = chunk * p.chunk, t1 = min(t0 + p.chunk, p.seqlen);
   for (int k = 0; k <= p.width; ++k) {
-    const int64_t back = p.width - 1 - k;
     Compute<T> sum = 0;
     for (int64_t t = t0 + threadIdx.x; t < t1; t += kThreads) {
+      const int64_t s = t - (p.width - 1) + k;
       const int id = p.seq_idx.at(b, t);
       if (id < 0) continue;  // there x may be anything
-      const Compute<T> dz = dz_at<OPTIONS>(p, o, b, d, t);
+      const Compute<T> dz = dz_at<false>(p, AnyOptions{}, b, d, t);
       if (k == p.width) {
         sum += dz;
-        continue;
-      }
-      const int64_t s = t - (OPTIONS ? back * o.dilation : back);
-      const bool has_state = OPTIONS && o.bounds != nullptr;
-      if (has_state || p.seq_idx.takes(b, s, id)) {
-        sum = fma(dz, tap<OPTIONS>(p, o, b, d, s, id), sum);
+      } else if (p.seq_idx.takes(b, s, id)) {
+        sum = fma(dz, p.input(b, d, s), sum);
       }
     }
     sum = BlockReduce(storage).Sum(sum);

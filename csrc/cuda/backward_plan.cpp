@@ -67,7 +67,9 @@ BackwardPlan::BackwardPlan(const BackwardParams& params, const Options& options,
       &options.post_gate, &gradients.dpre_gate, &gradients.dpost_gate};
   any_width = any || width > 8 || size == 8 || batch * dim * ceil_div(seqlen, 64) > kMaxParts;
   channel_last = is_channel_last(x);
-  if (any_width) {
+  if (any) {
+    plan_tiles(batch, dim, seqlen, (width - 1) * std::max<int64_t>(options.dilation, 1));
+  } else if (any_width) {
     plan_any_width(batch, seqlen);
   } else if (channel_last) {
     plan_channel_last(params, read, all, batch, seqlen);
@@ -83,6 +85,17 @@ BackwardPlan::BackwardPlan(const BackwardParams& params, const Options& options,
 // A part is a block's: 4096 steps are 32 per thread.
 void BackwardPlan::plan_any_width(int64_t batch, int64_t seqlen) {
   chunk = 4096;
+  chunks = ceil_div(seqlen, chunk);
+  parts = batch * chunks;
+}
+
+// A part is a block's.
+void BackwardPlan::plan_tiles(int64_t batch, int64_t dim, int64_t seqlen, int64_t halo) {
+  const auto room = [&] { return kTileEntries / tile_channels; };
+  tile_channels = channel_last ? 32 : 1;
+  while (tile_channels > 1 && (tile_channels / 2 >= dim || halo > room() / 2)) tile_channels /= 2;
+  keeps_dz = halo <= room() / 2;
+  chunk = room() - (keeps_dz ? halo : 0);
   chunks = ceil_div(seqlen, chunk);
   parts = batch * chunks;
 }

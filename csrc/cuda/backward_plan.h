@@ -12,6 +12,9 @@ namespace causal_conv1d::gpu {
 
 constexpr int kBackwardLines = kWarps;  // channel-last: chunks per block, one per warp
 
+// Values of dz that a block of backward_any_tiles has room for.
+constexpr int64_t kTileEntries = 4096;
+
 // Bytes in a row of matches before its first step and after its tiles. More than are read, so that
 // blocks of find_matches begin where tiles do.
 constexpr int kMatchesBefore = 2 * kThreads, kMatchesAfter = 2 * kThreads;
@@ -31,16 +34,21 @@ struct BackwardPlan {
   // are for them.
   bool whole = false;
   int part_bits = 0;
+  // Of backward_any_tiles, whose blocks have a chunk of some adjacent channels; whether they keep
+  // the dz of a chunk and of those after it that dx needs.
+  int64_t tile_channels = 0;
+  bool keeps_dz = false;
   int64_t matches_pitch = 0;            // channel-first with seq_idx: bytes per row of matches
   int64_t partials = 0, workspace = 0;  // bytes of the partial sums, and of all
 
-  // any: the kernels for any strides are to be used whatever there is.
+  // any: backward_any_tiles is to be used, whatever there is.
   explicit BackwardPlan(const BackwardParams& params, const Options& options = {},
                         const OptionGradients& gradients = {}, bool any = false);
 
  private:
   using Tensors = std::initializer_list<const Tensor*>;
   void plan_any_width(int64_t batch, int64_t seqlen);
+  void plan_tiles(int64_t batch, int64_t dim, int64_t seqlen, int64_t halo);
   void plan_channel_last(const BackwardParams& params, Tensors read, Tensors all, int64_t batch,
                          int64_t seqlen);
   void plan_channel_first(const BackwardParams& params, Tensors all_tensors, int64_t batch,

@@ -6,9 +6,8 @@
 
 namespace causal_conv1d::gpu {
 
-// Which steps a kernel for any strides has, one per thread: all, with neighbouring threads along
-// time or along channels; or for the forward those that take initial_states, for the backward those
-// that take dfinal_states, and dinitial_states.
+// Which steps forward_any_width has, one per thread: all, with neighbouring threads along time or
+// along channels; or those that take initial_states.
 enum class Steps { kAlongTime, kAlongChannels, kOfStates };
 
 // The output at t.

@@ -1,0 +1,149 @@
+// The backward with any options, for any width, strides and type.
+#pragma once
+
+#include "backward_any.cuh"
+
+namespace causal_conv1d::gpu {
+
+// What dfinal_states adds to dx' at s < the row's end. Padding takes nothing, nor what comes before
+// a row that begins with it.
+template <typename T>
+__device__ __forceinline__ Compute<T> dfinal_at(const BackwardArgs<T>& p, const AnyOptions& o,
+                                                int64_t row, int64_t b, int64_t d, int64_t s) {
+  const int64_t end = o.end(row, p.seqlen), j = s - (end - state_columns(p, o));
+  if (!p.dfinal_states.given() || j < 0 || s >= end) return 0;
+  const bool takes = o.bounds != nullptr || end == 0 || p.seq_idx.at(b, max(s, int64_t(0))) >= 0;
+  return takes ? p.dfinal_states.load(row, d, j) : Compute<T>(0);
+}
+
+// Writes dx and dpre_gate of the sum dx' at s, where `inside` tells that s is no padding.
+template <typename T>
+__device__ __forceinline__ void store_dx(const BackwardArgs<T>& p, int64_t b, int64_t d, int64_t s,
+                                         bool inside, Compute<T> sum) {
+  Compute<T> dpre = 0;
+  const Compute<T> dout = p.add_dout ? to_compute(*p.dout.at(b, d, s)) : Compute<T>(0);
+  if (p.pre_gate.given() && inside) {
+    dpre = multiply(sum, to_compute(*p.x.at(b, d, s)));
+    const Compute<T> gate = to_compute(*p.pre_gate.at(b, d, s));
+    sum = p.add_dout ? fma(sum, gate, dout) : multiply(sum, gate);
+  } else if (p.add_dout) {
+    sum = add(sum, dout);
+  }
+  *p.dx.at(b, d, s) = from_compute<T>(sum);
+  if (p.dpre_gate.given()) *p.dpre_gate.at(b, d, s) = from_compute<T>(dpre);
+}
+
+// dx' at s, complete.
+template <typename T, typename Dz>
+__device__ __forceinline__ Compute<T> whole_dx(const BackwardArgs<T>& p, const AnyOptions& o,
+                                               int64_t row, int64_t b, int64_t d, int64_t s,
+                                               Dz&& dz) {
+  return correlate_any<true>(p, o, row, b, d, s, dz) + dfinal_at(p, o, row, b, d, s);
+}
+
+// dinitial_states, and dx and dpre_gate of the steps that take dfinal_states, one per thread.
+template <typename T>
+__global__ void __launch_bounds__(kThreads, 4)
+    backward_states(const BackwardArgs<T> p, const AnyOptions o) {
+  const int64_t states = state_columns(p, o);
+  int64_t d, s;
+  const int64_t n = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  const int64_t row = split(split(n, 2 * states, &s), p.dim, &d);
+  if (row >= o.rows) return;
+  const int64_t b = o.bounds == nullptr ? row : 0;
+  const bool initial = s < states;
+  const int64_t j = s;
+  if (initial) {
+    if (!p.dinitial_states.given()) return;
+    s += o.begin(row) - states;
+  } else {
+    s += o.end(row, p.seqlen) - 2 * states;
+    if (!p.dfinal_states.given() || s < o.begin(row)) return;
+  }
+  const bool inside = initial || p.seq_idx.at(b, s) >= 0;
+  Compute<T> sum = 0;
+  if (inside) {
+    sum = whole_dx(p, o, row, b, d, s, [&](int64_t t) { return dz_at<true>(p, o, b, d, t); });
+  }
+  if (initial) {
+    p.dinitial_states.store(sum, row, d, j);
+  } else {
+    store_dx(p, b, d, s, inside, sum);
+  }
+}
+
+// The sum of v over the threads of a block that have a channel, for those of its first line.
+template <typename F>
+__device__ __forceinline__ F sum_of_lines(F v, int channels) {
+  __shared__ F of_thread[kThreads];
+  __syncthreads();
+  of_thread[threadIdx.x] = v;
+  for (int n = kThreads / 2; n >= channels; n /= 2) {
+    __syncthreads();
+    if (static_cast<int>(threadIdx.x) < n) {
+      of_thread[threadIdx.x] += of_thread[threadIdx.x + n];
+    }
+  }
+  return of_thread[threadIdx.x];
+}
+
+// All else, and partial sums. A block has a chunk of some adjacent channels, a thread every n-th
+// step of one of them.
+template <typename T>
+__global__ void __launch_bounds__(kThreads, 4)
+    backward_any_tiles(const BackwardArgs<T> p, const AnyOptions o, int channels, bool keeps_dz) {
+  using F = Compute<T>;
+  __shared__ F kept[kTileEntries];
+  int64_t group, chunk;
+  const int64_t part = split(blockIdx.x, ceil_div(p.dim, channels), &group);
+  const int64_t b = split(part, p.chunks, &chunk);
+  const int lane = threadIdx.x % channels, lines = kThreads / channels;
+  const int64_t d = group * channels + lane;
+  const int64_t t0 = chunk * p.chunk, t1 = min(t0 + p.chunk, p.seqlen);
+  const int64_t from = t0 + threadIdx.x / channels, to = d < p.dim ? t1 : t0;
+  const auto id_at = [&](int64_t t) { return p.seq_idx.at(b, t); };
+
+  // Dz, of steps after the chunk too, and dpost_gate.
+  int64_t last = keeps_dz ? min(t1 + state_columns(p, o), p.seqlen) : t1;
+  if (d >= p.dim || !(keeps_dz || p.dpost_gate.given())) last = t0;
+  for (int64_t t = from; t < last; t += lines) {
+    const int id = id_at(t);
+    F dz = 0, dpost = 0;
+    if (id >= 0) {
+      const F z = pre_activation<true>(p, o, b, d, t, id);
+      const F dout = to_compute(*p.dout.at(b, d, t));
+      const F gate = p.post_gate.given() ? to_compute(*p.post_gate.at(b, d, t)) : F(1);
+      dz = p.gradient(z, multiply(dout, gate));
+      dpost = multiply(dout, p.silu ? silu<T>(z) : z);
+    }
+    if (keeps_dz) kept[(t - t0) * channels + lane] = dz;
+    if (p.dpost_gate.given() && t < t1) *p.dpost_gate.at(b, d, t) = from_compute<T>(dpost);
+  }
+  __syncthreads();
+  const auto dz_of = [&](int64_t t) {
+    return keeps_dz ? kept[(t - t0) * channels + lane] : dz_at<true>(p, o, b, d, t);
+  };
+  for (int64_t s = from; s < to; s += lines) {
+    const int id = id_at(s);
+    const int64_t row = o.bounds == nullptr ? b : id;
+    store_dx(p, b, d, s, id >= 0, id < 0 ? F(0) : whole_dx(p, o, row, b, d, s, dz_of));
+  }
+  if (p.partials == nullptr) return;
+  for (int k = 0; k <= p.width; ++k) {
+    const int64_t back = (p.width - 1 - k) * o.dilation;
+    F sum = 0;
+    for (int64_t t = from; t < to; t += lines) {
+      const int id = id_at(t);
+      if (id < 0) continue;  // there x may be anything
+      if (k == p.width) {
+        sum += dz_of(t);
+      } else if (o.bounds != nullptr || p.seq_idx.takes(b, t - back, id)) {
+        sum = fma(dz_of(t), tap<true>(p, o, b, d, t - back, id), sum);
+      }
+    }
+    sum = sum_of_lines(sum, channels);
+    if (static_cast<int>(threadIdx.x) < channels && d < p.dim) *p.partial(part, k, d) = sum;
+  }
+}
+
+}  // namespace causal_conv1d::gpu
