@@ -2,6 +2,7 @@
 // several rows of one channel, one after the other. Tiles come by cp.async some steps ahead
 // (TilePipeline). The dz after a lane's own come from the next lane, and for lane 31 from the tile
 // before (DzExchange).
+#include "any_options.cuh"
 #include "backward.cuh"
 #include "find_matches.cuh"
 #include "launch.cuh"
@@ -26,7 +27,7 @@ class FirstWalk {
   using Registers = FirstRegisters<K>;
   using Pipeline = TilePipeline<K>;
   static constexpr int V = K::V, H = K::H, WMAX = K::WMAX, TILE = K::TILE;
-  static constexpr bool SEQ = K::SEQ, EXACT = K::EXACT;
+  static constexpr bool SEQ = K::SEQ, EXACT = K::EXACT, FUSED = K::FUSED;
   static constexpr Access ACCESS = K::ACCESS;
   // Whether simple tiles have code of their own.
   static constexpr bool kSplit = EXACT || (WMAX == 8 && ACCESS == Access::kAligned);
@@ -36,6 +37,12 @@ class FirstWalk {
     Matches<V, H> of_own;
     Matches<V + H, H> of_later;
   };
+  // Of the lane's steps, with FUSED: as far as they are given.
+  struct Gates {
+    Pack<T, V> x, dout, pre, post;
+  };
+  struct Nothing {};
+  using Others = std::conditional_t<FUSED, Gates, Nothing>;
 
  public:
   __device__ __forceinline__ FirstWalk(const Args& p, const FirstWork<K>& work,
@@ -48,6 +55,8 @@ class FirstWalk {
         pipeline_(pipeline),
         at_(at),
         dx_(p.dx.at(work.b0 - 1, work.d, aligned.origin), p.dx.time, 0, 0, lane),
+        dpre_gate_(gradient(p.dpre_gate), 1, 0, 0, lane),
+        dpost_gate_(gradient(p.dpost_gate), 1, 0, 0, lane),
         dz_(dz, lane),
         head_(head),
         lane_(lane),
@@ -61,6 +70,10 @@ class FirstWalk {
       at_.row(p_, work_, aligned_, b);
       const int64_t dx_time = ACCESS == Access::kStrided ? p_.dx.time : 1;
       dx_.row(p_.dx.batch + (offset_before - at_.offset()) * dx_time, max(at_.s.lo, 0), at_.s.end);
+      if constexpr (FUSED) {
+        dpre_gate_.row(p_.dpre_gate.batch, max(at_.s.lo, 0), at_.s.end);
+        dpost_gate_.row(p_.dpost_gate.batch, max(at_.s.lo, 0), at_.s.end);
+      }
       int edge_step = dx_.edge_step();
       if (K::kRagged) {
         keep(edge_step);
@@ -99,8 +112,14 @@ class FirstWalk {
     const int64_t end = s.origin + s.end;
     const bool has_x = lane_ < 2 * H && s.end - H + lane_ < s.hi;
     const bool has_dz = lane_ < H && s.end + lane_ < s.hi;
-    const float x_of = has_x ? to_compute(*p_.x.at(b, d, end - H + lane_)) : 0.0f;
-    const float g = has_dz ? to_compute(*p_.dout.at(b, d, end + lane_)) : 0.0f;
+    float x_of = has_x ? to_compute(*p_.x.at(b, d, end - H + lane_)) : 0.0f;
+    float g = has_dz ? to_compute(*p_.dout.at(b, d, end + lane_)) : 0.0f;
+    if (FUSED && has_x && p_.pre_gate.given()) {
+      x_of = round_to<T>(to_compute(*p_.pre_gate.at(b, d, end - H + lane_)) * x_of);
+    }
+    if (FUSED && has_dz && p_.post_gate.given()) {
+      g = multiply(g, to_compute(*p_.post_gate.at(b, d, end + lane_)));
+    }
     const int id_of = SEQ && has_x ? ids.at(0, s.end - H + lane_) : -1;
     const int id = SEQ ? __shfl_sync(0xffffffff, id_of, lane_ + H) : 0;
     const float z = convolve<WMAX>(
@@ -135,8 +154,21 @@ class FirstWalk {
     const uint32_t own_x = pipeline_.own_x() + at_.line_x;
     const uint32_t own_g = pipeline_.own_dout() + at_.line_g;
     if (K::kRagged && !plain) mend(b, base, own_x, own_g);
-    const auto xs = Pipeline::ReaderX::read(own_x, at_.shift_x);
+    auto xs = Pipeline::ReaderX::read(own_x, at_.shift_x);
     const auto gs = Pipeline::ReaderG::read(own_g, at_.shift_g);
+    Others others;
+    if constexpr (FUSED) {
+      others.x = own(xs);
+      others.dout = gs;
+      if (p_.pre_gate.given()) {
+        const auto pre = Pipeline::ReaderX::read(pipeline_.own_pre_gate(), 0);
+        others.pre = own(pre);
+        xs = product(pre, xs);
+      }
+      if (p_.post_gate.given()) {
+        others.post = Pipeline::ReaderG::read(pipeline_.own_post_gate(), 0);
+      }
+    }
     const uint32_t room = pipeline_.dout().tile(own_g);
     pipeline_.advance();
     float h[H + V], g[V];
@@ -144,13 +176,19 @@ class FirstWalk {
     for (int j = 0; j < H + V; ++j) h[j] = xs.get(K::HP - H + j);
 #pragma unroll
     for (int j = 0; j < V; ++j) g[j] = gs.get(j);
+    if constexpr (FUSED) {
+      if (p_.post_gate.given()) {
+#pragma unroll
+        for (int j = 0; j < V; ++j) g[j] = multiply(g[j], others.post.get(j));
+      }
+    }
     Pack<T, V> tile;
     if (SEQ && mixed) {
-      tile = gradients<false, SEQ>(b, base, plain, simple, h, g, same, r);
+      tile = gradients<false, SEQ>(b, base, plain, simple, h, g, others, same, r);
     } else if (kSplit && simple) {
-      tile = gradients<kSplit, false>(b, base, plain, simple, h, g, same, r);
+      tile = gradients<kSplit, false>(b, base, plain, simple, h, g, others, same, r);
     } else if constexpr (!(EXACT && SEQ)) {
-      tile = gradients<false, false>(b, base, plain, simple, h, g, same, r);
+      tile = gradients<false, false>(b, base, plain, simple, h, g, others, same, r);
     }
     dx_.store(plain, base, tile, room, head_, edge_step);
   }
@@ -180,7 +218,7 @@ class FirstWalk {
   template <bool PLAIN, bool MIXED>
   __device__ __forceinline__ Pack<T, V> gradients(int64_t b, int base, bool plain, bool simple,
                                                   float (&h)[H + V], const float (&g)[V],
-                                                  Same& same, Registers& r) {
+                                                  const Others& others, Same& same, Registers& r) {
     const Segment& s = at_.s;
     const uint32_t d = work_.d;
     const int t = base + lane_ * V;
@@ -195,6 +233,8 @@ class FirstWalk {
           r.bias, first, [&](int k) { return r.w[k]; }, [&](int k) { return h[i + k]; },
           [&](int k) { return !MIXED || same.of_own.takes(i, k); });
     }
+    [[maybe_unused]] float y[V];
+    if constexpr (FUSED) activations(dz, others, y);
     if constexpr (PLAIN && !SEQ) {
 #pragma unroll
       for (int i = 0; i < V; ++i) dz[i] = silu_backward<T>(dz[i], g[i]);
@@ -214,8 +254,12 @@ class FirstWalk {
           if (!same.of_own.is_padding(i)) continue;
           dz[i] = 0.0f;
           h[H + i] = 0.0f;  // only its own tap still meets it
+          if (FUSED) y[i] = 0.0f;
         }
       }
+    }
+    if constexpr (FUSED) {
+      if (p_.dpost_gate.given()) dpost_gate_.write_vectors(base, pack<T>(y));
     }
     float q[V + H];  // dz, and those after
 #pragma unroll
@@ -238,7 +282,53 @@ class FirstWalk {
         a[i] += from_lane(mine, j < last ? j : -1);
       }
     }
+    if constexpr (FUSED) gate<MIXED>(base, others, same, a);
     return pack<T>(a);
+  }
+
+  // With FUSED, y: dpost_gate of the pre-activations z, but for padding.
+  __device__ __forceinline__ void activations(const float (&z)[V], const Others& others,
+                                              float (&y)[V]) const {
+#pragma unroll
+    for (int i = 0; i < V; ++i) y[i] = 0.0f;
+    if (!p_.dpost_gate.given()) return;
+#pragma unroll
+    for (int i = 0; i < V; ++i) {
+      y[i] = multiply(p_.silu ? silu<T>(z[i]) : z[i], others.dout.get(i));
+    }
+  }
+
+  // With FUSED: makes dx of a = dx', and writes dpre_gate.
+  template <bool MIXED>
+  __device__ __forceinline__ void gate(int base, const Others& others, const Same& same,
+                                       float (&a)[V]) const {
+    float dpre[V];
+#pragma unroll
+    for (int i = 0; i < V; ++i) {
+      const bool padding = MIXED && same.of_own.is_padding(i);
+      const float dout = p_.add_dout ? others.dout.get(i) : -0.0f;  // changes no product
+      dpre[i] = padding ? 0.0f : multiply(a[i], others.x.get(i));
+      if (padding) {
+        a[i] = dout + 0.0f;
+      } else {
+        a[i] = p_.pre_gate.given() ? fmaf(a[i], others.pre.get(i), dout) : add(a[i], dout);
+      }
+    }
+    if (p_.dpre_gate.given()) dpre_gate_.write_vectors(base, pack<T>(dpre));
+  }
+
+  // The lane's own steps.
+  static __device__ __forceinline__ Pack<T, V> own(const Pack<T, K::HP + V>& all) {
+    Pack<T, V> p;
+    constexpr int kBefore = Pack<T, K::HP + V>::kWords - Pack<T, V>::kWords;
+#pragma unroll
+    for (int i = 0; i < Pack<T, V>::kWords; ++i) p.w[i] = all.w[kBefore + i];
+    return p;
+  }
+
+  // Where the row before the first has the lane's step 0.
+  __device__ __forceinline__ T* gradient(const View<T>& v) const {
+    return FUSED ? v.at(work_.b0 - 1, work_.d, aligned_.origin) : nullptr;
   }
 
   // Outside the row g and so dz are zero. Such a dz may meet an x~ that is not finite; with SiLU
@@ -272,7 +362,7 @@ class FirstWalk {
   const Segment& aligned_;
   Pipeline& pipeline_;
   RowGeometry<K>& at_;
-  RowWriter<T, V, ACCESS> dx_;
+  RowWriter<T, V, ACCESS> dx_, dpre_gate_, dpost_gate_;
   DzExchange<H> dz_;
   const uint32_t head_;
   const int lane_;
@@ -356,7 +446,8 @@ __global__ void __launch_bounds__(kThreads, kFirstBlocks<K>)
 template <typename T>
 cudaError_t launch_backward_channel_first(const BackwardArgs<T>& p, const BackwardPlan& plan,
                                           cudaStream_t stream) {
-  const Case wanted{p.width, p.seq_idx.data != nullptr, plan.access, false};
+  const bool fused = p.pre_gate.given() || p.post_gate.given() || p.add_dout;
+  const Case wanted{p.width, p.seq_idx.data != nullptr, plan.access, false, fused};
   const int64_t warps = plan.whole ? p.dim << plan.part_bits : p.parts * p.dim;
   const auto launch_variant = [&](auto variant) {
     using K = decltype(variant);

@@ -42,11 +42,21 @@ class ForwardTiles {
   using Args = ForwardArgs<T>;
   using Reader = RowReader<T, K::V, K::HP, K::ACCESS>;
   using Raw = typename Reader::Raw;
+  static constexpr bool FUSED = K::FUSED;
+  using OwnReader = RowReader<T, K::V, 0, K::ACCESS>;
   static constexpr int V = K::V, H = K::H, WMAX = K::WMAX, TILE = K::TILE;
   static constexpr bool SEQ = K::SEQ, EXACT = K::EXACT;
   static constexpr Access ACCESS = K::ACCESS;
   static constexpr int kEarly = ACCESS == Access::kUnit ? kPerVector<T> - 1 : 0;
   using Ids = ChunkMatches<V, H, kEarly>;
+  // What is loaded before it is used; with FUSED of several tensors.
+  static constexpr int kAtOnce = FUSED ? 2 : kTiles;
+  struct Nothing {};
+  struct Gates {
+    Raw pre;
+    typename OwnReader::Raw post, residual;
+  };
+  using Others = std::conditional_t<FUSED, Gates, Nothing>;
   // Whether tiles after the row are computed, too; else there is a branch, which keeps the compiler
   // from mixing the code of tiles, and so saves registers.
   static constexpr bool kAllTiles = EXACT && WMAX <= 4;
@@ -68,6 +78,9 @@ class ForwardTiles {
         lane_(lane),
         states_(states),
         x_(x, p.x.time, p.x_end, s.lo, s.end, lane_),
+        pre_gate_(of(p.pre_gate), p.x.time, p.x_end, s.lo, s.end, lane_),
+        post_gate_(of(p.post_gate), p.x.time, p.x_end, s.lo, s.end, lane_),
+        residual_(of(p.residual), p.x.time, p.x_end, s.lo, s.end, lane_),
         out_(out, p.out.time, max(s.lo, 0), s.end, lane_),
         shared_(shared),
         first_(EXACT ? 0 : WMAX - p.width),
@@ -79,7 +92,7 @@ class ForwardTiles {
         if constexpr (EXACT) {
           if (s_.end <= kTiles / 2 * TILE) return all_at_once<kTiles / 2>();
         }
-        return all_at_once<kTiles>();
+        return all_at_once<kAtOnce>();
       }
     }
     one_by_one();
@@ -90,23 +103,65 @@ class ForwardTiles {
   template <int N>
   __device__ __forceinline__ void all_at_once() {
     Raw raw[N];
-#pragma unroll
-    for (int i = 0; i < N; ++i) raw[i] = x_.vectors(i * TILE);
-    const uint32_t mixed = find_mixed();
+    Others others[N];
+    load(0, raw, others);
+    uint32_t mixed = find_mixed();
     if (row_.spare) return;
     float w[WMAX], bias;
     parameters_.get(p_, w, bias);
+#pragma unroll 1
+    for (int from = 0;;) {
+#pragma unroll
+      for (int i = 0; i < N; ++i) {
+        const int base = from + i * TILE;
+        if (!kAllTiles && base >= s_.end) continue;
+        if (SEQ && (kOnlyMixed || (mixed >> i & 1) != 0)) {
+          tile<true, SEQ>(base, raw[i], others[i], w, bias);
+        } else if (FUSED || i == 0) {
+          tile<true, false>(base, raw[i], others[i], w, bias);
+        } else {
+          tile<false, false>(base, raw[i], others[i], w, bias);
+        }
+      }
+      from += N * TILE;
+      if (!FUSED || from >= s_.end) return;
+      mixed >>= N;
+      load(from, raw, others);
+    }
+  }
+
+  template <int N>
+  __device__ __forceinline__ void load(int from, Raw (&raw)[N], Others (&others)[N]) const {
 #pragma unroll
     for (int i = 0; i < N; ++i) {
-      if (!kAllTiles && i * TILE >= s_.end) continue;
-      if (SEQ && (kOnlyMixed || (mixed >> i & 1) != 0)) {
-        tile<true, SEQ>(i * TILE, raw[i], w, bias);
-      } else if (i == 0) {
-        tile<true, false>(0, raw[i], w, bias);
-      } else {
-        tile<false, false>(i * TILE, raw[i], w, bias);
+      const int base = from + i * TILE;
+      raw[i] = x_.vectors(base);
+      if constexpr (FUSED) {
+        if (p_.pre_gate.given()) others[i].pre = pre_gate_.vectors(base);
+        others[i].post = load_or(p_.post_gate, post_gate_, base, 1.0f);
+        others[i].residual = load_or(p_.residual, residual_, base, -0.0f);  // changes no product
       }
     }
+  }
+
+  // A tile of a tensor, or `missing` for every step if that is not given.
+  __device__ __forceinline__ typename OwnReader::Raw load_or(const View<T>& v,
+                                                             const OwnReader& reader, int base,
+                                                             float missing) const {
+    if (v.given()) return reader.vectors(base);
+    float values[V];
+#pragma unroll
+    for (int j = 0; j < V; ++j) values[j] = missing;
+    const Pack<T, V> tile = pack<T>(values);
+    typename OwnReader::Raw raw;
+#pragma unroll
+    for (int j = 0; j < Pack<T, V>::kWords; ++j) raw.w[j] = tile.w[j];
+    return raw;
+  }
+
+  // The row of a gate or residual, at step 0 of s.
+  __device__ __forceinline__ const T* of(const View<T>& v) const {
+    return FUSED ? v.at(row_.b, row_.d, s_.origin) : nullptr;
   }
 
   // Loads a tile ahead.
@@ -121,9 +176,9 @@ class ForwardTiles {
       const Raw raw = next;
       if (base + TILE < s_.end) next = x_.load(base + TILE);
       if (kOnlyMixed || (mixed >> base / TILE & 1) != 0) {
-        tile<true, SEQ>(base, raw, w, bias);
+        tile<true, SEQ>(base, raw, Others{}, w, bias);
       } else {
-        tile<true, false>(base, raw, w, bias);
+        tile<true, false>(base, raw, Others{}, w, bias);
       }
     }
   }
@@ -131,6 +186,7 @@ class ForwardTiles {
   // A bit for each tile that has several ids.
   __device__ __forceinline__ uint32_t find_mixed() const {
     if constexpr (SEQ) {
+      if (!kOnlyMixed && p_.seq_idx.data == nullptr) return 0;
       const Segment chunk = s_.with(-offset_);
       const SeqIdx ids = p_.seq_idx.from(row_.b, chunk.origin);
       return Ids(shared_).find_mixed(ids, chunk.lo, chunk.hi, first_);
@@ -140,10 +196,13 @@ class ForwardTiles {
 
   // EDGE: the tile may have steps before the row, or take states. MIXED: it may have several ids.
   template <bool EDGE, bool MIXED>
-  __device__ __forceinline__ void tile(int base, const Raw& raw, const float (&w)[WMAX],
-                                       float bias) const {
+  __device__ __forceinline__ void tile(int base, const Raw& raw, const Others& others,
+                                       const float (&w)[WMAX], float bias) const {
     const int t = base + lane_ * V;
-    const auto xs = x_.own(raw);
+    auto xs = x_.own(raw);
+    if constexpr (FUSED) {
+      if (p_.pre_gate.given()) xs = product(pre_gate_.own(others.pre), xs);
+    }
     float h[H + V], z[V];
 #pragma unroll
     for (int j = 0; j < H + V; ++j) h[j] = xs.get(K::HP - H + j);
@@ -166,7 +225,8 @@ class ForwardTiles {
 #pragma unroll
       for (int j = 0; j < V; ++j) z[j] = silu<T>(z[j]);
     }
-    if (MIXED && same.has_padding()) {
+    if constexpr (FUSED) gate<MIXED>(others, same, z);
+    if (!FUSED && MIXED && same.has_padding()) {
 #pragma unroll
       for (int j = 0; j < V; ++j) z[j] = same.is_padding(j) ? 0.0f : z[j];
     }
@@ -177,12 +237,28 @@ class ForwardTiles {
     }
   }
 
+  // Applies post_gate and residual to the activations z.
+  template <bool MIXED>
+  __device__ __forceinline__ void gate(const Others& others, const Matches<V, H>& same,
+                                       float (&z)[V]) const {
+    const auto gates = post_gate_.own(others.post), residuals = residual_.own(others.residual);
+#pragma unroll
+    for (int j = 0; j < V; ++j) z[j] = fmaf(z[j], gates.get(j), residuals.get(j));
+    if (MIXED && same.has_padding()) {
+#pragma unroll
+      for (int j = 0; j < V; ++j) {
+        z[j] = same.is_padding(j) ? residuals.get(j) + 0.0f : z[j];  // no -0
+      }
+    }
+  }
+
   const Args& p_;
   const ForwardRow<K> row_;
   const Segment s_;
   int offset_, lane_;
   const bool states_;
-  Reader x_;
+  Reader x_, pre_gate_;             // the gates and the residual with FUSED
+  OwnReader post_gate_, residual_;  // with access as x has
   RowWriter<T, V, ACCESS> out_;
   Shared* shared_;
   int first_;
@@ -194,7 +270,8 @@ template <typename K>
 constexpr int kForwardFirstBlocks =
     K::EXACT ? (K::WMAX > 4 ? (K::SEQ ? 6 : 8 - (K::WMAX == 8))
                             : (K::ACCESS == Access::kUnit ? 7 : 9 - K::SEQ))
-             : (K::WMAX > 4 ? 4 - K::SEQ : (K::SEQ ? 5 : (K::ACCESS == Access::kUnit ? 7 : 9)));
+             : (K::WMAX > 4 && !K::FUSED ? 4 - K::SEQ
+                                         : (K::SEQ ? 5 : (K::ACCESS == Access::kUnit ? 7 : 9)));
 
 template <typename K>
 __global__ void __launch_bounds__(kThreads, kForwardFirstBlocks<K>)

@@ -149,6 +149,32 @@ __device__ __forceinline__ Pack<T, N> pack(const float (&values)[N]) {
   return p;
 }
 
+template <typename T>
+__device__ __forceinline__ float round_to(float v) {
+  return to_compute(from_compute<T>(v));
+}
+
+// The products of their elements, rounded to T.
+template <typename T, int N>
+__device__ __forceinline__ Pack<T, N> product(const Pack<T, N>& a, const Pack<T, N>& b) {
+  Pack<T, N> p;
+#pragma unroll
+  for (int i = 0; i < Pack<T, N>::kWords; ++i) {
+    // As a sum with -0, which changes no product: bf16 has no multiplication of its own before
+    // compute capability 9.0.
+    if constexpr (std::is_same_v<T, __nv_bfloat16>) {
+      asm("fma.rn.bf16x2 %0, %1, %2, %3;"
+          : "=r"(p.w[i])
+          : "r"(a.w[i]), "r"(b.w[i]), "r"(0x80008000));
+    } else if constexpr (std::is_same_v<T, __half>) {
+      asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(p.w[i]) : "r"(a.w[i]), "r"(b.w[i]));
+    } else {
+      p.w[i] = __float_as_uint(__uint_as_float(a.w[i]) * __uint_as_float(b.w[i]));
+    }
+  }
+  return p;
+}
+
 // Stores what a later kernel reads with load_evict_first(): it stays in L2 until then.
 template <int N>
 __device__ __forceinline__ void store_evict_last(const Pack<float, N>& p, float* to) {

@@ -11,7 +11,7 @@ namespace causal_conv1d::gpu {
 // Blocks that an SM has registers for.
 template <typename K>
 constexpr int kFirstBlocks =
-    K::SEQ ? (K::EXACT ? 4 : 3 - (K::WMAX > 4))
+    K::SEQ ? (K::EXACT ? 4 : 3 - (K::WMAX > 4 && !K::FUSED))
            : (K::ACCESS == Access::kDense && sizeof(typename K::Element) == 2 ? 5 : 4);
 
 // The first step of the last tile of a part, whose tiles begin at multiples of TILE.
@@ -62,8 +62,9 @@ struct FirstWork {
 };
 
 // A ring of stages in shared memory: one is used while the others are in flight. A stage is a tile
-// of dout and then one of x, and known by where the lane's own bytes of x are. Tiles begin at
-// multiples of 128 bytes, or cp.async takes longer to write them.
+// of dout, then one of x, then with FUSED those of post_gate and pre_gate, as far as they are
+// given; it is known by where the lane's own bytes of x are. Tiles begin at multiples of 128 bytes,
+// or cp.async takes longer to write them.
 template <typename K>
 class TilePipeline {
   using T = typename K::Element;
@@ -76,9 +77,9 @@ class TilePipeline {
 
  private:
   static constexpr int kBetween = 128, kTileBytes = K::TILE * static_cast<int>(sizeof(T));
-  static constexpr int kFromDout = kTileBytes + kBetween;  // to x
-  static constexpr int kStageBytes =
-      kFromDout + kTileBytes + (ReaderX::kBytesAfter > 0 || ReaderX::kPlaced ? kBetween : 0);
+  static constexpr int kFromDout = kTileBytes + kBetween;  // to x, and so on
+  static constexpr int kStageBytes = (K::FUSED ? 3 : 1) * kFromDout + kTileBytes +
+                                     (ReaderX::kBytesAfter > 0 || ReaderX::kPlaced ? kBetween : 0);
   static_assert(ReaderG::kBytesAfter + ReaderX::kBytesBefore <= kBetween, "room for both");
   static constexpr int kRingBytes = kStages * kStageBytes;
   static constexpr int kRoom =
@@ -93,7 +94,12 @@ class TilePipeline {
   __device__ __forceinline__ TilePipeline(const Args& p, const FirstWork<K>& work,
                                           const Segment& aligned, bool ragged_end, Ring* ring,
                                           int lane)
-      : x_(lane), dout_(lane), ragged_end_(ragged_end), next_offset_(work.first_offset) {
+      : x_(lane),
+        pre_gate_(lane),
+        dout_(lane),
+        post_gate_(lane),
+        ragged_end_(ragged_end),
+        next_offset_(work.first_offset) {
     first_stage_ = shared_address(ring) + kFromDout + lane * K::V * sizeof(T);
     keep(first_stage_);
     last_stage_ = first_stage_ + (kStages - 1) * kStageBytes;
@@ -102,6 +108,10 @@ class TilePipeline {
     rows_left_ = static_cast<int>(work.b1 - work.b0);
     x_.begin(p.x.at(work.b0 - 1, work.d, aligned.origin), p.x.time, aligned.lo);
     dout_.begin(p.dout.at(work.b0 - 1, work.d, aligned.origin), p.dout.time, aligned.lo);
+    if constexpr (K::FUSED) {
+      pre_gate_.begin(p.pre_gate.at(work.b0 - 1, work.d, aligned.origin), 1, aligned.lo);
+      post_gate_.begin(p.post_gate.at(work.b0 - 1, work.d, aligned.origin), 1, aligned.lo);
+    }
   }
 
   // Starts to read the first tiles.
@@ -123,6 +133,8 @@ class TilePipeline {
   // The lane's own bytes of that tile.
   __device__ __forceinline__ uint32_t own_x() const { return stage_; }
   __device__ __forceinline__ uint32_t own_dout() const { return stage_ - kFromDout; }
+  __device__ __forceinline__ uint32_t own_post_gate() const { return stage_ + kFromDout; }
+  __device__ __forceinline__ uint32_t own_pre_gate() const { return stage_ + 2 * kFromDout; }
   // Once they are read.
   __device__ __forceinline__ void advance() {
     stage_before_ = stage_;
@@ -149,6 +161,8 @@ class TilePipeline {
     dout_.start(stage - kFromDout, next_base_, span_);
     if (x_.is_shifted()) x_.start_after(stage, next_base_, span_);
     if (dout_.is_shifted()) dout_.start_after(stage - kFromDout, next_base_, span_);
+    if (K::FUSED && p.post_gate.given()) post_gate_.start(stage + kFromDout, next_base_, span_);
+    if (K::FUSED && p.pre_gate.given()) pre_gate_.start(stage + 2 * kFromDout, next_base_, span_);
     next_base_ -= K::TILE;
     commit_copies();
   }
@@ -158,6 +172,10 @@ class TilePipeline {
     const Segment s = aligned.with(next_offset_);
     x_.row(p.x.batch, next_offset_, aligned.lo);
     dout_.row(p.dout.batch, next_offset_, aligned.lo);
+    if constexpr (K::FUSED) {
+      pre_gate_.row(p.pre_gate.batch, next_offset_, aligned.lo);
+      post_gate_.row(p.post_gate.batch, next_offset_, aligned.lo);
+    }
     next_base_ = last_tile<K::TILE>(s);
     next_offset_ = work.offset_after(next_offset_);
     span_ = ReaderX::span(s.lo, s.hi);
@@ -167,8 +185,8 @@ class TilePipeline {
     }
   }
 
-  ReaderX x_;
-  ReaderG dout_;
+  ReaderX x_, pre_gate_;
+  ReaderG dout_, post_gate_;
   uint32_t first_stage_, last_stage_, stage_, stage_before_;
   const bool ragged_end_;
   int next_base_ = -1, next_offset_, rows_left_;  // of the tile that is started next

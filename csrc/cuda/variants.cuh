@@ -79,6 +79,7 @@ struct Tables<T, 4> {
                          ChannelFirst<T, 4, kExact, kNoSeqIdx, Access::kUnit>,
                          ChannelFirst<T, 4, kUpTo, kNoSeqIdx, Access::kUnit>,
                          ChannelFirst<T, 4, kExact, kSeqIdx, Access::kAligned>,
+                         ChannelFirst<T, 4, kUpTo, kSeqIdx, Access::kAligned, kFused>,
                          ChannelFirst<T, 4, kUpTo, kSeqIdx, Access::kUnit>,
                          ChannelFirst<T, 4, kUpTo, kSeqIdx, Access::kStrided>>;
   using Last =
@@ -97,9 +98,14 @@ struct Tables<T, 8> {
                                               ChannelFirst<T, 7, kExact, SEQ, Access::kAligned>,
                                               ChannelFirst<T, 8, kExact, SEQ, Access::kAligned>>,
                                      Variants<ChannelFirst<T, 8, kUpTo, SEQ, Access::kAligned>>>;
+  // fp32 has no room for it.
+  using Fused =
+      std::conditional_t<sizeof(T) == 2,
+                         Variants<ChannelFirst<T, 8, kUpTo, kSeqIdx, Access::kAligned, kFused>>,
+                         Variants<>>;
   using First =
       Joined<Aligned<kNoSeqIdx>, Variants<ChannelFirst<T, 8, kUpTo, kNoSeqIdx, Access::kUnit>>,
-             Aligned<kSeqIdx>,
+             Aligned<kSeqIdx>, Fused,
              Variants<ChannelFirst<T, 8, kUpTo, kSeqIdx, Access::kUnit>,
                       ChannelFirst<T, 8, kUpTo, kSeqIdx, Access::kStrided>>>;
   using Last = Variants<ChannelLast<T, C, 8, kUpTo, kNoSeqIdx>,
