@@ -92,8 +92,8 @@ Tiling make_tiling(const Tensor& x, const Tensor& weight, const Demand& demand) 
   const bool is_short = (update && t.seqlen < 32) || (pool && demand.average_length < 32);
   t.channel_first = !is_channel_last(x) && !is_short;
   t.stream = t.batch * t.dim * t.seqlen * size >= kStreamBytes;
-  t.direct = demand.has_direct && !update && !t.fp64 && !demand.seq_idx && !demand.gated &&
-             t.width >= 2 && t.width <= 4;
+  t.direct =
+      demand.has_direct && !update && !t.fp64 && !demand.seq_idx && t.width >= 2 && t.width <= 4;
   set_block(&t, demand.operation, size);
   set_units(&t, demand.operation, demand.dilation);
   return t;

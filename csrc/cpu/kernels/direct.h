@@ -58,7 +58,7 @@ template <class T, int kWidth>
 void forward_unit_as(const ForwardProblem& p, const Tiling& tiling, int64_t unit, char* scratch) {
   const Range range = range_of(tiling, unit);
   Arena arena(scratch);
-  const DirectScratch s(&arena, kWidth, direct_pitch(tiling), false);
+  const DirectScratch s(&arena, kWidth, direct_pitch(tiling), false, tiling.gated);
   for (int64_t d = range.d0; d < range.d1; d += tiling.cols) {
     const Tile tile = start_tile<T, kWidth>(tiling, p.weight, p.bias, d, range.d1, s);
     Pieces pieces(p.sequences, tiling, range, nullptr);
@@ -66,19 +66,16 @@ void forward_unit_as(const ForwardProblem& p, const Tiling& tiling, int64_t unit
       const int64_t t0 = piece.t0, t1 = piece.t1;
       const ForwardRow row = row_of(p, piece);
       const Inputs& in = row.in;
-      const Plane& out = row.out;
       load_halo(tile, in, t0, s.x);
       if (p.sequences.pool != nullptr) leave_state(tile, p, piece, in.x, s.x, s.row);
       order_halo<T, kWidth>(tile, in, t0, s);
       if (t0 == t1) {
         // no outputs
       } else if (tile.channel_first) {
-        channel_first::forward_row<T, kWidth>(address(in.x, d, t0), in.x.time, address(out, d, t0),
-                                              out.time, t1 - t0, s.w, s.bias[0], s.x, p.silu != 0,
+        channel_first::forward_row<T, kWidth>(row, d, t0, t1 - t0, s.w, s.bias[0], s.x, p.silu != 0,
                                               tiling.stream);
       } else {
-        channel_last::forward_tile<T, kWidth>(in.x, out, p.silu != 0, tile, t0, t1, s,
-                                              tiling.stream);
+        channel_last::forward_tile<T, kWidth>(row, p.silu != 0, tile, t0, t1, s, tiling.stream);
       }
       if (is_given(row.final_) && t1 == piece.length) {
         load_halo(tile, in, t1, s.x);
@@ -95,7 +92,7 @@ void backward_unit_as(const BackwardProblem& p, const Tiling& tiling, int64_t un
   const Range range = range_of(tiling, unit);
   const int64_t pitch = direct_pitch(tiling);
   Arena arena(scratch);
-  const DirectScratch s(&arena, kWidth, pitch, true);
+  const DirectScratch s(&arena, kWidth, pitch, true, tiling.gated);
   const size_t count = static_cast<size_t>((kWidth + 1) * pitch);
   for (int64_t d = range.d0; d < range.d1; d += tiling.cols) {
     const Tile tile = start_tile<T, kWidth>(tiling, p.weight, p.bias, d, range.d1, s);
@@ -111,7 +108,7 @@ void backward_unit_as(const BackwardProblem& p, const Tiling& tiling, int64_t un
       order_halo<T, kWidth>(tile, row.in, piece.t0, s);
       if (tile.channel_first) {
         channel_first::BackwardWalk<T, kWidth>(row, p.silu != 0, d, piece.t0, piece.t1, s.w,
-                                               s.bias[0], s.x, tiling.stream, s.totals)
+                                               s.bias[0], s.x, tiling.stream, s.totals, s.gates)
             .run();
       } else {
         __builtin_memset(s.dz, 0, static_cast<size_t>((kWidth - 1) * pitch) * sizeof(float));
@@ -133,7 +130,8 @@ void backward_unit_as(const BackwardProblem& p, const Tiling& tiling, int64_t un
 
 inline size_t scratch_bytes(const Tiling& tiling, Operation operation) {
   Arena arena(nullptr);
-  DirectScratch(&arena, tiling.width, direct_pitch(tiling), operation == Operation::kBackward);
+  DirectScratch(&arena, tiling.width, direct_pitch(tiling), operation == Operation::kBackward,
+                tiling.gated);
   return arena.used();
 }
 

@@ -7,7 +7,9 @@
 
 #include "../integers.h"
 #include "../simd/groups.h"
+#include "direct_gates.h"
 #include "direct_run.h"
+#include "general_gates.h"
 #include "group_memory.h"
 #include "piece_rows.h"
 #include "rows.h"
@@ -77,15 +79,27 @@ CAUSAL_CONV1D_INLINE Vec sum_groups(const T* x, int64_t groups, const float* w, 
 
 // last_group: the group before x, in the order of groups; then the last one of x.
 template <class T, int kWidth>
-void forward_groups(const T* x, T* out, int64_t groups, const float* w, float bias,
+void forward_groups(const ForwardGroups<T>& all, int64_t groups, const float* w, float bias,
                     float* last_group, bool with_silu, bool stream) {
   Run run;
+  alignas(64) T products[kRun * kGroup];
+  const auto ahead = [](Groups<const T> t) { return Ahead<T>(t.data, kAhead<T>, 0); };
   Vec before = Vec::load(last_group);
   for (int64_t g = 0, count; g < groups; g += count) {
     count = smaller(kRun, groups - g);
-    before = sum_groups<T, kWidth>(x + g * kGroup, count, w, bias, before, run.sums);
-    store_sums(&run, 1, count, out + g * kGroup, 0, Ahead<T>(x + g * kGroup, kAhead<T>, 0),
-               with_silu, stream);
+    const ForwardGroups<T> at = all.at(g * kGroup);
+    const T* x = at.x.data;
+    if (at.pre_gate.data != nullptr) {
+      multiply_groups(at.x, at.pre_gate, 1, count, ahead(at.pre_gate), products);
+      x = products;
+    }
+    before = sum_groups<T, kWidth>(x, count, w, bias, before, run.sums);
+    if (at.post_gate.data != nullptr || at.residual.data != nullptr) {
+      store_gated(&run, 1, count, at, ahead(at.x), ahead(at.post_gate), ahead(at.residual),
+                  with_silu, stream);
+    } else {
+      store_sums(&run, 1, count, at.out.data, 0, ahead(at.x), with_silu, stream);
+    }
   }
   before.store(last_group);
 }
@@ -100,35 +114,64 @@ void advance(const T* x, int64_t n, float* halo) {
   }
 }
 
-// One channel, n times; halo: the width - 1 inputs before.
+// One tensor's stage, if it is given: n steps of a channel, with zeros to the end of the last
+// group.
+template <class T>
+Groups<const T> staged(const Plane& p, int64_t d, int64_t t, int64_t n, T* stage) {
+  if (!is_given(p)) return {nullptr, 0};
+  __builtin_memset(stage + n / kGroup * kGroup, 0, n % kGroup == 0 ? 0 : kGroup * sizeof(T));
+  gather(address(p, d, t), p.time, n, stage);
+  return {stage, 0};
+}
+
+template <class T>
+CAUSAL_CONV1D_INLINE Groups<T> groups_of(const Plane& p, int64_t d, int64_t t) {
+  if (!is_given(p)) return {nullptr, 0};
+  return {reinterpret_cast<T*>(address(p, d, t)), 0};
+}
+
+CAUSAL_CONV1D_INLINE bool has_unit_strides(const Plane& p) { return !is_given(p) || p.time == 1; }
+
+// Steps t0 to t0 + n - 1 of channel d; halo: the width - 1 inputs before.
 template <class T, int kWidth>
-void forward_row(const char* x, int64_t x_stride, char* out, int64_t out_stride, int64_t n,
-                 const float* w, float bias, float* halo, bool with_silu, bool stream) {
+void forward_row(const ForwardRow& row, int64_t d, int64_t t0, int64_t n, const float* w,
+                 float bias, float* halo, bool with_silu, bool stream) {
   constexpr int64_t kSize = sizeof(T);
   static_assert(64 / kSize <= kStage);
-  alignas(64) T stage_x[kStage];
-  alignas(64) T stage_out[kStage];
+  alignas(64) T stage[5][kStage];
   alignas(64) float last_group[kGroup];
-  const bool unit_strides = x_stride == 1 && out_stride == 1;
-  stream = stream && unit_strides && past_line(out) % kSize == 0;
-  const int64_t to_line = stream && past_line(out) != 0 ? (64 - past_line(out)) / kSize : 0;
+  const bool unit_strides = has_unit_strides(row.in.x) && has_unit_strides(row.out) &&
+                            has_unit_strides(row.in.pre_gate) && has_unit_strides(row.post_gate) &&
+                            has_unit_strides(row.residual);
+  const int64_t past = past_line(address(row.out, d, t0));
+  stream = stream && unit_strides && past % kSize == 0;
+  const int64_t to_line = stream && past != 0 ? (64 - past) / kSize : 0;
   group_before<T, kWidth>(halo, last_group);
   TimeSteps steps(n, kGroup, kStage, unit_strides, to_line);
   for (TimeStep step; steps.next(&step);) {
-    const char* const from = x + step.begin * x_stride * kSize;
-    char* const to = out + step.begin * out_stride * kSize;
+    const int64_t t = t0 + step.begin;
     if (!step.staged) {
-      forward_groups<T, kWidth>(reinterpret_cast<const T*>(from), reinterpret_cast<T*>(to),
-                                step.count / kGroup, w, bias, last_group, with_silu, stream);
+      const ForwardGroups<T> at = {
+          groups_of<const T>(row.in.x, d, t), groups_of<const T>(row.in.pre_gate, d, t),
+          groups_of<const T>(row.post_gate, d, t), groups_of<const T>(row.residual, d, t),
+          groups_of<T>(row.out, d, t)};
+      forward_groups<T, kWidth>(at, step.count / kGroup, w, bias, last_group, with_silu, stream);
       continue;
     }
     const int64_t groups = (step.count + kGroup - 1) / kGroup;
-    __builtin_memset(stage_x + (groups - 1) * kGroup, 0, kGroup * sizeof(T));
-    gather(from, x_stride, step.count, stage_x);
-    forward_groups<T, kWidth>(stage_x, stage_out, groups, w, bias, last_group, with_silu, false);
-    scatter(stage_out, step.count, to, out_stride);
+    const auto take = [&](const Plane& p, int i) {
+      return staged<T>(p, d, t, step.count, stage[i]);
+    };
+    const Groups<const T> x = take(row.in.x, 0), pre_gate = take(row.in.pre_gate, 1);
+    if (pre_gate.data != nullptr) {
+      multiply_groups(x, pre_gate, 1, groups, Ahead<T>(x.data, 0, 0), stage[0]);
+    }
+    const ForwardGroups<T> at = {
+        x, {}, take(row.post_gate, 2), take(row.residual, 3), {stage[4], 0}};
+    forward_groups<T, kWidth>(at, groups, w, bias, last_group, with_silu, false);
+    scatter(stage[4], step.count, address(row.out, d, t), row.out.time);
     if (step.begin < to_line) {
-      advance<T, kWidth>(stage_x, step.count, halo);
+      advance<T, kWidth>(stage[0], step.count, halo);
       group_before<T, kWidth>(halo, last_group);
     }
   }
@@ -193,11 +236,13 @@ __attribute__((noinline)) void sum_dweight(const T* x, const float* dz, const fl
   }
 }
 
-// dx of the groups one before those of dz; carried->dz is the group before dz, and then its last
-// one.
+// dx of the groups one before those of dz, as floats in the order of groups to `floats` if that is
+// not null, and of the first one to `edge` if that is not; carried->dz is the group before dz, and
+// then its last one.
 template <class T, int kWidth>
-__attribute__((noinline)) void store_dx(const float* dz, T* dx, float* edge, int64_t groups,
-                                        const float* w, Carried* carried, bool stream) {
+__attribute__((noinline)) void store_dx(const float* dz, T* dx, float* edge, float* floats,
+                                        int64_t groups, const float* w, Carried* carried,
+                                        bool stream) {
   Vec reversed[kWidth];
   for (int k = 0; k < kWidth; ++k) reversed[kWidth - 1 - k] = Vec::set(w[k]);
   Vec before = Vec::load(carried->dz);
@@ -210,7 +255,9 @@ __attribute__((noinline)) void store_dx(const float* dz, T* dx, float* edge, int
   };
   int64_t g = 0;
   if (edge != nullptr) next(g++).store(edge);
-  if (stream) {
+  if (floats != nullptr) {
+    for (; g < groups; ++g) next(g).store(floats + g * kGroup);
+  } else if (stream) {
     for (; g < groups; ++g) store_group(next(g), true, dx + g * kGroup);
   } else {
     for (; g < groups; ++g) store_group(next(g), false, dx + g * kGroup);
@@ -221,19 +268,30 @@ __attribute__((noinline)) void store_dx(const float* dz, T* dx, float* edge, int
 // dz of at most kRun groups, then what follows from it. dx is of the groups one earlier; edge, if
 // not null, takes that of the first one as floats in the order of groups. mask: see sum_dweight.
 template <class T, int kWidth>
-void backward_groups(const T* x, const T* dout, T* dx, float* edge, const float* mask,
-                     int64_t groups, const float* w, float bias, Carried* carried, bool with_silu,
-                     bool stream) {
+void backward_groups(const GradientGroups<T>& at, const DxGroups<T>& dx, float* edge,
+                     const float* mask, int64_t groups, const float* w, float bias,
+                     Carried* carried, bool with_silu, bool stream) {
   Run run;
-  const Ahead<T> x_ahead(x, kAhead<T>, 0), dout_ahead(dout, kAhead<T>, 0);
-  if (with_silu) {
+  alignas(64) T products[kRun * kGroup];
+  const auto ahead = [](Groups<const T> t) { return Ahead<T>(t.data, kAhead<T>, 0); };
+  const Ahead<T> x_ahead = ahead(at.x), dout_ahead = ahead(at.dout);
+  const T* x = at.x.data;
+  if (at.pre_gate.data != nullptr) {
+    multiply_groups(at.x, at.pre_gate, 1, groups, ahead(at.pre_gate), products);
+    x = products;
+  }
+  if (at.post_gate.data != nullptr) {
     sum_groups<T, kWidth>(x, groups, w, bias, Vec::load(carried->x), run.sums);
-    to_gradients(&run, 1, groups, dout, 0, x_ahead, dout_ahead);
+    to_gated_gradients(&run, 1, groups, at, x_ahead, dout_ahead, ahead(at.post_gate), with_silu,
+                       stream);
+  } else if (with_silu) {
+    sum_groups<T, kWidth>(x, groups, w, bias, Vec::load(carried->x), run.sums);
+    to_gradients(&run, 1, groups, at.dout.data, 0, x_ahead, dout_ahead);
   } else {
     for (int64_t g = 0; g < groups; ++g) {
       x_ahead.fetch(0, g);
       dout_ahead.fetch(0, g);
-      load_group(dout + g * kGroup).store(run.sums + g * kGroup);
+      load_group(at.dout.group(0, g)).store(run.sums + g * kGroup);
     }
   }
   if (mask != nullptr) {
@@ -242,16 +300,27 @@ void backward_groups(const T* x, const T* dout, T* dx, float* edge, const float*
     }
   }
   sum_dweight<T, kWidth>(x, run.sums, mask, groups, carried);
-  store_dx<T, kWidth>(run.sums, dx, edge, groups, w, carried, stream);
+  const bool gated = dx.is_gated();
+  store_dx<T, kWidth>(run.sums, dx.dx.data, edge, gated ? run.denominators : nullptr, groups, w,
+                      carried, stream);
+  const int64_t skipped = edge == nullptr ? 0 : 1;
+  if (gated) {
+    finish_dx(run.denominators + skipped * kGroup, 1, groups - skipped, dx.at(skipped * kGroup),
+              stream);
+  }
 }
 
 // dx of the last group, behind which there is nothing.
 template <class T, int kWidth>
-void store_last_dx(const float* w, const Carried& carried, bool stream, T* dx) {
+void store_last_dx(const float* w, const Carried& carried, bool stream, const DxGroups<T>& dx) {
   Vec reversed[kWidth], window[kWidth];
   for (int k = 0; k < kWidth; ++k) reversed[kWidth - 1 - k] = Vec::set(w[k]);
   slide_forth<T, kWidth>(Vec::load(carried.dz), Vec::set(0.0f), window);
-  store_group(weighted<kWidth>(Vec::set(0.0f), reversed, window), stream, dx);
+  const Vec last = weighted<kWidth>(Vec::set(0.0f), reversed, window);
+  if (!dx.is_gated()) return store_group(last, stream, dx.dx.data);
+  float floats[kGroup];
+  last.store(floats);
+  finish_dx(floats, 1, 1, dx, stream);
 }
 
 // One channel of one sequence, from its step t0 to t1.
@@ -260,7 +329,8 @@ class BackwardWalk {
  public:
   // halo: the width - 1 inputs before t0. totals[k], which is added to: dweight, and last dbias.
   BackwardWalk(const BackwardRow& row, bool with_silu, int64_t d, int64_t t0, int64_t t1,
-               const float* w, float bias, float* halo, bool stream, double* totals)
+               const float* w, float bias, float* halo, bool stream, double* totals,
+               const GateScratch<float>& gates)
       : row_(row),
         with_silu_(with_silu),
         d_(d),
@@ -268,12 +338,18 @@ class BackwardWalk {
         t1_(t1),
         w_(w),
         bias_(bias),
-        unit_strides_(row.in.x.time == 1 && row.dout.time == 1 && row.dx.time == 1),
-        x_(address(row.in.x, d, t0)),
-        dout_(address(row.dout, d, t0)),
-        dx_(address(row.dx, d, t0)),
-        stream_(stream && past_line(dx_) == 0),
-        totals_(totals) {
+        stream_(stream),
+        totals_(totals),
+        gates_(gates) {
+    const Plane* const read[] = {&row.in.x, &row.in.pre_gate, &row.dout, &row.post_gate};
+    for (const Plane* p : read) {
+      unit_strides_ = unit_strides_ && has_unit_strides(*p);
+    }
+    const Plane* const written[] = {&row.dx, &row.dpre_gate, &row.dpost_gate};
+    for (const Plane* p : written) {
+      unit_strides_ = unit_strides_ && has_unit_strides(*p);
+      stream_ = stream_ && (!is_given(*p) || past_line(address(*p, d, t0)) == 0);
+    }
     group_before<T, kWidth>(halo, carried_.x);
     __builtin_memset(carried_.dz, 0, sizeof(carried_.dz));
     __builtin_memset(carried_.sums, 0, sizeof(carried_.sums));
@@ -292,11 +368,10 @@ class BackwardWalk {
       if (!unit_strides_ || (!whole && (step.to_edge || step.present > 0))) {
         take_staged(step, whole, edge);
       } else if (whole) {
-        backward_groups<T, kWidth>(at<const T>(x_, step.begin), at<const T>(dout_, step.begin),
-                                   at<T>(dx_, step.begin - kGroup), edge, nullptr, step.groups, w_,
-                                   bias_, &carried_, with_silu_, stream_);
+        backward_groups<T, kWidth>(gradient_groups(step), dx_groups(step), edge, nullptr,
+                                   step.groups, w_, bias_, &carried_, with_silu_, stream_);
       } else {
-        store_last_dx<T, kWidth>(w_, carried_, stream_, at<T>(dx_, step.begin - kGroup));
+        store_last_dx<T, kWidth>(w_, carried_, stream_, dx_groups(step));
       }
       if (step.to_edge) take_edge(t0_ + step.begin - kGroup);
       if (step.owned && (step.begin / kGroup + step.groups) % kSummed == 0) flush();
@@ -304,12 +379,22 @@ class BackwardWalk {
   }
 
  private:
-  static constexpr int64_t kSize = sizeof(T), kHalo = kWidth - 1;
+  static constexpr int64_t kHalo = kWidth - 1;
 
-  // An element of a row of stride 1; it need not exist.
-  template <class Element, class Char>
-  static CAUSAL_CONV1D_INLINE Element* at(Char* row, int64_t i) {
-    return reinterpret_cast<Element*>(row) + i;
+  // Memory that a step reads and writes, of rows of stride 1.
+  GradientGroups<T> gradient_groups(const GroupStep& step) const {
+    const int64_t t = t0_ + step.begin;
+    const auto read = [&](const Plane& p) { return groups_of<const T>(p, d_, t); };
+    return {read(row_.in.x), read(row_.in.pre_gate), read(row_.dout), read(row_.post_gate),
+            step.owned ? groups_of<T>(row_.dpost_gate, d_, t) : Groups<T>{}};
+  }
+  // Its first group need not exist.
+  DxGroups<T> dx_groups(const GroupStep& step) const {
+    const int64_t t = t0_ + step.begin - kGroup;
+    const auto read = [&](const Plane& p) { return groups_of<const T>(p, d_, t); };
+    return {groups_of<T>(row_.dx, d_, t), read(row_.in.x), read(row_.in.pre_gate),
+            row_.residual_is_x ? read(row_.dout) : Groups<const T>{},
+            groups_of<T>(row_.dpre_gate, d_, t)};
   }
 
   void flush() {
@@ -320,25 +405,44 @@ class BackwardWalk {
   }
 
   void take_staged(const GroupStep& step, bool whole, float* edge) {
-    const int64_t x_stride = row_.in.x.time, dout_stride = row_.dout.time;
-    const int64_t dx_stride = row_.dx.time;
     if (!whole) {
-      __builtin_memset(stage_x_, 0, kGroup * sizeof(T));
-      __builtin_memset(stage_dout_, 0, kGroup * sizeof(T));
       for (int i = 0; i < kGroup; ++i) {
         const uint32_t bits = i < step.present ? 0xffffffffu : 0u;
         __builtin_memcpy(&mask_[lane_of<T>(i)], &bits, sizeof(bits));
       }
     }
-    gather(x_ + step.begin * x_stride * kSize, x_stride, step.present, stage_x_);
-    gather(dout_ + step.begin * dout_stride * kSize, dout_stride, step.present, stage_dout_);
+    const int64_t t = t0_ + step.begin;
+    const auto take = [&](const Plane& p, int i) {
+      if (!whole) __builtin_memset(stage_[i], 0, kGroup * sizeof(T));
+      return staged<T>(p, d_, t, step.present, stage_[i]);
+    };
+    const auto give = [&](const Plane& p, int i) {
+      return is_given(p) ? Groups<T>{stage_[i], 0} : Groups<T>{};
+    };
+    GradientGroups<T> at = {take(row_.in.x, 0), take(row_.in.pre_gate, 1), take(row_.dout, 2),
+                            take(row_.post_gate, 3),
+                            step.owned ? give(row_.dpost_gate, 4) : Groups<T>{}};
+    if (step.present == 0) at.post_gate = {};
+    // dx of the groups before, but for an edge.
+    const int64_t skipped = edge == nullptr ? 0 : 1, n = (step.groups - skipped) * kGroup;
+    const int64_t dx_t = t + (skipped - 1) * kGroup;
+    const auto take_at_dx = [&](const Plane& p, int i) {
+      return staged<T>(p, d_, dx_t, n, stage_[i] + skipped * kGroup).at(-skipped * kGroup);
+    };
+    DxGroups<T> dx = {
+        give(row_.dx, 5), {}, take_at_dx(row_.in.pre_gate, 6), {}, give(row_.dpre_gate, 7)};
+    if (dx.dpre_gate.data != nullptr) dx.x = take_at_dx(row_.in.x, 8);
+    if (row_.residual_is_x) dx.dout = take_at_dx(row_.dout, 9);
     // Of nothing dz is 0 without the derivative.
-    backward_groups<T, kWidth>(stage_x_, stage_dout_, stage_dx_, edge, whole ? nullptr : mask_,
-                               step.groups, w_, bias_, &carried_, with_silu_ && step.present > 0,
-                               false);
-    const int64_t skipped = edge == nullptr ? 0 : 1;
-    scatter(stage_dx_ + skipped * kGroup, (step.groups - skipped) * kGroup,
-            dx_ + (step.begin + (skipped - 1) * kGroup) * dx_stride * kSize, dx_stride);
+    backward_groups<T, kWidth>(at, dx, edge, whole ? nullptr : mask_, step.groups, w_, bias_,
+                               &carried_, with_silu_ && step.present > 0, false);
+    const auto unstage = [&](const Groups<T>& stage, const Plane& p, int64_t from, int64_t count,
+                             int64_t to) {
+      if (stage.data != nullptr) scatter(stage.data + from, count, address(p, d_, to), p.time);
+    };
+    unstage(at.dpost_gate, row_.dpost_gate, 0, step.present, t);
+    unstage(dx.dx, row_.dx, skipped * kGroup, n, dx_t);
+    unstage(dx.dpre_gate, row_.dpre_gate, skipped * kGroup, n, dx_t);
   }
 
   // Times first to first + kGroup - 1, of which those before t0 belong to another chunk or, for
@@ -354,8 +458,10 @@ class BackwardWalk {
       edge_[i] += value[0];
     }
     if (!before) {
-      store_row(row_.dx.dtype, edge_, false, address(row_.dx, d_, first), row_.dx.time,
-                smaller(kGroup, t1_ - first));
+      const int64_t count = smaller(kGroup, t1_ - first);
+      const Tile tile = {true, kWidth, d_, 1, 1};
+      general::gate_dx<Vec>(tile, row_, first, count, Ids{nullptr, 0}, gates_, edge_);
+      store_row(row_.dx.dtype, edge_, false, address(row_.dx, d_, first), row_.dx.time, count);
     } else if (t0_ == 0 && is_given(row_.dinitial)) {
       store_row(row_.dinitial.dtype, edge_ + kGroup - kHalo, false, address(row_.dinitial, d_),
                 row_.dinitial.time, kHalo);
@@ -367,17 +473,12 @@ class BackwardWalk {
   const int64_t d_, t0_, t1_;
   const float* const w_;
   const float bias_;
-  const bool unit_strides_;
-  const char* const x_;  // at t0, as those below
-  const char* const dout_;
-  char* const dx_;
-  const bool stream_;
+  bool unit_strides_ = true, stream_;
   double* const totals_;
+  const GateScratch<float>& gates_;
   Carried carried_;
-  alignas(64) T stage_x_[kStage];
-  alignas(64) T stage_dout_[kStage];
-  alignas(64) T stage_dx_[kStage];
-  alignas(64) float edge_[2 * kGroup] = {};  // whole vectors are read of it
+  alignas(64) T stage_[10][kStage];
+  alignas(64) float edge_[kGroup + kPad] = {};  // whole vectors are read of it
   alignas(64) float mask_[kGroup];
 };
 

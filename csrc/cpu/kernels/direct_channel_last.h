@@ -7,8 +7,10 @@
 
 #include "../integers.h"
 #include "../simd/groups.h"
+#include "direct_gates.h"
 #include "direct_run.h"
 #include "direct_scratch.h"
+#include "general_gates.h"
 #include "group_memory.h"
 #include "piece_rows.h"
 #include "rows.h"
@@ -43,11 +45,6 @@ CAUSAL_CONV1D_INLINE bool has_whole_lines(const Plane& out, int64_t d, int64_t t
   return kGroup * kSize >= 64 && out.time * kSize % 64 == 0 && past_line(address(out, d, t)) == 0;
 }
 
-// Strides of rows, in elements.
-struct RowStrides {
-  int64_t x, dout, out;
-};
-
 // Sums of rows x groups; s.x holds the rows before, and with kKeep then the last ones of x.
 template <class T, int kWidth, bool kKeep>
 void sum_rows(const T* x, int64_t stride, int64_t rows, int64_t groups, const DirectScratch& s,
@@ -73,45 +70,93 @@ void sum_rows(const T* x, int64_t stride, int64_t rows, int64_t groups, const Di
 
 // rows x groups, of which the first is at `offset` in s.
 template <class T, int kWidth>
-void forward_groups(const T* x, T* out, RowStrides strides, int64_t rows, int64_t groups,
+void forward_groups(const ForwardGroups<T>& all, int64_t rows, int64_t groups,
                     const DirectScratch& s, int64_t pitch, int64_t offset, bool with_silu,
                     bool stream) {
   Run run;
+  alignas(64) T products[kMostInRun * kGroup];
   for (int64_t g = 0, count; g < groups; g += count) {
     count = smaller(kStrip, groups - g);
-    const int64_t c = g * kGroup;
-    sum_rows<T, kWidth, true>(x + c, strides.x, rows, count, s, pitch, offset + c, run.sums);
-    store_sums(&run, rows, count, out + c, strides.out,
-               ahead_of(x + c, strides.x, rows, (groups - g) * kGroup, groups * kGroup), with_silu,
-               stream);
+    const int64_t c = g * kGroup, left = (groups - g) * kGroup;
+    const ForwardGroups<T> at = all.at(c);
+    const auto ahead = [&](Groups<const T> t) {
+      return ahead_of(t.data, t.stride, rows, left, groups * kGroup);
+    };
+    Groups<const T> x = at.x;
+    if (at.pre_gate.data != nullptr) {
+      multiply_groups(at.x, at.pre_gate, rows, count, ahead(at.pre_gate), products);
+      x = {products, count * kGroup};
+    }
+    sum_rows<T, kWidth, true>(x.data, x.stride, rows, count, s, pitch, offset + c, run.sums);
+    if (at.post_gate.data != nullptr || at.residual.data != nullptr) {
+      store_gated(&run, rows, count, at, ahead(at.x), ahead(at.post_gate), ahead(at.residual),
+                  with_silu, stream);
+    } else {
+      store_sums(&run, rows, count, at.out.data, at.out.stride, ahead(at.x), with_silu, stream);
+    }
   }
+}
+
+// One tensor's stage, if it is given: some rows of at most a group, from channel d and step t on.
+template <class T>
+Groups<const T> staged(const Plane& p, int64_t d, int64_t t, int64_t rows, int64_t count,
+                       T* stage) {
+  if (!is_given(p)) return {nullptr, 0};
+  for (int64_t r = 0; r < rows; ++r) {
+    gather(address(p, d, t + r), p.channel, count, stage + r * kGroup);
+  }
+  return {stage, kGroup};
+}
+
+template <class T>
+void unstage(const Groups<T>& stage, const Plane& p, int64_t d, int64_t t, int64_t rows,
+             int64_t count) {
+  if (stage.data == nullptr) return;
+  for (int64_t r = 0; r < rows; ++r) {
+    scatter(stage.data + r * kGroup, count, address(p, d, t + r), p.channel);
+  }
+}
+
+template <class T>
+CAUSAL_CONV1D_INLINE Groups<T> groups_of(const Plane& p, int64_t d, int64_t t) {
+  if (!is_given(p)) return {nullptr, 0};
+  return {reinterpret_cast<T*>(address(p, d, t)), p.time};
+}
+
+CAUSAL_CONV1D_INLINE bool has_unit_strides(const Plane& p) {
+  return !is_given(p) || p.channel == 1;
 }
 
 // Steps t0 to t1 of a tile of channels of one sequence.
 template <class T, int kWidth>
-void forward_tile(const Plane& x, const Plane& out, bool with_silu, const Tile& tile, int64_t t0,
-                  int64_t t1, const DirectScratch& s, bool stream) {
+void forward_tile(const ForwardRow& row, bool with_silu, const Tile& tile, int64_t t0, int64_t t1,
+                  const DirectScratch& s, bool stream) {
   const int64_t d = tile.d, pitch = tile.pitch;
-  const bool unit_strides = x.channel == 1 && out.channel == 1;
+  const bool unit_strides = has_unit_strides(row.in.x) && has_unit_strides(row.out) &&
+                            has_unit_strides(row.in.pre_gate) && has_unit_strides(row.post_gate) &&
+                            has_unit_strides(row.residual);
   const int64_t whole = unit_strides ? tile.cols / kGroup : 0;
-  stream = stream && t0 < t1 && has_whole_lines<T>(out, d, t0);
+  stream = stream && t0 < t1 && has_whole_lines<T>(row.out, d, t0);
   for (int64_t t = t0, rows; t < t1; t += rows) {
     rows = smaller(kRows, t1 - t);
-    forward_groups<T, kWidth>(reinterpret_cast<const T*>(address(x, d, t)),
-                              reinterpret_cast<T*>(address(out, d, t)), {x.time, 0, out.time}, rows,
-                              whole, s, pitch, 0, with_silu, stream);
+    const ForwardGroups<T> at = {
+        groups_of<const T>(row.in.x, d, t), groups_of<const T>(row.in.pre_gate, d, t),
+        groups_of<const T>(row.post_gate, d, t), groups_of<const T>(row.residual, d, t),
+        groups_of<T>(row.out, d, t)};
+    forward_groups<T, kWidth>(at, rows, whole, s, pitch, 0, with_silu, stream);
     for (int64_t c = whole * kGroup; c < tile.cols; c += kGroup) {
-      alignas(64) T stage_x[kStage] = {};
-      alignas(64) T stage_out[kStage];
+      alignas(64) T stage[5][kStage] = {};
       const int64_t count = smaller(kGroup, tile.cols - c);
-      for (int64_t r = 0; r < rows; ++r) {
-        gather(address(x, d + c, t + r), x.channel, count, stage_x + r * kGroup);
-      }
-      forward_groups<T, kWidth>(stage_x, stage_out, {kGroup, 0, kGroup}, rows, 1, s, pitch, c,
-                                with_silu, false);
-      for (int64_t r = 0; r < rows; ++r) {
-        scatter(stage_out + r * kGroup, count, address(out, d + c, t + r), out.channel);
-      }
+      const auto take = [&](const Plane& p, int i) {
+        return staged<T>(p, d + c, t, rows, count, stage[i]);
+      };
+      const ForwardGroups<T> here = {take(row.in.x, 0),
+                                     take(row.in.pre_gate, 1),
+                                     take(row.post_gate, 2),
+                                     take(row.residual, 3),
+                                     {stage[4], kGroup}};
+      forward_groups<T, kWidth>(here, rows, 1, s, pitch, c, with_silu, false);
+      unstage(here.out, row.out, d + c, t, rows, count);
     }
   }
 }
@@ -139,12 +184,12 @@ CAUSAL_CONV1D_INLINE void sum_dweight(const T* x, int64_t stride, const float* d
   for (int k = 0; k <= kWidth; ++k) acc[k].store(sums + k * pitch);
 }
 
-// dx of them, to `edge` if that is not null; `before` holds the rows of dz before, and then the
-// last.
+// dx of them, to `floats` in rows like dz's if that is not null; `before` holds the rows of dz
+// before, and then the last.
 template <class T, int kWidth>
 CAUSAL_CONV1D_INLINE void store_dx(const float* dz, int64_t dz_stride, int64_t rows, const float* w,
                                    float* before, int64_t pitch, bool stream, T* dx, int64_t stride,
-                                   float* edge) {
+                                   float* floats) {
   Vec reversed[kWidth], window[kWidth];
   for (int k = 0; k < kWidth; ++k) reversed[kWidth - 1 - k] = Vec::load(w + k * pitch);
   for (int k = 0; k + 1 < kWidth; ++k) window[k + 1] = Vec::load(before + k * pitch);
@@ -153,8 +198,8 @@ CAUSAL_CONV1D_INLINE void store_dx(const float* dz, int64_t dz_stride, int64_t r
     for (int k = 0; k + 1 < kWidth; ++k) window[k] = window[k + 1];
     window[kWidth - 1] = Vec::load(dz + r * dz_stride);
     const Vec result = weighted<kWidth>(Vec::set(0.0f), reversed, window);
-    if (__builtin_expect(edge != nullptr, 0)) {
-      result.store(edge);
+    if (__builtin_expect(floats != nullptr, 0)) {
+      result.store(floats + r * dz_stride);
     } else {
       store_group(result, stream, dx + r * stride);
     }
@@ -164,64 +209,116 @@ CAUSAL_CONV1D_INLINE void store_dx(const float* dz, int64_t dz_stride, int64_t r
 
 // The rows of a step x groups, of which the first is at `offset` in s.
 template <class T, int kWidth>
-void backward_groups(const T* x, const T* dout, T* dx, RowStrides strides, const RowStep& step,
+void backward_groups(const GradientGroups<T>& all, const DxGroups<T>& all_dx, const RowStep& step,
                      int64_t groups, const DirectScratch& s, int64_t pitch, int64_t offset,
                      bool with_silu, bool stream) {
   Run run;
+  alignas(64) T products[kMostInRun * kGroup];
   const int64_t rows = step.count;
   const bool present = step.present, to_edge = step.to_edge;
   float* const sums = step.owned ? s.sums : s.unused;
   for (int64_t first = 0, count; first < groups; first += count) {
     count = smaller(kStrip, groups - first);
     const int64_t start = first * kGroup, row = count * kGroup;
-    const int64_t left = (groups - first) * kGroup, all = groups * kGroup;
-    const auto x_ahead = ahead_of(x + start, strides.x, rows, left, all);
-    const auto dout_ahead = ahead_of(dout + start, strides.dout, rows, left, all);
-    if (with_silu && present) {
-      sum_rows<T, kWidth, false>(x + start, strides.x, rows, count, s, pitch, offset + start,
-                                 run.sums);
-      to_gradients(&run, rows, count, dout + start, strides.dout, x_ahead, dout_ahead);
+    const int64_t left = (groups - first) * kGroup;
+    const GradientGroups<T> at = all.at(start);
+    const DxGroups<T> at_dx = all_dx.at(start);
+    const auto ahead = [&](Groups<const T> t) {
+      return ahead_of(t.data, t.stride, rows, left, groups * kGroup);
+    };
+    Groups<const T> x = at.x;
+    if (present && at.pre_gate.data != nullptr) {
+      multiply_groups(at.x, at.pre_gate, rows, count, ahead(at.pre_gate), products);
+      x = {products, row};
+    }
+    const bool post_gated = at.post_gate.data != nullptr;
+    if (present && (with_silu || post_gated)) {
+      sum_rows<T, kWidth, false>(x.data, x.stride, rows, count, s, pitch, offset + start, run.sums);
+      if (post_gated) {
+        to_gated_gradients(&run, rows, count, at, ahead(at.x), ahead(at.dout), ahead(at.post_gate),
+                           with_silu, stream);
+      } else {
+        to_gradients(&run, rows, count, at.dout.data, at.dout.stride, ahead(at.x), ahead(at.dout));
+      }
     } else {
+      const auto x_ahead = ahead(at.x), dout_ahead = ahead(at.dout);
       for (int64_t i = 0; i < rows * count; ++i) {
         const int64_t r = i / count, g = i % count;
         Vec dz = Vec::set(0.0f);
         if (present) {
           x_ahead.fetch(r, g);
           dout_ahead.fetch(r, g);
-          dz = load_group(dout + start + r * strides.dout + g * kGroup);
+          dz = load_group(at.dout.group(r, g));
         }
         dz.store(run.sums + i * kGroup);
       }
     }
+    const bool gated = !to_edge && at_dx.is_gated();
     for (int64_t g = 0; g < count; ++g) {
-      const int64_t c = start + g * kGroup, at = offset + c;
-      const float* const dz = run.sums + g * kGroup;
+      const int64_t c = g * kGroup, column = offset + start + c;
+      const float* const dz = run.sums + c;
       if (present) {
-        sum_dweight<T, kWidth>(x + c, strides.x, dz, row, rows, s.x + at, sums + at, pitch);
+        sum_dweight<T, kWidth>(x.data + c, x.stride, dz, row, rows, s.x + column, sums + column,
+                               pitch);
       }
-      store_dx<T, kWidth>(dz, row, rows, s.w + at, s.dz + at, pitch, stream, dx + c, strides.out,
-                          to_edge ? s.edge + at : nullptr);
+      float* const floats = to_edge ? s.edge + column : gated ? run.denominators + c : nullptr;
+      store_dx<T, kWidth>(dz, row, rows, s.w + column, s.dz + column, pitch, stream,
+                          to_edge ? nullptr : at_dx.dx.data + c, at_dx.dx.stride, floats);
     }
+    if (gated) finish_dx(run.denominators, rows, count, at_dx, stream);
   }
+}
+
+// Memory that a step reads and writes, from channel d on.
+template <class T>
+GradientGroups<T> gradient_groups(const BackwardRow& row, const RowStep& step, int64_t d) {
+  if (!step.present) return {};
+  const int64_t t = step.begin;
+  const Groups<T> dpost_gate = groups_of<T>(row.dpost_gate, d, t);
+  return {groups_of<const T>(row.in.x, d, t), groups_of<const T>(row.in.pre_gate, d, t),
+          groups_of<const T>(row.dout, d, t), groups_of<const T>(row.post_gate, d, t),
+          step.owned ? dpost_gate : Groups<T>{}};
+}
+
+template <class T>
+DxGroups<T> dx_groups(const BackwardRow& row, const RowStep& step, int64_t halo, int64_t d) {
+  if (step.to_edge) return {};
+  const int64_t t = step.begin - halo;
+  return {groups_of<T>(row.dx, d, t), groups_of<const T>(row.in.x, d, t),
+          groups_of<const T>(row.in.pre_gate, d, t),
+          row.residual_is_x ? groups_of<const T>(row.dout, d, t) : Groups<const T>{},
+          groups_of<T>(row.dpre_gate, d, t)};
 }
 
 // Channels that are no whole group in unit strides, from column c on.
 template <class T, int kWidth>
 void backward_staged(const BackwardRow& row, bool with_silu, const Tile& tile, const RowStep& step,
                      int64_t c, const DirectScratch& s) {
-  alignas(64) T stage_x[kStage] = {};
-  alignas(64) T stage_dout[kStage] = {};
-  alignas(64) T stage_dx[kStage];
-  const int64_t d = tile.d + c, t = step.begin, count = smaller(kGroup, tile.cols - c);
-  for (int64_t r = 0; step.present && r < step.count; ++r) {
-    gather(address(row.in.x, d, t + r), row.in.x.channel, count, stage_x + r * kGroup);
-    gather(address(row.dout, d, t + r), row.dout.channel, count, stage_dout + r * kGroup);
+  alignas(64) T stage[10][kStage] = {};
+  const int64_t d = tile.d + c, t = step.begin, halo = kWidth - 1, rows = step.count;
+  const int64_t count = smaller(kGroup, tile.cols - c);
+  const auto take = [&](const Plane& p, int64_t time, int i) {
+    return staged<T>(p, d, time, rows, count, stage[i]);
+  };
+  const auto give = [&](const Plane& p, int i) {
+    return is_given(p) ? Groups<T>{stage[i], kGroup} : Groups<T>{};
+  };
+  GradientGroups<T> at = {};
+  if (step.present) {
+    at = {take(row.in.x, t, 0), take(row.in.pre_gate, t, 1), take(row.dout, t, 2),
+          take(row.post_gate, t, 3), step.owned ? give(row.dpost_gate, 4) : Groups<T>{}};
   }
-  backward_groups<T, kWidth>(stage_x, stage_dout, stage_dx, {kGroup, kGroup, kGroup}, step, 1, s,
-                             tile.pitch, c, with_silu, false);
-  for (int64_t r = 0; !step.to_edge && r < step.count; ++r) {
-    scatter(stage_dx + r * kGroup, count, address(row.dx, d, t - (kWidth - 1) + r), row.dx.channel);
+  DxGroups<T> dx = {};
+  if (!step.to_edge) {
+    dx = {give(row.dx, 5), {}, {}, {}, give(row.dpre_gate, 6)};
+    dx.pre_gate = take(row.in.pre_gate, t - halo, 7);
+    if (dx.dpre_gate.data != nullptr) dx.x = take(row.in.x, t - halo, 8);
+    if (row.residual_is_x) dx.dout = take(row.dout, t - halo, 9);
   }
+  backward_groups<T, kWidth>(at, dx, step, 1, s, tile.pitch, c, with_silu, false);
+  unstage(at.dpost_gate, row.dpost_gate, d, t, rows, count);
+  unstage(dx.dx, row.dx, d, t - halo, rows, count);
+  unstage(dx.dpre_gate, row.dpre_gate, d, t - halo, rows, count);
 }
 
 // The row of dx in s.edge, of a time that may lie before the chunk t0 to t1.
@@ -241,6 +338,7 @@ void take_edge(const BackwardRow& row, const Tile& tile, int64_t time, int64_t t
     }
   }
   if (time >= t0) {
+    general::gate_dx<Vec>(tile, row, time, 1, Ids{nullptr, 0}, s.gates, s.edge);
     store_row(row.dx.dtype, s.edge, false, address(row.dx, d, time), row.dx.channel, tile.cols);
   } else if (time < 0 && is_given(row.dinitial)) {
     store_row(row.dinitial.dtype, s.edge, false, address(row.dinitial, d, time + kHalo),
@@ -254,9 +352,18 @@ void backward_tile(const BackwardRow& row, bool with_silu, const Tile& tile, int
                    const DirectScratch& s, bool stream) {
   constexpr int64_t kHalo = kWidth - 1;
   const int64_t pitch = tile.pitch, d = tile.d;
-  const bool unit_strides = row.in.x.channel == 1 && row.dout.channel == 1 && row.dx.channel == 1;
+  bool unit_strides = true, whole_lines = t0 < t1;
+  const Plane* const read[] = {&row.in.x, &row.in.pre_gate, &row.dout, &row.post_gate};
+  for (const Plane* p : read) {
+    unit_strides = unit_strides && has_unit_strides(*p);
+  }
+  const Plane* const written[] = {&row.dx, &row.dpre_gate, &row.dpost_gate};
+  for (const Plane* p : written) {
+    unit_strides = unit_strides && has_unit_strides(*p);
+    whole_lines = whole_lines && (!is_given(*p) || has_whole_lines<T>(*p, d, t0));
+  }
   const int64_t whole = unit_strides ? tile.cols / kGroup : 0;
-  stream = stream && t0 < t1 && has_whole_lines<T>(row.dx, d, t0);
+  stream = stream && whole_lines;
   const auto flush = [&] {
     for (int64_t i = 0; i < (kWidth + 1) * pitch; ++i) {
       s.totals[i] += static_cast<double>(s.sums[i]);
@@ -266,12 +373,8 @@ void backward_tile(const BackwardRow& row, bool with_silu, const Tile& tile, int
   RowSteps steps(t0, t1, row.length, kHalo, kRows);
   for (RowStep step; steps.next(&step);) {
     const int64_t t = step.begin;
-    const char* const x = step.present ? address(row.in.x, d, t) : nullptr;
-    const char* const dout = step.present ? address(row.dout, d, t) : nullptr;
-    char* const dx = step.to_edge ? nullptr : address(row.dx, d, t - kHalo);
-    backward_groups<T, kWidth>(
-        reinterpret_cast<const T*>(x), reinterpret_cast<const T*>(dout), reinterpret_cast<T*>(dx),
-        {row.in.x.time, row.dout.time, row.dx.time}, step, whole, s, pitch, 0, with_silu, stream);
+    backward_groups<T, kWidth>(gradient_groups<T>(row, step, d), dx_groups<T>(row, step, kHalo, d),
+                               step, whole, s, pitch, 0, with_silu, stream);
     for (int64_t c = whole * kGroup; c < tile.cols; c += kGroup) {
       backward_staged<T, kWidth>(row, with_silu, tile, step, c, s);
     }

@@ -15,8 +15,9 @@ struct DirectScratch {
   float *w, *bias, *x, *row = nullptr, *dz = nullptr, *sums = nullptr, *unused = nullptr,
                        *edge = nullptr;
   double* totals = nullptr;
+  GateScratch<float> gates;
 
-  DirectScratch(Arena* arena, int64_t width, int64_t pitch, bool backward) {
+  DirectScratch(Arena* arena, int64_t width, int64_t pitch, bool backward, bool gated) {
     w = arena->take<float>(width * pitch);
     bias = arena->take<float>(pitch);
     x = arena->take<float>((width - 1) * pitch);
@@ -29,6 +30,9 @@ struct DirectScratch {
     unused = arena->take<float>((width + 1) * pitch);  // sums of rows that do not count
     edge = arena->take<float>(pitch);
     totals = arena->take<double>((width + 1) * pitch);
+    if (!gated) return;
+    gates.gate = arena->take<float>(pitch);
+    gates.other = arena->take<float>(pitch);
   }
 };
 

@@ -85,27 +85,6 @@ void take_gradients(const Tile& tile, const BackwardRow& row, const Taps<S>& tap
   }
 }
 
-// What becomes of rows of gradients of x~ in dx, from step t on, where x~ is pre_gate * x or x is
-// the residual too.
-template <class V, class S>
-void gate_dx(const Tile& tile, const BackwardRow& row, int64_t t, int64_t rows, Ids ids,
-             const GateScratch<S>& s, S* dx) {
-  const bool gated = is_given(row.in.pre_gate);
-  if (rows <= 0 || (!gated && !row.residual_is_x)) return;
-  const int64_t n = elements_of(tile, rows);
-  if (gated && is_given(row.dpre_gate)) {
-    load_block(tile, row.in.x, t, rows, s.other);
-    multiply_add<V, S>(dx, nullptr, n, s.other);
-    replace_padding<S>(tile, ids, rows, nullptr, s.other);
-    store_block(tile, s.other, false, row.dpre_gate, t, rows);
-  }
-  if (gated) load_block(tile, row.in.pre_gate, t, rows, s.gate);
-  if (row.residual_is_x) load_block(tile, row.dout, t, rows, s.other);
-  const S* const dout = row.residual_is_x ? s.other : nullptr;
-  multiply_add<V>(gated ? s.gate : nullptr, dout, n, dx);
-  replace_padding(tile, ids, rows, dout, dx);
-}
-
 // One tile of one sequence, from its step t0 to t1.
 template <class V, class S>
 void backward_rows(const BackwardRow& row, const Tile& tile, const Tiling& tiling, bool with_silu,

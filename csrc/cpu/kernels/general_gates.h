@@ -7,6 +7,8 @@
 
 #include "../integers.h"
 #include "../simd/vec.h"
+#include "piece_rows.h"
+#include "scratch.h"
 #include "seq_ids.h"
 #include "silu.h"
 #include "tile.h"
@@ -14,12 +16,6 @@
 namespace causal_conv1d {
 namespace {
 namespace general {
-
-// Copies of a block that gates are loaded into; null unless the problem has some.
-template <class S>
-struct GateScratch {
-  S *gate = nullptr, *other = nullptr;
-};
 
 // Elements of `rows` rows in scratch, with those that fill the last vector.
 CAUSAL_CONV1D_INLINE int64_t elements_of(const Tile& tile, int64_t rows) {
@@ -90,6 +86,27 @@ void gate_gradients(int32_t dtype, bool with_silu, const S* gate, int64_t n, S* 
   (!with_silu         ? gate_gradients_as<false, false, V, S>
    : is_16_bit(dtype) ? gate_gradients_as<true, true, V, S>
                       : gate_gradients_as<true, false, V, S>)(gate, n, sum, dz);
+}
+
+// What becomes of rows of gradients of x~ in dx, from step t on, where x~ is pre_gate * x or x is
+// the residual too.
+template <class V, class S>
+void gate_dx(const Tile& tile, const BackwardRow& row, int64_t t, int64_t rows, Ids ids,
+             const GateScratch<S>& s, S* dx) {
+  const bool gated = is_given(row.in.pre_gate);
+  if (rows <= 0 || (!gated && !row.residual_is_x)) return;
+  const int64_t n = elements_of(tile, rows);
+  if (gated && is_given(row.dpre_gate)) {
+    load_block(tile, row.in.x, t, rows, s.other);
+    multiply_add<V, S>(dx, nullptr, n, s.other);
+    replace_padding<S>(tile, ids, rows, nullptr, s.other);
+    store_block(tile, s.other, false, row.dpre_gate, t, rows);
+  }
+  if (gated) load_block(tile, row.in.pre_gate, t, rows, s.gate);
+  if (row.residual_is_x) load_block(tile, row.dout, t, rows, s.other);
+  const S* const dout = row.residual_is_x ? s.other : nullptr;
+  multiply_add<V>(gated ? s.gate : nullptr, dout, n, dx);
+  replace_padding(tile, ids, rows, dout, dx);
 }
 
 }  // namespace general

@@ -7,6 +7,7 @@
 
 #include "../integers.h"
 #include "../problem.h"
+#include "scratch.h"
 #include "tile.h"
 
 namespace causal_conv1d {
@@ -95,10 +96,16 @@ class Pieces {
     return time <= r ? 0 : (time - r + s_.dilation - 1) / s_.dilation;
   }
 
+  // Where a sequence is cut at a time: at a whole number of groups, as the direct kernels ask for.
+  int64_t cut_at(int64_t time, int64_t r, int64_t length) const {
+    if (time <= 0) return 0;
+    return smaller(length, (steps_before(time, r) + kPad - 1) / kPad * kPad);
+  }
+
   bool take_phase(int64_t r, Piece* piece) const {
     piece->length = steps_before(length_, r);
-    piece->t0 = steps_before(larger(0, range_.t0 - begin_), r);
-    piece->t1 = steps_before(smaller(length_, range_.t1 - begin_), r);
+    piece->t0 = cut_at(range_.t0 - begin_, r, piece->length);
+    piece->t1 = cut_at(range_.t1 - begin_, r, piece->length);
     if (piece->t0 >= piece->t1 && !(piece->length == 0 && starts_here())) return false;
     piece->b = b_;
     piece->start = begin_ + r;

@@ -33,5 +33,11 @@ class Arena {
   size_t used_ = 0;
 };
 
+// What gates and other factors of a block are loaded into, if the problem has some.
+template <class S>
+struct GateScratch {
+  S *gate = nullptr, *other = nullptr;
+};
+
 }  // namespace
 }  // namespace causal_conv1d
