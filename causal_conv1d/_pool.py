@@ -1,7 +1,7 @@
 """The operator ``pool``, a pool of states, on meta tensors and for autograd.
 
-It is ``causal_conv1d_pool_params`` of the C interface. All results are written into what is given, so
-it has no derivative.
+It is ``causal_conv1d_pool_params`` of the C interface. All results are written into what is given,
+so it has no derivative.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ class _Sequences:
     def __init__(self, x, conv_states, width, query_start_loc, cache_indices, has_state, accepted):
         self.x, self.states, self.history = x, conv_states, width - 1
         total, device = x.shape[1], x.device
-        self.dtype = compute_dtype(x.dtype)
+        self.dtype = compute_dtype(x)
         bounds = torch.arange(total + 1, device=device)
         if query_start_loc is not None:
             bounds = query_start_loc.long().clamp(0, total).cummax(0).values

@@ -1,0 +1,230 @@
+"""The operator ``pool``: against plain torch operations, what it refuses, and what torch sees."""
+
+import random
+
+import pytest
+import torch
+from helpers import assert_close
+from tolerances import OUT
+
+from causal_conv1d import _pool_plain
+from causal_conv1d._operators import argument_names
+from causal_conv1d._ops import ops
+
+NAMES = (
+    "x conv_states weight bias out query_start_loc cache_indices has_initial_state "
+    "num_accepted_tokens windows_out window_indices pad_slot max_seqlen silu"
+).split()
+
+
+def test_names():
+    assert list(argument_names("pool")) == NAMES
+
+
+def make(seed, device, dtype=torch.float64, **given):
+    """Arguments of a random call, in the operator's order, by name."""
+    torch.manual_seed(seed)
+    pick = random.Random(seed)
+
+    def randn(*shape):
+        return torch.randn(*shape, dtype=torch.float64).to(device, dtype)
+
+    def ints(values):
+        kind = pick.choice((torch.int32, torch.int64))
+        return torch.tensor(values, dtype=kind, device=device)
+
+    width, dim = given.get("width", pick.randint(1, 9)), pick.choice((1, 4, 24))
+    lengths = [pick.choice((0, 1, 1, 2, 5, 40)) for _ in range(pick.randint(1, 6))]
+    count, before, after = len(lengths), pick.randint(0, 2), pick.randint(0, 2)
+    ragged = given.get("ragged", pick.random() < 0.8)
+    if not ragged:
+        lengths, before, after = [1] * count, 0, 0
+    bounds = [before]
+    for length in lengths:
+        bounds.append(bounds[-1] + length)
+    total, state_len, slots = bounds[-1] + after, width - 1 + pick.randint(0, 4), count + 2
+    x = randn(dim, total) if pick.random() < 0.3 else randn(total, dim).t()
+    states = (
+        randn(slots, dim, state_len) if pick.random() < 0.5 else randn(slots, state_len, dim).mT
+    )
+    accepted = pick.random() < 0.4
+    pad = pick.choice((-1, 0))
+    slot = [pad if pick.random() < 0.2 else s for s in pick.sample(range(slots), count)]
+    windows = randn(count + 1, 3, dim * (width - 1)) if pick.random() < 0.5 else None
+    return {
+        "x": x,
+        "conv_states": states,
+        "weight": randn(dim, width),
+        "bias": randn(dim) if pick.random() < 0.5 else None,
+        "out": torch.full_like(x, 7),
+        "query_start_loc": ints(bounds) if ragged else None,
+        "cache_indices": ints(slot) if pick.random() < 0.8 else None,
+        "has_initial_state": None if accepted else torch.rand(count, device=device) < 0.5,
+        "num_accepted_tokens": (
+            ints([pick.randint(1, state_len - width + 2) for _ in lengths]) if accepted else None
+        ),
+        "windows_out": windows,
+        "window_indices": None if windows is None else ints(pick.sample(range(count + 1), count)),
+        "pad_slot": pad,
+        "max_seqlen": pick.choice((0, max(lengths))),
+        "silu": pick.random() < 0.5,
+    }
+
+
+WRITTEN = ("out", "conv_states", "windows_out")
+
+
+def copied(arguments):
+    """The same, with what is written in memory of its own."""
+    return arguments | {n: t.clone() for n in WRITTEN if (t := arguments[n]) is not None}
+
+
+@pytest.mark.parametrize("dtype", OUT)
+@pytest.mark.parametrize("seed", range(40))
+def test_plain_operations(seed, dtype, device):
+    arguments = make(seed, device, dtype)
+    plain = copied(arguments)
+    _pool_plain.pool(*plain.values())
+    assert ops.pool(*arguments.values()) is None
+    assert_close(arguments["out"], plain["out"], OUT[dtype], allow_zero=True)
+    assert torch.equal(arguments["conv_states"], plain["conv_states"])
+    if arguments["windows_out"] is not None:
+        assert torch.equal(arguments["windows_out"], plain["windows_out"])
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_out_may_be_x(seed, device):
+    arguments = make(seed, device, torch.float32, width=1 + seed % 8)
+    apart = copied(arguments)
+    ops.pool(*apart.values())
+    ops.pool(*(arguments | {"out": arguments["x"]}).values())
+    assert torch.equal(arguments["x"], apart["out"])
+    assert torch.equal(arguments["conv_states"], apart["conv_states"])
+
+
+def test_zeros_where_no_sequence_is(device):
+    arguments = make(0, device, torch.float32, width=4, ragged=True)
+    total = arguments["x"].shape[1]
+    bounds = torch.linspace(1, total - 1, arguments["query_start_loc"].shape[0], device=device)
+    slots = torch.arange(bounds.shape[0] - 1, device=device)
+    arguments |= {"query_start_loc": bounds.int(), "cache_indices": slots, "pad_slot": 0}
+    ops.pool(*arguments.values())
+    first = bounds.int()[1]
+    assert torch.all(arguments["out"][:, :first] == 0)  # of no sequence, and of a skipped one
+    assert torch.all(arguments["out"][:, total - 1 :] == 0)
+    assert torch.all(arguments["out"][:, first : total - 1] != 0)
+
+
+def wrong_arguments():
+    """Names and functions of the right value."""
+    yield "x", lambda t: t[None]
+    yield "x", lambda t: t.int()
+    yield "conv_states", lambda t: t[:, :-1]
+    yield "conv_states", lambda t: t[:, :, :2]
+    yield "conv_states", lambda t: t[:1].expand(5, -1, -1)
+    yield "weight", lambda t: t[:-1]
+    yield "weight", lambda t: t[:, :0]
+    yield "weight", lambda t: t.double()
+    yield "bias", lambda t: torch.ones(3, device=t.device)
+    yield "out", lambda t: t[:, :-1]
+    yield "out", lambda t: t.half()
+    yield "out", lambda t: t[:, :1].expand_as(t)
+    yield "query_start_loc", lambda t: t[:0]
+    yield "query_start_loc", lambda t: t.float()
+    yield "query_start_loc", lambda t: t[None]
+    yield "cache_indices", lambda t: t[:-1]
+    yield "cache_indices", lambda t: t.bool()
+    yield "has_initial_state", lambda t: t[:-1]
+    yield "has_initial_state", lambda t: t.float()
+    yield "num_accepted_tokens", lambda t: torch.ones(4, dtype=torch.int32, device=t.device)
+    yield "windows_out", lambda t: t[0]
+    yield "windows_out", lambda t: t[:, :, :-1]
+    yield "windows_out", lambda t: t.double()
+    yield "windows_out", lambda t: None
+    yield "window_indices", lambda t: t[:-1]
+    yield "window_indices", lambda t: t.float()
+    yield "max_seqlen", lambda n: -1
+
+
+def valid(device):
+    dim, count = 6, 4
+    x = torch.randn(dim, 11, device=device)
+    return dict(
+        zip(
+            NAMES,
+            (
+                x,
+                torch.randn(5, dim, 7, device=device),
+                torch.randn(dim, 4, device=device),
+                torch.randn(dim, device=device),
+                torch.empty_like(x),
+                torch.tensor([0, 4, 4, 5, 11], dtype=torch.int32, device=device),
+                torch.arange(count, device=device),
+                torch.ones(count, dtype=torch.bool, device=device),
+                None,
+                torch.zeros(count, 2, dim * 3, device=device),
+                torch.arange(count, device=device),
+                -1,
+                0,
+                True,
+            ),
+            strict=True,
+        )
+    )
+
+
+@pytest.mark.parametrize("name, spoil", list(wrong_arguments()))
+def test_meta_tensors_give_the_errors_of_real_ones(name, spoil, device):
+    arguments = valid(device)
+    like = arguments["x"] if name == "num_accepted_tokens" else arguments[name]
+    arguments[name] = spoil(like)
+    with pytest.raises(RuntimeError) as real:
+        ops.pool(*arguments.values())
+    on_meta = [a.to("meta") if isinstance(a, torch.Tensor) else a for a in arguments.values()]
+    for i, (meta, actual) in enumerate(zip(on_meta, arguments.values(), strict=True)):
+        if isinstance(meta, torch.Tensor) and 0 in actual.stride():
+            on_meta[i] = torch.empty_strided(actual.shape, actual.stride(), device="meta")
+    with pytest.raises(RuntimeError) as meta_error:
+        ops.pool(*on_meta)
+    assert str(meta_error.value) == str(real.value)
+    assert str(real.value).startswith("causal_conv1d_pool: ")
+
+
+def test_torch_sees_what_is_written(device):
+    arguments = valid(device)
+    tests = ("test_schema", "test_faketensor", "test_autograd_registration")
+    torch.library.opcheck(ops.pool.default, tuple(arguments.values()), test_utils=tests)
+    versions = {n: arguments[n]._version for n in WRITTEN}
+    ops.pool(*arguments.values())
+    assert all(arguments[n]._version == v + 1 for n, v in versions.items())
+
+
+def test_it_has_no_derivative(device):
+    arguments = valid(device)
+    arguments["weight"].requires_grad_()
+    with pytest.raises(RuntimeError, match="weight requires grad"):
+        ops.pool(*arguments.values())
+
+
+def test_under_a_compiler(device):
+    arguments = valid(device)
+    apart = copied(arguments)
+    ops.pool(*apart.values())
+    torch.compile(lambda *a: ops.pool(*a), backend="aot_eager")(*arguments.values())
+    for name in WRITTEN:
+        assert torch.equal(arguments[name], apart[name])
+
+
+def test_a_graph_whose_sequences_change(cuda):
+    arguments = valid(cuda)
+    graph = torch.cuda.CUDAGraph()
+    ops.pool(*copied(arguments).values())
+    with torch.cuda.graph(graph):
+        ops.pool(*arguments.values())
+    for bounds in ([0, 1, 2, 3, 4], [0, 0, 11, 11, 11], [0, 4, 4, 5, 11]):
+        arguments["query_start_loc"].copy_(torch.tensor(bounds))
+        apart = copied(arguments)
+        ops.pool(*apart.values())
+        graph.replay()
+        for name in WRITTEN:
+            assert torch.equal(arguments[name], apart[name])
