@@ -258,6 +258,92 @@ TEST_F(Cuda, VarlenStatesEqualsTheCpu) {
   EXPECT_EQ(gpu.memory, cpu.memory);
 }
 
+// A call with every option, of two rows or of packed sequences, one of them empty.
+struct OptionsCall {
+  Array x, weight, bias, dout, cu_seqlens, pre_gate, post_gate, residual, states, dfinal;
+  Array out, final_states, dx, dweight, dbias, dstates, dpre_gate, dpost_gate;
+  int64_t dilation;
+
+  OptionsCall(int32_t dtype, Layout layout, bool packed, int64_t dilation_) : dilation(dilation_) {
+    const Sizes sizes{packed ? 1 : 2, 16, 203};
+    const Sizes columns{packed ? 4 : 2, 16, 3 * dilation};
+    for (Array* a :
+         {&x, &dout, &pre_gate, &post_gate, &residual, &out, &dx, &dpre_gate, &dpost_gate}) {
+      *a = Array(dtype, sizes, layout);
+    }
+    for (Array* a : {&states, &dfinal, &final_states, &dstates}) *a = Array(dtype, columns, layout);
+    for (Array* a : {&weight, &dweight}) *a = Array(dtype, {16, 4});
+    for (Array* a : {&bias, &dbias}) *a = Array(dtype, {16});
+    std::mt19937 random(7);
+    for (Array* a :
+         {&x, &dout, &pre_gate, &post_gate, &residual, &states, &dfinal, &weight, &bias}) {
+      a->fill_normal(random);
+    }
+    if (!packed) return;
+    cu_seqlens = Array(CAUSAL_CONV1D_INT32, {5});
+    for (int64_t i = 0; i < 5; ++i) cu_seqlens.set(std::array<double, 5>{1, 6, 6, 140, 200}[i], i);
+  }
+
+  // at(array): the tensor to be given for it.
+  template <class At, class ForwardWith, class BackwardWith>
+  void call(At at, ForwardWith forward_with, BackwardWith backward_with) {
+    causal_conv1d_options o{sizeof o,     dilation,      at(cu_seqlens),
+                            at(pre_gate), at(post_gate), at(residual)};
+    causal_conv1d_option_gradients g{sizeof g, at(dpre_gate), at(dpost_gate), 1};
+    causal_conv1d_forward_params f{at(x),      at(weight), at(bias),         {},
+                                   at(states), at(out),    at(final_states), 0};
+    causal_conv1d_backward_params b{at(x),       at(weight),       at(bias),    at(dout),
+                                    {},          f.initial_states, at(dfinal),  at(dx),
+                                    at(dweight), at(dbias),        at(dstates), 0};
+    forward_with(f, o);
+    backward_with(b, o, g);
+  }
+};
+
+TEST_F(Cuda, OptionsEqualTheCpuWithoutSilu) {
+  for (int32_t dtype : {CAUSAL_CONV1D_BFLOAT16, CAUSAL_CONV1D_FLOAT32, CAUSAL_CONV1D_FLOAT64}) {
+    for (Layout layout : {Layout::kChannelFirst, Layout::kChannelLast, Layout::kStrided}) {
+      for (int options = 0; options < 4; ++options) {
+        const bool packed = options % 2 != 0;
+        SCOPED_TRACE(testing::Message() << dtype << ' ' << int(layout) << ' ' << options);
+        OptionsCall gpu(dtype, layout, packed, 1 + options / 2 * 2);
+        OptionsCall cpu(dtype, layout, packed, 1 + options / 2 * 2);
+        cpu.call([](Array& a) { return a.given() ? a.tensor() : causal_conv1d_tensor{}; },
+                 [](const auto& f, const auto& o) {
+                   ASSERT_OK(causal_conv1d_cpu_forward_with(&f, &o, 0));
+                 },
+                 [](const auto& b, const auto& o, const auto& g) {
+                   ASSERT_OK(causal_conv1d_cpu_backward_with(&b, &o, &g, 0));
+                 });
+        {
+          Device device;
+          gpu.call([&](Array& a) { return device(a); },
+                   [&](const auto& f, const auto& o) {
+                     const int64_t n = causal_conv1d_cuda_forward_with_workspace_size(&f, &o);
+                     ASSERT_OK(causal_conv1d_cuda_forward_with(&f, &o, 0, device.stream(),
+                                                               device.allocate(n), n));
+                   },
+                   [&](const auto& b, const auto& o, const auto& g) {
+                     const int64_t n = causal_conv1d_cuda_backward_with_workspace_size(&b, &o, &g);
+                     ASSERT_OK(causal_conv1d_cuda_backward_with(&b, &o, &g, 0, device.stream(),
+                                                                device.allocate(n), n));
+                   });
+          device.fetch();
+        }
+        EXPECT_EQ(gpu.out.memory, cpu.out.memory);
+        EXPECT_EQ(gpu.final_states.memory, cpu.final_states.memory);
+        EXPECT_EQ(gpu.dx.memory, cpu.dx.memory);
+        EXPECT_EQ(gpu.dstates.memory, cpu.dstates.memory);
+        EXPECT_EQ(gpu.dpre_gate.memory, cpu.dpre_gate.memory);
+        EXPECT_EQ(gpu.dpost_gate.memory, cpu.dpost_gate.memory);
+        const double rounding = dtype == CAUSAL_CONV1D_BFLOAT16 ? 8e-3 : 1e-5;
+        EXPECT_LE(relative_error(gpu.dweight.values(), cpu.dweight.values()), rounding);
+        EXPECT_LE(relative_error(gpu.dbias.values(), cpu.dbias.values()), rounding);
+      }
+    }
+  }
+}
+
 TEST_F(Cuda, ZeroSizesAreNoErrors) {
   for (int i = 0; i < 3; ++i) {
     SCOPED_TRACE(i);
