@@ -17,9 +17,10 @@ enum class Access {
 };
 
 // Adjacent steps per lane of channel-first kernels, and adjacent channels per thread of
-// channel-last ones, if all tensors allow it: more would spill registers. size: bytes of an element
-// of x.
+// channel-last ones and of the channel-last forward, if all tensors allow it: more would spill
+// registers. size: bytes of an element of x.
 constexpr int steps_per_lane(int64_t width, int size) { return width > 4 || size == 2 ? 8 : 4; }
+constexpr int forward_channels(int size) { return size == 4 ? 2 : 4; }
 constexpr int channels_per_thread(int64_t width, int size) {
   return width > 4 || size == 4 ? 2 : 4;
 }

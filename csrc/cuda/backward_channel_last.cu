@@ -15,7 +15,11 @@ namespace {
 
 // Blocks that an SM has registers for.
 template <typename K>
-constexpr int kLastBlocks = K::WMAX == 8 && K::SEQ ? 2 : 4;
+constexpr int kLastBlocks = K::WMAX == 8 && K::SEQ && !K::EXACT ? 2 : 4;
+
+// Rows that are walked along at a time, at least W: as many as registers go round in.
+template <typename K>
+constexpr int kGroupRows = K::WMAX > 4 ? 8 : 4;
 
 // A value for each channel of a thread.
 template <int C>
@@ -27,10 +31,10 @@ struct alignas(sizeof(float) * C) PerChannel {
 template <typename K>
 struct LastShared {
   using T = typename K::Element;
-  static constexpr int kGroups = K::WMAX == 8 ? 2 : 4;  // of WMAX rows, in flight
-  using Reader = RowPairs<T, K::C, K::WMAX, kGroups>;
+  static constexpr int kGroups = 16 / kGroupRows<K>;  // in flight
+  using Reader = RowPairs<T, K::C, kGroupRows<K>, kGroups>;
   // The dz of each warp's first rows, for the warp before.
-  using FirstDz = PerChannel<K::C>[K::SEQ ? 1 : kBackwardLines - 1][K::H][32];
+  using FirstDz = PerChannel<K::C>[kBackwardLines - 1][K::H][32];
   union Room {
     typename Reader::Shared ring;
     PerChannel<K::C> sums[K::WMAX + 1][kBackwardLines][32];
@@ -38,52 +42,61 @@ struct LastShared {
   };
 };
 
-// What a thread has in registers: entry r % WMAX of h and dz is that of row r.
+// What a thread has in registers: entry r % ROWS of h and dz is that of row r.
 template <typename K>
 struct LastRegisters {
-  static constexpr int C = K::C, WMAX = K::WMAX;
+  static constexpr int C = K::C, WMAX = K::WMAX, ROWS = kGroupRows<K>;
   float w[WMAX][C], bias[C], dw[WMAX][C], db[C];
-  float h[WMAX][C], dz[WMAX][C];  // x~ and dz of the last rows
+  float h[ROWS][C], dz[ROWS][C];  // x~ and dz of the last rows
 };
 
-// What is known of a group of WMAX rows, t being its first. kWhole: all are in the chunk; kSilu,
+// What is known of a group of rows, t being its first. kWhole: all are in the chunk; kSilu,
 // kLinear: and have that activation, so that no branch keeps rows apart. kLast: the first row alone
 // is in the chunk; kShared: and the dz of the others come from the next warp. kAny: nothing, and dx
 // may take dfinal_states.
 enum Place { kSilu, kLinear, kWhole, kShared, kLast, kAny };
 
-// A warp's chunk of a row. Times are relative to its first step, at t0.
+// A warp's chunk of a row. Times are relative to its first step, at t0. What can be computed again
+// takes no registers.
 template <typename K>
 struct LastChunk {
-  int64_t b, d0, t0;
-  int columns;      // of the warp
-  int line;         // the warp's place in the block
-  int count;        // steps of the chunk
-  int total;        // rows walked along: H more, for the dz that dx needs
-  int left;         // of these, those to be computed: in the row, and not shared
-  int dfinal_from;  // from here on dx takes dfinal_states
-  bool has_next;    // the dz after the chunk are those of the next warp's first rows
+  uint32_t b, column, chunk;
+  int columns;        // of the warp
+  int line;           // the warp's place in the block
+  int count;          // steps of the chunk
+  int left;           // of these, those to be computed: in the row, and not shared
+  int rows_with_ids;  // in the row
+  int dfinal_from;    // from here on dx takes dfinal_states
+  bool has_next;      // the dz after the chunk are those of the next warp's first rows
 
   template <typename Args>
   __device__ __forceinline__ LastChunk(const Args& p, const ColumnChunk& at) {
     // Lanes after the last column do as that one's, for the sake of what they copy for others.
     const int64_t columns_left = p.columns.count - at.column + threadIdx.x % 32;
     columns = uniform(static_cast<int>(min(columns_left, int64_t(32))));
-    d0 = min(int64_t(at.column), p.columns.count - 1) * K::C;
-    const int64_t chunk = uniform(at.chunk);
-    b = at.b;
-    t0 = chunk * p.chunk;
+    column = static_cast<uint32_t>(min(int64_t(at.column), p.columns.count - 1));
+    chunk = uniform(at.chunk);
+    const int64_t t0 = this->t0(p);
+    b = uniform(at.b);
     line = uniform(threadIdx.x / 32);
     // Not where dx needs dfinal_states too.
-    has_next =
-        !K::SEQ && p.chunk > K::H && line + 1 < kBackwardLines && chunk + 1 < p.columns.chunks &&
-        !(p.dfinal_states.given() && p.seqlen - (p.width - 1) < (chunk + 1) * p.chunk + K::H);
+    has_next = p.chunk > K::H && line + 1 < kBackwardLines &&
+               int64_t(chunk) + 1 < p.columns.chunks &&
+               !(p.dfinal_states.given() && p.seqlen - (p.width - 1) < t0 + p.chunk + K::H);
     count = static_cast<int>(min(p.chunk, p.seqlen - t0));
-    total = count + K::H;
-    left = static_cast<int>(min(p.seqlen - t0, int64_t(has_next ? count : total)));
+    rows_with_ids = static_cast<int>(min(p.seqlen - t0, int64_t(total())));
+    left = has_next ? count : rows_with_ids;
     dfinal_from = p.dfinal_states.given()
-                      ? static_cast<int>(min(p.seqlen - (p.width - 1) - t0, int64_t(total)))
-                      : total;
+                      ? static_cast<int>(min(p.seqlen - (p.width - 1) - t0, int64_t(total())))
+                      : total();
+  }
+
+  // Rows walked along: H more, for the dz that dx needs.
+  __device__ __forceinline__ int total() const { return count + K::H; }
+  __device__ __forceinline__ int64_t d0() const { return int64_t(column) * K::C; }
+  template <typename Args>
+  __device__ __forceinline__ int64_t t0(const Args& p) const {
+    return chunk * p.chunk;
   }
 };
 
@@ -95,11 +108,16 @@ class LastWalk {
   using Reader = typename Shared::Reader;
   using FirstDz = typename Shared::FirstDz;
   using Registers = LastRegisters<K>;
-  static constexpr int C = K::C, H = K::H, WMAX = K::WMAX, kGroups = Shared::kGroups;
+  static constexpr int C = K::C, H = K::H, WMAX = K::WMAX, ROWS = kGroupRows<K>;
+  static constexpr int kGroups = Shared::kGroups;
   static constexpr bool SEQ = K::SEQ, EXACT = K::EXACT;
-  using Same = Matches<WMAX + H, H>;
+  using Inputs = History<T, H, C>;
+  using Same = WarpMatches<ROWS, H>;
 
  public:
+  using Groups =
+      std::conditional_t<ROWS == 8, uint32_t, uint64_t>;  // a bit each, of up to 136 rows
+
   __device__ __forceinline__ LastWalk(const Args& p, const LastChunk<K>& c, Reader& reader,
                                       FirstDz& first_dz)
       : p_(p),
@@ -107,99 +125,125 @@ class LastWalk {
         reader_(reader),
         first_dz_(first_dz),
         first_(EXACT ? 0 : WMAX - p.width),
-        dx_(reinterpret_cast<char*>(p.dx.at(c.b, c.d0, c.t0 - H))) {}
+        b_(c.b),
+        dx_(reinterpret_cast<char*>(p.dx.at(c.b, c.d0(), c.t0(p) - H))) {}
 
   // Loads weights and the inputs before the chunk.
   __device__ __forceinline__ void start(Registers& r) {
-    const History<T, H, C> rows_before(p_, c_.b, c_.d0, c_.t0);
-    const Parameters<WMAX, C> parameters(p_, c_.d0);
+    float history[H][C];
+    Inputs::load_first(p_, c_.b, c_.d0(), c_.t0(p_), history);
+    const Inputs rows_before(p_, c_.b, c_.d0(), c_.t0(p_));
+    const Parameters<WMAX, C, EXACT, true> parameters(p_, c_.d0());
     for (int i = 0; i < kGroups; ++i) {
-      reader_.start(p_.x_row, p_.dout_row);
+      reader_.start(p_.x_row, p_.dout_row, p_.wide);
       commit_copies();
     }
-    float history[H][C];
-    rows_before.get(p_, c_.b, c_.d0, c_.t0, history);
+    rows_before.get(p_, c_.t0(p_), history);
     parameters.get(p_.scale, r.w, r.bias);
 #pragma unroll
     for (int j = 0; j < H; ++j) {
 #pragma unroll
       for (int c = 0; c < C; ++c) {
-        r.h[j + 1][c] = history[j][c];
-        r.dz[j + 1][c] = 0.0f;
+        r.h[before(0, H - j)][c] = history[j][c];
+        r.dz[before(0, H - j)][c] = 0.0f;
       }
     }
   }
 
   // All rows. mixed_from: a bit for each group that has several ids.
-  __device__ __forceinline__ void walk(uint64_t mixed_from, Registers& r) {
+  __device__ __forceinline__ void walk(Groups mixed_from, Registers& r) {
     int t = 0;
     const int end = min(c_.count, c_.dfinal_from);
     if constexpr (SEQ) {
 #pragma unroll 1
-      for (; t < c_.total; t += WMAX) {
-        if ((mixed_from & 1) != 0) {
-          group<kAny, true>(t, r);
-        } else if (t + WMAX <= end) {
-          group<kWhole, false>(t, r);
+      for (; t < c_.total(); t += ROWS) {
+        if ((mixed_from & 1) == 0 && t + ROWS <= end) {
+          whole_group(t, r);
         } else {
-          group<kAny, false>(t, r);
+          special_group((mixed_from & 1) != 0, t, end, r);
         }
         mixed_from >>= 1;
       }
     } else {
-      if constexpr (!EXACT && WMAX == 4) {
-        t = groups<kWhole>(t, end, r);
+      if (!EXACT && WMAX == 4) {
+#pragma unroll 1
+        for (; t + ROWS <= end; t += ROWS) whole_group(t, r);
       } else if (p_.silu) {
-        t = groups<kSilu>(t, end, r);
-      } else {
-        t = groups<kLinear>(t, end, r);
-      }
-      if (c_.has_next) {
-        group<kShared, false>(t, r);
-      } else if (EXACT && t + 1 == c_.count && c_.dfinal_from == c_.total) {
-        if constexpr (EXACT) group<kLast, false>(t, r);
+#pragma unroll 1
+        for (; t + ROWS <= end; t += ROWS) group<kSilu, false>(t, Same(), r);
       } else {
 #pragma unroll 1
-        for (; t < c_.total; t += WMAX) group<kAny, false>(t, r);
+        for (; t + ROWS <= end; t += ROWS) group<kLinear, false>(t, Same(), r);
+      }
+      if (c_.has_next) {
+        group<kShared, false>(t, Same(), r);
+      } else if (EXACT && t + 1 == c_.count && c_.dfinal_from == c_.total()) {
+        if constexpr (EXACT) group<kLast, false>(t, Same(), r);
+      } else {
+#pragma unroll 1
+        for (; t < c_.total(); t += ROWS) group<kAny, false>(t, Same(), r);
       }
     }
   }
 
  private:
-  template <Place PLACE>
-  __device__ __forceinline__ int groups(int t, int end, Registers& r) {
-#pragma unroll 1
-    for (; t + WMAX <= end; t += WMAX) group<PLACE, false>(t, r);
-    return t;
+  // Where the entry of the row n rows before row u of a group is.
+  static __device__ __forceinline__ constexpr int before(int u, int n) {
+    return (u + ROWS - n) % ROWS;
   }
 
-  // The rows from t on. MIXED: they, or the H before them, have several ids.
-  template <Place PLACE, bool MIXED>
-  __device__ __forceinline__ void group(int t, Registers& r) {
-    Same same;
-    if (MIXED) {
-      int id[H + WMAX];
-      load_ids(p_.seq_idx.from(c_.b, 0), c_.t0 + t - H, p_.seqlen, id);
-      same.compare(id);
+  __device__ __forceinline__ void whole_group(int t, Registers& r) {
+    if constexpr (!EXACT && WMAX == 4) {
+      group<kWhole, false>(t, Same(), r);
+    } else if (p_.silu) {
+      group<kSilu, false>(t, Same(), r);
+    } else {
+      group<kLinear, false>(t, Same(), r);
     }
+  }
+
+  // A group that has several ids, or is not whole.
+  __device__ __forceinline__ void special_group(bool mixed, int t, int end, Registers& r) {
+    if (!mixed && c_.has_next) {
+      group<kShared, false>(t, Same(), r);
+      return;
+    }
+    if (EXACT && !mixed && t + 1 == c_.count && c_.dfinal_from == c_.total()) {
+      if constexpr (EXACT) group<kLast, false>(t, Same(), r);
+      return;
+    }
+    b_ = ColumnChunk(p_.columns, block_again()).b;
+    Same same;
+    same.find(p_.seq_idx.from(b_, 0), c_.t0(p_) + t, p_.seqlen);
+    if (t + ROWS <= end) {
+      group<kWhole, true>(t, same, r);
+    } else {
+      group<kAny, true>(t, same, r);
+    }
+  }
+
+  // The rows from t on. MIXED: they, or the H before them, may have several ids.
+  template <Place PLACE, bool MIXED>
+  __device__ __forceinline__ void group(int t, const Same& same, Registers& r) {
     wait_for_copies<kGroups - 1>();
     __syncwarp();
     Pack<T, C> next_x = reader_.read_x(0), next_g = reader_.read_g(0);
 #pragma unroll
-    for (int u = 0; u < WMAX; ++u) {
+    for (int u = 0; u < ROWS; ++u) {
       // Mixed rows have no registers left to be read ahead.
       const Pack<T, C> xs = MIXED ? reader_.read_x(u) : next_x;
       const Pack<T, C> gs = MIXED ? reader_.read_g(u) : next_g;
-      if (u + 1 < WMAX && !MIXED) {
+      if (u + 1 < ROWS && !MIXED) {
         next_x = reader_.read_x(u + 1);
         next_g = reader_.read_g(u + 1);
       }
       row<PLACE, MIXED>(t, u, same, xs, gs, r);
+      if (MIXED) __syncwarp();  // keeps rows apart, for fewer registers
     }
-    if (!SEQ && t == 0) share_first_dz(r);
+    if (t == 0) share_first_dz(r);
     if (PLACE == kShared || PLACE == kLast) return;
     __syncwarp();  // all have read the group that start() overwrites
-    reader_.start(p_.x_row, p_.dout_row);
+    reader_.start(p_.x_row, p_.dout_row, p_.wide);
     commit_copies();
   }
 
@@ -221,7 +265,7 @@ class LastWalk {
   __device__ __forceinline__ void row(int t, int u, const Same& same, const Pack<T, C>& xs,
                                       const Pack<T, C>& gs, Registers& r) {
     constexpr bool WHOLE = PLACE <= kWhole;
-    const bool inside = (WHOLE || t + u < c_.left) && !(MIXED && same.is_padding(H + u));
+    const bool inside = (WHOLE || t + u < c_.left) && !(MIXED && same.is_padding(u));
     float xk[WMAX][C], g[C];
 #pragma unroll
     for (int c = 0; c < C; ++c) {
@@ -230,8 +274,8 @@ class LastWalk {
       r.dz[u][c] = convolve<WMAX>(
           r.bias[c], first_, [&](int k) { return r.w[k][c]; },
           [&](int k) {
-            const float x = r.h[(u + 1 + k) % WMAX][c];
-            return xk[k][c] = !MIXED || same.takes(H + u, k) ? x : 0.0f;
+            const float x = r.h[before(u, H - k)][c];
+            return xk[k][c] = !MIXED || same.takes(u, H - k) ? x : 0.0f;
           });
     }
     if constexpr (PLACE == kSilu) {
@@ -243,8 +287,11 @@ class LastWalk {
     } else {
       p_.gradients(g, inside, r.dz[u]);
     }
-    if (PLACE == kShared && u > 0) {
-      const PerChannel<C> next = first_dz_[c_.line][u - 1][threadIdx.x % 32];
+    if (PLACE == kShared
+            ? u > 0 && u <= H
+            : SEQ && PLACE == kAny && c_.has_next && t + u >= c_.count && t + u < c_.total()) {
+      const int n = PLACE == kShared ? u - 1 : t + u - c_.count;
+      const PerChannel<C> next = first_dz_[c_.line][n][threadIdx.x % 32];
 #pragma unroll
       for (int c = 0; c < C; ++c) r.dz[u][c] = next.of[c];
     }
@@ -269,17 +316,21 @@ class LastWalk {
       a[c] = correlate<WMAX>(
           first_, [&](int k) { return r.w[k][c]; },
           [&](int j) {
-            return !MIXED || same.takes(u + j, H - j) ? r.dz[(u + 1 + j) % WMAX][c] : 0.0f;
+            const float dz = r.dz[before(u, H - j)][c];
+            return !MIXED || same.takes(u - H + j, j) ? dz : 0.0f;
           });
     }
     // The first group's rows are H steps ahead of the first dx.
-    const bool exists = PLACE == kAny ? s >= 0 && s < c_.count : u == H || t > 0;
+    const bool exists = PLACE == kAny                        ? s >= 0 && s < c_.count
+                        : PLACE == kShared || PLACE == kLast ? u <= H && (u == H || t > 0)
+                                                             : u >= H || t > 0;
     if (PLACE == kAny && exists && s >= c_.dfinal_from) {
 #pragma unroll
-      for (int c = 0; c < C; ++c) a[c] += p_.dfinal(c_.b, c_.d0 + c, c_.t0 + s);
+      for (int c = 0; c < C; ++c) a[c] += p_.dfinal(b_, c_.d0() + c, c_.t0(p_) + s);
     }
     pack<T>(a).store_if(exists, dx_);
     dx_ += p_.dx_row;
+    opaque(dx_);  // or the sum of all rows is computed beside
   }
 
   const Args& p_;
@@ -287,39 +338,39 @@ class LastWalk {
   Reader& reader_;
   FirstDz& first_dz_;
   int first_;
+  uint32_t b_;
   char* dx_;  // of the next row
 };
 
 // Adds up the sums of a block's warps.
 template <typename K, typename Args>
-__device__ __forceinline__ void store_block_sums(const Args& p, const ColumnChunk& at, int64_t b,
-                                                 int64_t d0, int line,
-                                                 typename LastShared<K>::Room& room,
+__device__ __forceinline__ void store_block_sums(const Args& p, typename LastShared<K>::Room& room,
                                                  const LastRegisters<K>& r) {
   constexpr int C = K::C, WMAX = K::WMAX;
   const int first = K::EXACT ? 0 : WMAX - p.width;
   wait_for_copies<0>();
   __syncthreads();  // all have read the ring
   auto& sums = room.sums;
-  const int column = threadIdx.x % 32;
+  const int lane = threadIdx.x % 32, line = threadIdx.x / 32;
 #pragma unroll
   for (int k = 0; k <= WMAX; ++k) {
     PerChannel<C> own;
 #pragma unroll
-    for (int c = 0; c < C; ++c) own.of[c] = k < WMAX ? r.dw[k % WMAX][c] : r.db[c];
-    sums[k][line][column] = own;
+    for (int i = 0; i < C; ++i) own.of[i] = k < WMAX ? r.dw[k % WMAX][i] : r.db[i];
+    sums[k][line][lane] = own;
   }
   __syncthreads();
+  const ColumnChunk at(p.columns, block_again());
   if (at.column >= p.columns.count) return;
-  const int64_t part = b * p.columns.down.count + at.part;
+  const int64_t part = at.b * p.columns.down.count + at.part;
   for (int k = first + line; k <= WMAX; k += kBackwardLines) {
-    PerChannel<C> sum = sums[k][0][column];
+    PerChannel<C> sum = sums[k][0][lane];
 #pragma unroll
     for (int i = 1; i < kBackwardLines; ++i) {
 #pragma unroll
-      for (int c = 0; c < C; ++c) sum.of[c] += sums[k][i][column].of[c];
+      for (int j = 0; j < C; ++j) sum.of[j] += sums[k][i][lane].of[j];
     }
-    p.store_partials(sum.of, part, k - first, d0);
+    p.store_partials(sum.of, part, k - first, int64_t(at.column) * C);
   }
 }
 
@@ -341,23 +392,24 @@ __global__ void __launch_bounds__(kThreads, kLastBlocks<K>)
 #pragma unroll
     for (int k = 0; k < K::WMAX; ++k) r.dw[k][i] = 0.0f;
   }
-  if (c.t0 < p.seqlen) {
-    typename Shared::Reader reader(&shared.ring, p.x.at(c.b, c.d0, c.t0),
-                                   p.dout.at(c.b, c.d0, c.t0), p.x_row, p.dout_row, c.columns,
+  if (c.t0(p) < p.seqlen) {
+    typename Shared::Reader reader(&shared.ring, p.x.at(c.b, c.d0(), c.t0(p)),
+                                   p.dout.at(c.b, c.d0(), c.t0(p)), p.x_row, p.dout_row, c.columns,
                                    c.left, p.wide);
     LastWalk<K> walk(p, c, reader, first_dz);
     walk.start(r);
-    uint64_t mixed_from = 0;
+    typename LastWalk<K>::Groups mixed_from = 0;
     if (K::SEQ && p.seq_idx.data != nullptr) {
-      const int before = static_cast<int>(min(c.t0, int64_t(K::H)));
-      mixed_from = mixed_groups<K::WMAX>(p.seq_idx.from(c.b, c.t0), -before, c.left, c.total);
+      const int before = static_cast<int>(min(c.t0(p), int64_t(K::H)));
+      mixed_from = mixed_groups<kGroupRows<K>, decltype(mixed_from)>(
+          p.seq_idx.from(c.b, c.t0(p)), -before, c.rows_with_ids, c.total());
     }
     walk.walk(mixed_from, r);
-  } else if (!K::SEQ) {
+  } else {
     synchronize_warps();
   }
   pdl_launch();  // measured faster here than at the beginning
-  if (p.partials != nullptr) store_block_sums<K>(p, at, c.b, c.d0, c.line, shared, r);
+  if (p.partials != nullptr) store_block_sums<K>(p, shared, r);
 }
 
 }  // namespace
@@ -372,8 +424,9 @@ cudaError_t launch_backward_channel_last(const BackwardArgs<T>& args, const Back
     p.columns = Columns(p.dim / K::C, plan.chunks, 5);  // kBackwardLines chunks per block
     return launch_pdl(backward_channel_last<K>, p.columns.threads(p.batch), stream, p);
   };
-  return args.width <= 4 ? with_variant(typename Tables<T, 4>::Last{}, wanted, launch_variant)
-                         : with_variant(typename Tables<T, 8>::Last{}, wanted, launch_variant);
+  return args.width <= 4
+             ? with_variant(typename Tables<T, 4>::LastBackward{}, wanted, launch_variant)
+             : with_variant(typename Tables<T, 8>::LastBackward{}, wanted, launch_variant);
 }
 
 template cudaError_t launch_backward_channel_last<float>(const BackwardArgs<float>&,

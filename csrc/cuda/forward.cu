@@ -12,7 +12,7 @@ namespace {
 
 template <typename K, typename T>
 cudaError_t launch_channel_last(K, ForwardArgs<T> p, cudaStream_t stream) {
-  p.columns = Columns(p.dim / K::C, ceil_div(p.seqlen, kChunk<K::WMAX>), -1);
+  p.columns = Columns(p.dim / K::C, ceil_div(p.seqlen, kChunk<K>), -1);
   return launch_pdl(forward_channel_last<K>, p.columns.threads(p.batch), stream, p);
 }
 

@@ -8,151 +8,244 @@
 
 namespace causal_conv1d::gpu {
 
-template <int WMAX>
-constexpr int kBurst = WMAX == 8 ? 8 : 16;  // steps that a thread loads at once,
-template <int WMAX>
-constexpr int kChunk = WMAX == 8 ? 32 : 16;  // and in all
+// Steps that a thread loads at once, and in all.
+template <typename K>
+constexpr int kBurst = K::WMAX > 4 || K::FUSED ? 8 : 16;
+template <typename K>
+constexpr int kChunk = K::WMAX > 4 ? 32 : 16;
 
 // A thread's columns over its chunk.
 template <typename K>
 class ForwardColumns {
   using T = typename K::Element;
   using Args = ForwardArgs<T>;
-  static constexpr int C = K::C, H = K::H, WMAX = K::WMAX;
+  static constexpr int C = K::C, H = K::H, WMAX = K::WMAX, N = kBurst<K>;
+  using Inputs = History<T, H, C, K::FUSED>;
 
  public:
-  __device__ __forceinline__ ForwardColumns(const Args& p, int64_t b, int64_t d0, int64_t t0)
-      : p_(p),
-        b_(b),
-        d0_(d0),
-        t0_(t0),
-        first_(K::EXACT ? 0 : WMAX - p.width),
-        x_(p.x.at(b, d0, t0)),
-        out_(p.out.at(b, d0, t0)) {}
-
-  // Starts to bring the rows of the first burst to L2.
-  __device__ __forceinline__ void prefetch_burst() const {
-    for (int u = 0; u < kBurst<WMAX>; ++u) prefetch_l2(x_ + u * p_.x.time);
-  }
-
-  // The whole chunk, which has one id. full: the warp has 32 columns.
-  __device__ __forceinline__ void whole(bool full) {
-    constexpr int N = kBurst<WMAX>;
-    Rows<N> next = load<N>(N);
-    // What a warp loads later comes as far as L2 now, a row per lane, in sectors of 32 bytes. fp32
-    // has enough in flight without, and is slower with it.
-    if (sizeof(T) == 2 && N < kChunk<WMAX> && full) {
-      const int lane = threadIdx.x % 32;
-      const T* row = p_.x.at(b_, d0_ - lane * C, t0_ + N + lane);
-#pragma unroll
-      for (int i = 0; i < C * static_cast<int>(sizeof(T)); ++i) {
-        if (lane < kChunk<WMAX> - N) prefetch_l2(row + i * (32 / sizeof(T)));
-      }
-    }
-    float w[WMAX][C], bias[C], h[H][C];
-    start(w, bias, h);
-#pragma unroll 1
-    for (int t = 0; t < kChunk<WMAX>; t += N) {
-      const Rows<N> rows = next;
-      if (t + N < kChunk<WMAX>) next = load<N>(N);
-      steps<false>(t, N, rows, w, bias, h);
-    }
-  }
-
-  // `count` steps, which may have several ids.
-  __device__ __forceinline__ void any(int count) {
-    float w[WMAX][C], bias[C], h[H][C];
-    start(w, bias, h);
-#pragma unroll 1
-    for (int t = 0; t < count; t += WMAX) {
-      steps<true>(t, count - t, load<WMAX>(count - t), w, bias, h);
-    }
-  }
-
- private:
-  template <int N>
-  struct Rows {  // an array that a function can return
-    Pack<T, C> of[N];
+  // The next rows of x and of what goes with it.
+  template <int ROWS>
+  struct Rows {
+    using Row = Pack<T, C>;
+    Row x[ROWS];
+    Row pre_gate[K::FUSED ? ROWS : 1], post_gate[K::FUSED ? ROWS : 1];
+    Row residual[K::FUSED ? ROWS : 1];
   };
 
-  // The next N rows, of which count are inside.
-  template <int N>
-  __device__ __forceinline__ Rows<N> load(int count) {
-    Rows<N> rows;
-#pragma unroll
-    for (int u = 0; u < N; ++u) {
-      if (u < count) rows.of[u] = Pack<T, C>::load(x_);
-      x_ += p_.x.time;
+  __device__ __forceinline__ ForwardColumns(const Args& p, int64_t b, int64_t d0, int64_t t0)
+      : p_(p), b_(b), d0_(d0), t0_(t0), first_(K::EXACT ? 0 : WMAX - p.width) {
+    go_to(0);
+  }
+
+  // The first rows of a whole chunk. full: the warp has 32 columns.
+  __device__ __forceinline__ Rows<N> load_first(bool full) {
+    const Rows<N> rows = load<N>(N);
+    // What a warp loads later comes as far as L2 now, a row per lane. fp32 has enough in flight
+    // without, and is slower with it.
+    if (sizeof(T) == 2 && N < kChunk<K> && full) {
+      prefetch(p_.x);
+      if constexpr (K::FUSED) {
+        prefetch(p_.pre_gate);
+        prefetch(p_.post_gate);
+        if (p_.residual.data != p_.x.data) prefetch(p_.residual);
+      }
     }
     return rows;
   }
 
-  // h: the inputs before the next row.
+  // The inputs before a chunk near the row's beginning: before the others, for fewer registers.
+  __device__ __forceinline__ void load_first_inputs(float (&h)[H][C]) const {
+    Inputs::load_first(p_, b_, d0_, t0_, h);
+  }
+
+  // Weights, and h: the inputs before the chunk.
   __device__ __forceinline__ void start(float (&w)[WMAX][C], float (&bias)[C],
                                         float (&h)[H][C]) const {
-    const History<T, H, C> history(p_, b_, d0_, t0_);
-    const Parameters<WMAX, C> parameters(p_, d0_);
-    history.get(p_, b_, d0_, t0_, h);
+    const Inputs history(p_, b_, d0_, t0_);
+    const Parameters<WMAX, C, K::EXACT, true> parameters(p_, d0_);
+    history.get(p_, t0_, h);
     parameters.get(p_.scale, w, bias);
   }
 
-  // Those rows, at t0 + t. EDGE: count of them are inside, and they may have several ids.
-  template <bool EDGE, int N>
-  __device__ __forceinline__ void steps(int t, int count, const Rows<N>& rows,
+  // The whole chunk, whose first rows are there. CUT: where ids begin, earlier inputs are dropped;
+  // the warp's lanes have the same steps. Returns the first step that is not done: ids that come
+  // back within W steps are left to any().
+  template <bool CUT>
+  __device__ __forceinline__ int whole(Rows<N> next, const float (&w)[WMAX][C],
+                                       const float (&bias)[C], float (&h)[H][C]) {
+#pragma unroll 1
+    for (int t = 0; t < kChunk<K>; t += N) {
+      IdCuts<N, H> cuts;
+      if (CUT && !cuts.find(p_.seq_idx.from(b_, 0), t0_ + t, p_.seqlen)) return t;
+      const Rows<N> rows = next;
+      if (t + N < kChunk<K>) next = load<N>(N);
+      if constexpr (CUT) {
+#pragma unroll
+        for (int j = 0; j < H; ++j) {
+          if (cuts.begins_after(j)) clear(h[j]);
+        }
+      }
+      steps<CUT ? kCut : kPlain>(cuts, N, rows, w, bias, h);
+    }
+    return kChunk<K>;
+  }
+
+  // The steps from t on, of `count`, which may have any ids.
+  __device__ __forceinline__ void any(int t, int count, const float (&w)[WMAX][C],
+                                      const float (&bias)[C], float (&h)[H][C]) {
+    go_to(t);
+    if (t > 0) {  // whole() may have dropped some
+      Inputs::load_first(p_, b_, d0_, t0_ + t, h);
+      Inputs(p_, b_, d0_, t0_ + t).get(p_, t0_ + t, h);
+    }
+#pragma unroll 1
+    for (; t < count; t += 4) {
+      IdMatches<4, H> same;
+      if (K::SEQ) load_ids(p_.seq_idx.from(b_, 0), t0_ + t - H, p_.seqlen, same.id);
+      steps<kAny>(same, count - t, load<4>(count - t), w, bias, h);
+    }
+  }
+
+ private:
+  // What is known of some steps: all are to be done, and have one id; or are, with cuts; or
+  // nothing.
+  enum Ids { kPlain, kCut, kAny };
+
+  __device__ __forceinline__ void go_to(int t) {
+    x_ = p_.x.at(b_, d0_, t0_ + t);
+    out_ = p_.out.at(b_, d0_, t0_ + t);
+    if constexpr (K::FUSED) {
+      pre_gate_ = p_.pre_gate.at(b_, d0_, t0_ + t);
+      post_gate_ = p_.post_gate.at(b_, d0_, t0_ + t);
+      residual_ = p_.residual.at(b_, d0_, t0_ + t);
+    }
+  }
+
+  // Starts to bring the rows after the first ones to L2, in sectors of 32 bytes.
+  __device__ __forceinline__ void prefetch(const View<T>& view) const {
+    const int lane = threadIdx.x % 32;
+    if (lane >= kChunk<K> - N || !view.given()) return;
+    const T* row = view.at(b_, d0_ - lane * C, t0_ + N + lane);
+#pragma unroll
+    for (int i = 0; i < C * static_cast<int>(sizeof(T)); ++i)
+      prefetch_l2(row + i * (32 / sizeof(T)));
+  }
+
+  // The next rows, of which count are inside.
+  template <int ROWS>
+  __device__ __forceinline__ Rows<ROWS> load(int count) {
+    Rows<ROWS> rows;
+    load(p_.x, count, x_, rows.x);
+    if constexpr (K::FUSED) {
+      load(p_.pre_gate, count, pre_gate_, rows.pre_gate);
+      load(p_.post_gate, count, post_gate_, rows.post_gate);
+      // The residual that is x itself comes from L1 then.
+      load(p_.residual, count, residual_, rows.residual);
+    }
+    return rows;
+  }
+  template <int ROWS>
+  __device__ __forceinline__ void load(const View<T>& view, int count, const T*& from,
+                                       Pack<T, C> (&rows)[ROWS]) const {
+#pragma unroll
+    for (int u = 0; u < ROWS; ++u) {
+      if (u < count && (!K::FUSED || view.given())) rows[u] = Pack<T, C>::load(from);
+      from += view.time;
+    }
+  }
+
+  static __device__ __forceinline__ void clear(float (&v)[C]) {
+#pragma unroll
+    for (int c = 0; c < C; ++c) v[c] = 0.0f;
+  }
+
+  // The next rows; count of them are inside. ids: IdCuts or IdMatches.
+  template <Ids IDS, int ROWS, typename IdsOfSteps>
+  __device__ __forceinline__ void steps(const IdsOfSteps& ids, int count, const Rows<ROWS>& rows,
                                         const float (&w)[WMAX][C], const float (&bias)[C],
                                         float (&h)[H][C]) {
-    constexpr bool MIXED = K::SEQ && EDGE;
-    float v[H + N][C];
-    IdMatches<N, H> same;
+    constexpr bool MIXED = K::SEQ && IDS == kAny;
+    float v[H + ROWS][C];
 #pragma unroll
     for (int j = 0; j < H; ++j) {
 #pragma unroll
       for (int c = 0; c < C; ++c) v[j][c] = h[j][c];
     }
-    if (MIXED) load_ids(p_.seq_idx.from(b_, 0), t0_ + t - H, p_.seqlen, same.id);
 #pragma unroll
-    for (int u = 0; u < N; ++u) {
+    for (int u = 0; u < ROWS; ++u) {
+      if constexpr (IDS == kCut) {
+        if (__builtin_expect(ids.begins(u), 0)) {
+#pragma unroll
+          for (int j = 0; j < H; ++j) clear(v[u + j]);
+        }
+      }
+      const Pack<T, C> x = input(rows, u);
       float z[C];
 #pragma unroll
       for (int c = 0; c < C; ++c) {
-        v[H + u][c] = rows.of[u].get(c);
+        v[H + u][c] = x.get(c);
         z[c] = convolve<WMAX>(
             bias[c], first_, [&](int k) { return w[k][c]; },
-            [&](int k) { return !MIXED || same.takes(u, k) ? v[u + k][c] : 0.0f; });
+            [&](int k) {
+              if constexpr (MIXED) return ids.takes(u, k) ? v[u + k][c] : 0.0f;
+              return v[u + k][c];
+            });
       }
       if (p_.silu) {
 #pragma unroll
         for (int c = 0; c < C; ++c) z[c] = silu<T>(z[c]);
       }
-      if (MIXED && same.is_padding(u)) {
-#pragma unroll
-        for (int c = 0; c < C; ++c) z[c] = 0.0f;
+      if constexpr (MIXED || IDS == kCut) {
+        if (__builtin_expect(ids.is_padding(u), 0)) clear(z);
       }
-      if (!EDGE || u < count) pack<T>(z).store(out_);
+      if constexpr (K::FUSED) finish(rows, u, z);
+      if (IDS != kAny || u < count) pack<T>(z).store(out_);
       out_ += p_.out.time;
     }
 #pragma unroll
     for (int j = 0; j < H; ++j) {
 #pragma unroll
-      for (int c = 0; c < C; ++c) h[j][c] = v[N + j][c];
+      for (int c = 0; c < C; ++c) h[j][c] = v[ROWS + j][c];
+    }
+  }
+
+  // Row u of what is convolved.
+  template <int ROWS>
+  __device__ __forceinline__ Pack<T, C> input(const Rows<ROWS>& rows, int u) const {
+    if constexpr (K::FUSED) {
+      if (p_.pre_gate.given()) return product(rows.x[u], rows.pre_gate[u]);
+    }
+    return rows.x[u];
+  }
+
+  // What comes after the activation.
+  template <int ROWS>
+  __device__ __forceinline__ void finish(const Rows<ROWS>& rows, int u, float (&z)[C]) const {
+#pragma unroll
+    for (int c = 0; c < C; ++c) {
+      const float gate = p_.post_gate.given() ? rows.post_gate[u].get(c) : 1.0f;
+      const float residual = p_.residual.given() ? rows.residual[u].get(c) : -0.0f;
+      z[c] = fmaf(z[c], gate, residual);
     }
   }
 
   const Args& p_;
   int64_t b_, d0_, t0_;
   int first_;
-  const T* x_;  // the next row
+  const T *x_, *pre_gate_, *post_gate_, *residual_;  // the next row
   T* out_;
 };
 
 template <typename K>
-constexpr int kForwardLastBlocks = sizeof(typename K::Element) == 4 && K::WMAX == 4 ? 6 : 5;
+constexpr int kForwardLastBlocks = K::FUSED || (K::WMAX > 4 && K::C == 4)
+                                       ? 4
+                                       : (sizeof(typename K::Element) == 4 && K::WMAX == 4 ? 6 : 5);
 
 template <typename K>
 __global__ void __launch_bounds__(kThreads, kForwardLastBlocks<K>)
     forward_channel_last(const ForwardArgs<typename K::Element> p) {
   if (kSmallPtx && !K::kAnyStride) return;
-  constexpr int N = kChunk<K::WMAX>;
+  constexpr int N = kChunk<K>;
   const ColumnChunk at(p.columns);
   [[maybe_unused]] const int lanes = __popc(__ballot_sync(0xffffffff, at.inside));
   if (!at.inside || at.b >= p.batch) return;
@@ -164,18 +257,24 @@ __global__ void __launch_bounds__(kThreads, kForwardLastBlocks<K>)
 
   const bool one_chunk = p.columns.bits == 5;  // per warp
   const int count = static_cast<int>(min(p.seqlen, int64_t(N)));
-  bool plain = count == N && !K::SEQ;
-  // Where a warp has one chunk, it is quick to tell whether that has one id.
-  if (K::SEQ && count == N && one_chunk) {
-    columns.prefetch_burst();  // while the ids come
+  bool plain = count == N;
+  float w[K::WMAX][K::C], bias[K::C], h[K::H][K::C];
+  typename ForwardColumns<K>::template Rows<kBurst<K>> rows;
+  columns.load_first_inputs(h);
+  if (plain) rows = columns.load_first(lanes == 32 && one_chunk);
+  if (K::SEQ && plain && p.seq_idx.data != nullptr) {
     const int before = static_cast<int>(min(t0, int64_t(K::H)));
-    plain = one_id(p.seq_idx.from(at.b, t0), -before, N, lanes);
+    // Where a warp has one chunk, it is quick to tell whether that has one id.
+    plain = one_chunk && one_id(p.seq_idx.from(at.b, t0), -before, N, lanes);
   }
+  columns.start(w, bias, h);
+  int done = 0;
   if (plain) {
-    columns.whole(lanes == 32 && one_chunk);
-  } else {
-    columns.any(count);
+    done = columns.template whole<false>(rows, w, bias, h);
+  } else if (K::SEQ && !K::kAnyStride && count == N && one_chunk && lanes == 32) {
+    done = columns.template whole<true>(rows, w, bias, h);
   }
+  if (done < count) columns.any(done, count, w, bias, h);
 }
 
 }  // namespace causal_conv1d::gpu

@@ -82,8 +82,9 @@ struct Pack {
                      : "l"(static_cast<const uint2*>(from) + i)
                      : "memory");
       }
-    } else if constexpr (kBytes == 4) {
-      p.w[0] = *static_cast<const uint32_t*>(from);
+    } else if constexpr (kBytes % 4 == 0) {
+#pragma unroll
+      for (int i = 0; i < kWords; ++i) p.w[i] = static_cast<const uint32_t*>(from)[i];
     } else {
       static_assert(N == 1, "no vector type of this size");
       p.set_element(0, *static_cast<const T*>(from));
@@ -113,13 +114,17 @@ struct Pack {
     }
   }
 
-  // store() if condition, for 8 bytes without a branch.
+  // store() if condition, for 4 and 8 bytes without a branch.
   __device__ __forceinline__ void store_if(bool condition, void* to) const {
     if constexpr (kBytes == 8) {
       asm volatile(
           "{ .reg .pred p; setp.ne.b32 p, %3, 0; @p st.global.v2.b32 [%0], {%1, %2}; }" ::"l"(to),
           "r"(w[0]), "r"(w[1]), "r"(int(condition))
           : "memory");
+    } else if constexpr (kBytes == 4) {
+      asm volatile("{ .reg .pred p; setp.ne.b32 p, %2, 0; @p st.global.b32 [%0], %1; }" ::"l"(to),
+                   "r"(w[0]), "r"(int(condition))
+                   : "memory");
     } else if (condition) {
       store(to);
     }

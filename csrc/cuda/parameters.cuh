@@ -7,8 +7,9 @@
 namespace causal_conv1d::gpu {
 
 // Weights and bias of C adjacent channels from d on. The constructor starts to load them and get()
-// converts: what is done in between hides the latency.
-template <int WMAX, int C>
+// converts: what is done in between hides the latency. EXACT: W is WMAX. LOOP: weights that are not
+// dense, which are rare, come by a loop, as else they need much code and many registers.
+template <int WMAX, int C, bool EXACT = false, bool LOOP = false>
 class Parameters {
  public:
   template <typename Args>
@@ -41,28 +42,64 @@ class Parameters {
   template <typename Word>
   __device__ __forceinline__ void load(const AnyView<float>& weight, int64_t d) {
     const Word* p = static_cast<const Word*>(weight.data) + d * weight.strides[0];
-    using Block = Pack<std::conditional_t<sizeof(Word) == 4, float, __half>, WMAX * C>;
-    const bool dense = width_ == WMAX && weight.strides[1] == 1 && weight.strides[0] == WMAX;
-    if (dense && reinterpret_cast<uintptr_t>(p) % Block::kAlignment == 0) {
-      const Block block = Block::load(p);
-#pragma unroll
-      for (int i = 0; i < Block::kWords; ++i) w_[i] = block.w[i];
-      return;
+    if (weight.strides[1] == 1 && weight.strides[0] == width_) {
+      if (load_dense<Word, WMAX>(p)) return;
+      if constexpr (C > 1 && !EXACT && WMAX == 4) {
+        if (load_dense<Word, 3>(p) || load_dense<Word, 2>(p)) return;
+      }
     }
     const int first = WMAX - width_;
+    if constexpr (LOOP && C > 1) {
+#pragma unroll 1
+      for (int k = first; k < WMAX; ++k) {
 #pragma unroll
-    for (int c = 0; c < C; ++c) {
+        for (int c = 0; c < C; ++c) {
+          const uint32_t bits = p[c * weight.strides[0] + (k - first) * weight.strides[1]];
 #pragma unroll
-      for (int k = 0; k < WMAX; ++k) {
-        if (k < first) continue;
-        const uint32_t bits = p[c * weight.strides[0] + (k - first) * weight.strides[1]];
-        const int i = c * WMAX + k;
-        if constexpr (sizeof(Word) == 4) {
-          w_[i] = bits;
-        } else {
-          w_[i / 2] |= bits << k % 2 * 16;
+          for (int i = 0; i < WMAX; ++i) {
+            if (i == k) set<Word>(c * WMAX + i, bits);
+          }
         }
       }
+    } else {
+#pragma unroll
+      for (int c = 0; c < C; ++c) {
+#pragma unroll
+        for (int k = 0; k < WMAX; ++k) {
+          if (k < first) continue;
+          set<Word>(c * WMAX + k, p[c * weight.strides[0] + (k - first) * weight.strides[1]]);
+        }
+      }
+    }
+  }
+
+  // The weights of all channels, one after the other, if W is that and they are aligned.
+  template <typename Word, int W>
+  __device__ __forceinline__ bool load_dense(const Word* p) {
+    using Block = Pack<std::conditional_t<sizeof(Word) == 4, float, __half>, W * C>;
+    if (width_ != W || reinterpret_cast<uintptr_t>(p) % Block::kAlignment != 0) return false;
+    const Block block = Block::load(p);
+    if constexpr (W == WMAX) {
+#pragma unroll
+      for (int i = 0; i < Block::kWords; ++i) w_[i] = block.w[i];
+    } else {
+#pragma unroll
+      for (int i = 0; i < W * C; ++i) {
+        const uint32_t bits =
+            sizeof(Word) == 4 ? block.w[i] : block.w[i / 2] >> i % 2 * 16 & 0xffff;
+        set<Word>(i / W * WMAX + WMAX - W + i % W, bits);
+      }
+    }
+    return true;
+  }
+
+  // Of zeros.
+  template <typename Word>
+  __device__ __forceinline__ void set(int i, uint32_t bits) {
+    if constexpr (sizeof(Word) == 4) {
+      w_[i] = bits;
+    } else {
+      w_[i / 2] |= bits << i % 2 * 16;
     }
   }
 
@@ -74,7 +111,7 @@ class Parameters {
       for (int k = 0; k < WMAX; ++k) {
         const int i = c * WMAX + k;
         const uint32_t bits =
-            DTYPE == CAUSAL_CONV1D_FLOAT32 ? w_[i] : w_[i / 2] >> k % 2 * 16 & 0xffff;
+            DTYPE == CAUSAL_CONV1D_FLOAT32 ? w_[i] : w_[i / 2] >> i % 2 * 16 & 0xffff;
         w[k][c] = AnyView<float>::convert(bits, DTYPE) * scale;
       }
     }

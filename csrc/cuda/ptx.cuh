@@ -104,6 +104,16 @@ __device__ __forceinline__ void keep(T& v) {
   }
 }
 
+// blockIdx.x, for what is rather computed again than kept in registers.
+__device__ __forceinline__ uint32_t block_again() {
+  uint32_t block;
+  asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(block));
+  return block;
+}
+
+// Keeps the compiler from seeing through p's value.
+__device__ __forceinline__ void opaque(char*& p) { asm volatile("" : "+l"(p)); }
+
 // v, which is the same in all lanes, so that the compiler knows it is: it then uses uniform
 // registers, and branches without preparing for lanes to diverge. All lanes must call it.
 template <typename T>

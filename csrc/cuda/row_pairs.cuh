@@ -29,7 +29,7 @@ class RowPairs {
   // x, g: the lane's column of the first row.
   __device__ __forceinline__ RowPairs(Shared* shared, const T* x, const T* g, int64_t x_row,
                                       int64_t g_row, int columns, int count, bool wide)
-      : left_(count), wide_(wide) {
+      : left_(count) {
     const int n = wide ? kWide : 1;
     const int lane = threadIdx.x % 32, own = min(lane, columns - 1);
     const int row = lane * n / 32, column = lane * n % 32;
@@ -44,10 +44,11 @@ class RowPairs {
 
   // Starts to copy the next group, until commit_copies(): GROUPS times before the first read, then
   // once after the last read of each group. All lanes must call it. x_row and g_row, the bytes from
-  // a row to the next, are parameters of the kernel, which cost no registers.
-  __device__ __forceinline__ void start(const int64_t& x_row, const int64_t& g_row) {
+  // a row to the next, and wide are parameters of the kernel, which cost no registers.
+  __device__ __forceinline__ void start(const int64_t& x_row, const int64_t& g_row,
+                                        const bool& wide) {
     const uint32_t to = to_ + slot_;
-    if (kWide > 1 && !wide_) {
+    if (kWide > 1 && !wide) {
 #pragma unroll 1
       for (int u = 0; u < U; ++u) copy<1>(u, to, x_row, g_row);
     } else {
@@ -80,7 +81,6 @@ class RowPairs {
   uint32_t from_, to_;  // where the lane reads, and copies to
   const char *next_x_, *next_g_;
   int left_;  // rows, from the lane's on
-  bool wide_;
   int slot_ = 0;
 };
 
@@ -96,7 +96,7 @@ class RowPairs<T, 1, U, GROUPS> {
         next_g_(reinterpret_cast<const char*>(g)),
         left_(count) {}
 
-  __device__ __forceinline__ void start(const int64_t& x_row, const int64_t& g_row) {
+  __device__ __forceinline__ void start(const int64_t& x_row, const int64_t& g_row, bool) {
     if (++groups_ > GROUPS) {
       next_x_ += U * x_row;
       next_g_ += U * g_row;

@@ -39,9 +39,10 @@ struct ColumnChunk {
   uint32_t b, chunk, column, part;  // part: which block of chunks
   bool inside;                      // of the plane of batch entry b
 
-  __device__ __forceinline__ explicit ColumnChunk(const Columns& columns) {
+  __device__ __forceinline__ explicit ColumnChunk(const Columns& columns,
+                                                  uint32_t block = blockIdx.x) {
     uint32_t across;
-    b = split(split(blockIdx.x, columns.across, &across), columns.down, &part);
+    b = split(split(block, columns.across, &across), columns.down, &part);
     column = (across << columns.bits) + (threadIdx.x & ((1 << columns.bits) - 1));
     chunk = part * (kThreads >> columns.bits) + (threadIdx.x >> columns.bits);
     inside = column < columns.count && chunk < columns.chunks;

@@ -77,13 +77,12 @@ __device__ __forceinline__ bool one_id(const SeqIdx& ids, int first, int last, i
   return __all_sync(lanes == 32 ? 0xffffffff : (1u << lanes) - 1, same);
 }
 
-// A bit for each group of U of the rows [0, count), up to 64 groups: not set if the group and the
-// U - 1 rows before it have one id, and that is not negative. Rows outside [first, last) count as
-// the nearest inside. ids.data is at 0. All lanes must call it.
-template <int U>
-__device__ __forceinline__ uint64_t mixed_groups(const SeqIdx& ids, int first, int last,
-                                                 int count) {
-  uint64_t mixed = 0;
+// A bit for each group of U of the rows [0, count), up to as many groups as Groups has bits: not
+// set if the group and the U - 1 rows before it have one id, and that is not negative. Rows outside
+// [first, last) count as the nearest inside. ids.data is at 0. All lanes must call it.
+template <int U, typename Groups>
+__device__ __forceinline__ Groups mixed_groups(const SeqIdx& ids, int first, int last, int count) {
+  Groups mixed = 0;
 #pragma unroll 1
   for (int group = 0; group * U < count; group += 32) {
     const int row = (group + static_cast<int>(threadIdx.x) % 32) * U;
@@ -91,7 +90,7 @@ __device__ __forceinline__ uint64_t mixed_groups(const SeqIdx& ids, int first, i
     bool one = id >= 0;
 #pragma unroll
     for (int j = 1 - U; j < U - 1; ++j) one &= ids.at(0, max(min(row + j, last - 1), first)) == id;
-    mixed |= uint64_t(__ballot_sync(0xffffffff, !one)) << group;
+    mixed |= Groups(__ballot_sync(0xffffffff, !one)) << group;
   }
   return mixed;
 }
@@ -104,6 +103,73 @@ struct IdMatches {
   // Whether the input of tap k, 0 <= k <= H, counts for step i.
   __device__ __forceinline__ bool takes(int i, int k) const { return id[i + k] == id[H + i]; }
   __device__ __forceinline__ bool is_padding(int i) const { return id[H + i] < 0; }
+};
+
+// For N steps that a warp's lanes all have: the steps at which another id begins than that of the
+// step before. Between two of these all inputs count, if no id comes back within H steps.
+template <int N, int H>
+class IdCuts {
+  static_assert(H + N <= 32, "a step per lane");
+
+ public:
+  // For the steps from t on of the row [0, seqlen); those outside have the id of the nearest
+  // inside. ids.data is at step 0. False if an id comes back, then this is of no use.
+  __device__ __forceinline__ bool find(const SeqIdx& ids, int64_t t, int64_t seqlen) {
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+    const int step = min(lane, H + N - 1) - H;
+    const int id = ids.at(0, max(min(t + step, seqlen - 1), int64_t(0)));
+    bool one = true, back = false;  // of this step and those before
+#pragma unroll
+    for (int k = 1; k <= H; ++k) {
+      const bool same = __shfl_up_sync(0xffffffff, id, k) == id;
+      if (k == 1) begins_ = __ballot_sync(0xffffffff, !same && lane > 0 && lane < H + N);
+      back |= same && !one;
+      one &= same;
+    }
+    padding_ = __ballot_sync(0xffffffff, id < 0) >> H;
+    return !__any_sync(0xffffffff, back && lane >= H && id >= 0);
+  }
+
+  // Whether another id begins with step i.
+  __device__ __forceinline__ bool begins(int i) const { return (begins_ & 1u << (H + i)) != 0; }
+  // Whether one begins after the step H - j before the first, and before that.
+  __device__ __forceinline__ bool begins_after(int j) const {
+    return (begins_ & ((1u << H) - (2u << j))) != 0;
+  }
+  __device__ __forceinline__ bool is_padding(int i) const { return (padding_ & 1u << i) != 0; }
+
+ private:
+  uint32_t begins_ = 0, padding_ = 0;
+};
+
+// For N steps that a warp's lanes all have, and the H before each.
+template <int N, int H>
+class WarpMatches {
+  static_assert(H + N <= 32, "a step per lane");
+
+ public:
+  // Of the steps from t on of the row [0, seqlen); those outside have the id of the nearest inside.
+  // ids.data is at step 0. All lanes must call it.
+  __device__ __forceinline__ void find(const SeqIdx& ids, int64_t t, int64_t seqlen) {
+    const int step = min(static_cast<int>(threadIdx.x) % 32, H + N - 1) - H;
+    const int id = ids.at(0, max(min(t + step, seqlen - 1), int64_t(0)));
+#pragma unroll
+    for (int n = 1; n <= H; ++n) {
+      match_[n] = __ballot_sync(0xffffffff, __shfl_up_sync(0xffffffff, id, n) == id);
+    }
+    match_[0] = __ballot_sync(0xffffffff, id < 0);
+  }
+
+  // Whether the input n steps before step i counts for it, 0 <= n <= H, i - n >= -H.
+  __device__ __forceinline__ bool takes(int i, int n) const {
+    return n == 0 || (match_[n] & 1u << (H + i)) != 0;
+  }
+  __device__ __forceinline__ bool is_padding(int i) const {
+    return (match_[0] & 1u << (H + i)) != 0;
+  }
+
+ private:
+  uint32_t match_[H + 1] = {};  // of n, a bit per step; of 0: is it padding
 };
 
 // A byte: bit k < H tells whether the input H - k steps back counts; kPadding alone is padding.

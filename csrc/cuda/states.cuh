@@ -6,36 +6,63 @@
 
 namespace causal_conv1d::gpu {
 
-// x~ at the H steps before t of C adjacent channels from d on. The constructor starts to load them
-// and get() converts.
-template <typename T, int H, int C>
+// x~ at the H steps before t of C adjacent channels from d on: near the beginning of a row by
+// load_first(), else the constructor starts to load them and get() converts. FUSED: of x' =
+// pre_gate * x.
+template <typename T, int H, int C, bool FUSED = false>
 class History {
  public:
   template <typename Args>
   __device__ __forceinline__ History(const Args& p, int64_t b, int64_t d, int64_t t) {
-    const T* x = p.x.at(b, d, t - H);
-#pragma unroll
-    for (int j = 0; j < H; ++j) {
-      if (t >= H) rows_[j] = Pack<T, C>::load(x);
-      x += p.x.time;
-    }
+    if (t < H) return;
+    load(p.x, b, d, t, x_);
+    if (FUSED && p.pre_gate.given()) load(p.pre_gate, b, d, t, gate_);
   }
 
   template <typename Args>
-  __device__ __forceinline__ void get(const Args& p, int64_t b, int64_t d, int64_t t,
-                                      float (&h)[H][C]) const {
+  __device__ __forceinline__ void get(const Args& p, int64_t t, float (&h)[H][C]) const {
+    if (t < H) return;
+    const bool gated = FUSED && p.pre_gate.given();
 #pragma unroll
     for (int j = 0; j < H; ++j) {
+      const Pack<T, C> row = gated ? product(x_[j], gate_[FUSED ? j : 0]) : x_[j];
+#pragma unroll
+      for (int c = 0; c < C; ++c) h[j][c] = row.get(c);
+    }
+  }
+
+  // A loop, as a row begins once and this code would be long.
+  template <typename Args>
+  static __device__ __forceinline__ void load_first(const Args& p, int64_t b, int64_t d, int64_t t,
+                                                    float (&h)[H][C]) {
+    if (t >= H) return;
+    const bool gated = FUSED && p.pre_gate.given();
+#pragma unroll 1
+    for (int64_t s = t - H; s < t; ++s) {
 #pragma unroll
       for (int c = 0; c < C; ++c) {
-        h[j][c] = rows_[j].get(c);
-        if (t < H) h[j][c] = p.input(b, d + c, t - H + j);
+#pragma unroll
+        for (int j = 0; j + 1 < H; ++j) h[j][c] = h[j + 1][c];
+        h[H - 1][c] = p.input(b, d + c, s);
+        if (gated && s >= 0) {
+          h[H - 1][c] = round_to<T>(h[H - 1][c] * to_compute(*p.pre_gate.at(b, d + c, s)));
+        }
       }
     }
   }
 
  private:
-  Pack<T, C> rows_[H];
+  static __device__ __forceinline__ void load(const View<T>& view, int64_t b, int64_t d, int64_t t,
+                                              Pack<T, C>* rows) {
+    const T* row = view.at(b, d, t - H);
+#pragma unroll
+    for (int j = 0; j < H; ++j) {
+      rows[j] = Pack<T, C>::load(row);
+      row += view.time;
+    }
+  }
+
+  Pack<T, C> x_[H], gate_[FUSED ? H : 1];
 };
 
 // v of lane `from`, or 0 if that is not one of the first 8. All lanes must call it.

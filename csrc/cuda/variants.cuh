@@ -73,7 +73,7 @@ struct Tables;
 
 template <typename T>
 struct Tables<T, 4> {
-  static constexpr int C = channels_per_thread(4, sizeof(T));
+  static constexpr int C = forward_channels(sizeof(T));
   using First = Variants<ChannelFirst<T, 4, kExact, kNoSeqIdx, Access::kAligned>,
                          ChannelFirst<T, 4, kExact, kNoSeqIdx, Access::kDense>,
                          ChannelFirst<T, 4, kExact, kNoSeqIdx, Access::kUnit>,
@@ -84,12 +84,14 @@ struct Tables<T, 4> {
                          ChannelFirst<T, 4, kUpTo, kSeqIdx, Access::kStrided>>;
   using Last =
       Variants<ChannelLast<T, C, 4, kExact, kNoSeqIdx>, ChannelLast<T, C, 4, kUpTo, kNoSeqIdx>,
-               ChannelLast<T, C, 4, kUpTo, kSeqIdx>, ChannelLast<T, 1, 4, kUpTo, kSeqIdx>>;
+               ChannelLast<T, C, 4, kExact, kSeqIdx>, ChannelLast<T, C, 4, kUpTo, kSeqIdx>,
+               ChannelLast<T, 1, 4, kUpTo, kSeqIdx>>;
+  using LastBackward = Last;
 };
 
 template <typename T>
 struct Tables<T, 8> {
-  static constexpr int C = channels_per_thread(8, sizeof(T));
+  static constexpr int C = forward_channels(sizeof(T));
   // 16-bit elements leave little time for taps that are none.
   template <bool SEQ>
   using Aligned = std::conditional_t<sizeof(T) == 2,
@@ -108,8 +110,18 @@ struct Tables<T, 8> {
              Aligned<kSeqIdx>, Fused,
              Variants<ChannelFirst<T, 8, kUpTo, kSeqIdx, Access::kUnit>,
                       ChannelFirst<T, 8, kUpTo, kSeqIdx, Access::kStrided>>>;
-  using Last = Variants<ChannelLast<T, C, 8, kUpTo, kNoSeqIdx>,
-                        ChannelLast<T, C, 8, kUpTo, kSeqIdx>, ChannelLast<T, 1, 8, kUpTo, kSeqIdx>>;
+  // Of 16-bit types each width has a kernel of its own, as there the taps that are not there take
+  // time; with seq_idx or without.
+  template <int C>
+  using LastOf = std::conditional_t<
+      sizeof(T) == 2,
+      Variants<ChannelLast<T, C, 8, kExact, kSeqIdx>, ChannelLast<T, C, 7, kExact, kSeqIdx>,
+               ChannelLast<T, C, 6, kExact, kSeqIdx>, ChannelLast<T, C, 5, kExact, kSeqIdx>,
+               ChannelLast<T, 1, 8, kUpTo, kSeqIdx>>,
+      Variants<ChannelLast<T, C, 8, kUpTo, kNoSeqIdx>, ChannelLast<T, C, 8, kUpTo, kSeqIdx>,
+               ChannelLast<T, 1, 8, kUpTo, kSeqIdx>>>;
+  using Last = LastOf<C>;
+  using LastBackward = LastOf<channels_per_thread(8, sizeof(T))>;
 };
 
 // With CAUSAL_CONV1D_SMALL_PTX the PTX, which serves the GPUs that there is no machine code for,
