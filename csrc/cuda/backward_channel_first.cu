@@ -29,6 +29,8 @@ class FirstWalk {
   static constexpr int V = K::V, H = K::H, WMAX = K::WMAX, TILE = K::TILE;
   static constexpr bool SEQ = K::SEQ, EXACT = K::EXACT, FUSED = K::FUSED;
   static constexpr Access ACCESS = K::ACCESS;
+  // Whether tiles may begin before the row, where initial_states are.
+  static constexpr bool kEarly = ACCESS != Access::kAligned;
   // Whether simple tiles have code of their own.
   static constexpr bool kSplit = EXACT || (WMAX == 8 && ACCESS == Access::kAligned);
   // Twice, or the compiler would keep a predicate for each tap: so it gets those of a step by one
@@ -253,7 +255,7 @@ class FirstWalk {
         for (int i = 0; i < V; ++i) {
           if (!same.of_own.is_padding(i)) continue;
           dz[i] = 0.0f;
-          h[H + i] = 0.0f;  // only its own tap still meets it
+          if (!kEarly) h[H + i] = 0.0f;  // only its own tap still meets it
           if (FUSED) y[i] = 0.0f;
         }
       }
@@ -345,7 +347,10 @@ class FirstWalk {
 #pragma unroll
       for (int i = 0; i < V; ++i) {
         accumulate<WMAX>(
-            dz[i], MIXED ? 0 : first_, dweight, [&](int k) { return h[i + k]; },
+            dz[i], MIXED ? 0 : first_, dweight,
+            [&](int k) {
+              return MIXED && kEarly && k == H && same.of_own.is_padding(i) ? 0.0f : h[i + k];
+            },
             [&](int k) { return !MIXED || same.of_own.takes(i, k); });
       }
     } else {
