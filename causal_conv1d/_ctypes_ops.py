@@ -141,6 +141,8 @@ class OptionsPacker:
             self.residual_is_x = names.index("residual_is_x")
 
     def __call__(self, args) -> tuple[bytes, ...]:
+        if args[self.dilation] == 0:  # of which the C interface makes 1
+            raise RuntimeError(f"{self.base.caller}: dilation must be 1..65536, got 0")
         params = self.base([args[place] for place in self.places])
         tensors = self.base.describe(args, self.optional)
         options = self.options.pack(self.options.size, args[self.dilation], *tensors)

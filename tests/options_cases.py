@@ -190,7 +190,11 @@ def run_forward(case, out_layout=None, final_states=True):
     x = case.x
     where = out_layout or "channel_first"
     out = allocate(x.shape, where, x.dtype, x.device)
-    final = allocate(case.state_shape, "channel_first_slice", x.dtype, x.device) if final_states else None
+    final = (
+        allocate(case.state_shape, "channel_first_slice", x.dtype, x.device)
+        if final_states
+        else None
+    )
     ops.conv_forward_out(
         x,
         case.weight,
@@ -278,9 +282,7 @@ def call(case, **options):
     around |= {"dilation": case.dilation, "activation": case.activation}
     around |= {"initial_states": case.initial_states, "return_final_states": True} | options
     if case.cu_seqlens is None:
-        return causal_conv1d_fn(
-            case.x, case.weight, case.bias, seq_idx=case.seq_idx, **around
-        )
+        return causal_conv1d_fn(case.x, case.weight, case.bias, seq_idx=case.seq_idx, **around)
     return causal_conv1d_varlen_fn(case.x, case.weight, case.bias, case.cu_seqlens, **around)
 
 

@@ -21,9 +21,13 @@ PREFIX = {
     "backward": "causal_conv1d_bwd",
     "update": "causal_conv1d_update",
     "varlen_states": "causal_conv1d_varlen_states",
+    "conv_forward": "causal_conv1d_fn",
+    "conv_backward": "causal_conv1d_bwd",
 }
+PACKED = ("conv_forward", "conv_backward")  # here, two sequences with a dilation of 2
 INDICES = ("seq_idx", "cache_seqlens", "conv_state_indices", "cu_seqlens")
-LIKE_X = ("out", "dout", "dx", "states")  # of x's own type
+# Of x's own type.
+LIKE_X = "out dout dx states pre_gate post_gate residual dpre_gate dpost_gate".split()
 STATES = (B, D, W - 1)
 
 
@@ -72,6 +76,21 @@ def arguments_of(name, device):
             "cache_seqlens": index(0, 3),
             "conv_state_indices": index(2, 0),
         }
+    if name in PACKED:
+        row, states = (1, D, L), (2, D, 2 * (W - 1))
+        common |= {"x": given(*row)}
+        ids = {"seq_idx": None, "cu_seqlens": index(0, 4, 10), "initial_states": given(*states)}
+        gates = {"pre_gate": given(*row), "post_gate": given(*row)}
+        if name == "conv_forward":
+            written = {"out": poisoned(*row), "final_states_out": poisoned(*states)}
+            rest = {"dilation": 2, "silu": True}
+            return common | ids | gates | {"residual": given(*row)} | written | rest
+        written = {"dx": poisoned(*row), "dweight": poisoned(D, W), "dbias": poisoned(D)}
+        written |= {"dinitial_states": poisoned(*states)}
+        written |= {"dpre_gate": poisoned(*row), "dpost_gate": poisoned(*row)}
+        rest = {"dilation": 2, "residual_is_x": False, "silu": True}
+        inputs = common | {"dout": given(*row)} | ids | {"dfinal_states": given(*states)} | gates
+        return inputs | written | rest
     return {"x": given(L, D), "cu_seqlens": index(0, 4, 10), "states": poisoned(2, D, S)}
 
 
@@ -85,6 +104,11 @@ WRITTEN = {
     "backward": ("dx", "dweight", "dbias", "dinitial_states"),
     "update": ("conv_state", "out"),
     "varlen_states": ("states",),
+    "conv_forward": ("out", "final_states_out"),
+    "conv_backward": (
+        *("dx", "dweight", "dbias", "dinitial_states"),
+        *("dpre_gate", "dpost_gate"),
+    ),
 }
 EVERY_WRITTEN = [(name, argument) for name in PREFIX for argument in WRITTEN[name]]
 
@@ -101,6 +125,12 @@ DEFINES_A_SIZE = {
     ("varlen_states", "x"): (0, 1),
     ("varlen_states", "cu_seqlens"): (0,),
     ("varlen_states", "states"): (2,),
+    ("conv_forward", "x"): (1, 2),
+    ("conv_forward", "weight"): (1,),
+    ("conv_forward", "cu_seqlens"): (0,),
+    ("conv_backward", "x"): (1, 2),
+    ("conv_backward", "weight"): (1,),
+    ("conv_backward", "cu_seqlens"): (0,),
 }
 
 
@@ -116,7 +146,7 @@ def assert_rejected(name, arguments, argument):
         for k, v in arguments.items()
         if isinstance(v, torch.Tensor) and v.device.type != "meta"
     }
-    named = rf"\b{argument}\b" if argument else "|".join(TENSORS[name])
+    named = rf"\b{argument}\b" if argument else "|".join((*TENSORS[name], "dilation"))
     with pytest.raises(RuntimeError, match=rf"^{PREFIX[name]}: .*({named})"):
         operation(name, device_of(arguments))(*arguments.values())
     for k, value in before.items():
@@ -172,7 +202,7 @@ def test_sizes_that_do_not_fit_the_rest(name, argument, device):
 
 
 def test_weight_without_taps(device):
-    for name in ("forward", "backward", "update"):
+    for name in ("forward", "backward", "update", *PACKED):
         weight = torch.empty(D, 0, device=device)
         assert_rejected(name, arguments_of(name, device) | {"weight": weight}, "weight")
 
@@ -210,7 +240,7 @@ def test_type(name, argument, device):
         assert_rejected(name, arguments_of(name, device) | {argument: bad}, argument)
 
 
-@pytest.mark.parametrize("name", ("forward", "backward", "update"))
+@pytest.mark.parametrize("name", ("forward", "backward", "update", *PACKED))
 def test_float64_is_for_all_or_none(name, device):
     arguments = arguments_of(name, device)
     assert_rejected(name, arguments | {"x": arguments["x"].double()}, None)
@@ -229,7 +259,7 @@ def test_device(name, argument, device):
 def test_expanded_output(name, argument, device):
     """One element of memory cannot hold several results."""
     value = arguments_of(name, device)[argument]
-    for i in range(value.dim()):
+    for i in (i for i in range(value.dim()) if value.shape[i] > 1):
         bad = value.narrow(i, 0, 1).expand(value.shape)
         assert_rejected(name, arguments_of(name, device) | {argument: bad}, argument)
 
@@ -241,6 +271,10 @@ def test_expanded_output(name, argument, device):
         ("backward", "dx", "x"),
         ("backward", "dx", "dout"),
         ("update", "out", "x"),
+        ("conv_forward", "out", "residual"),
+        ("conv_forward", "out", "pre_gate"),
+        ("conv_backward", "dpre_gate", "pre_gate"),
+        ("conv_backward", "dpost_gate", "dx"),
     ],
 )
 def test_output_that_is_an_input(name, argument, shared, device):
@@ -303,7 +337,32 @@ def test_causal_conv1d_varlen_states_names_the_argument(device):
         causal_conv1d_varlen_states(arguments["x"], arguments["cu_seqlens"].float(), S)
 
 
-@pytest.mark.parametrize("name", PREFIX)
+@pytest.mark.parametrize(
+    ("name", "argument", "value", "text"),
+    [
+        ("conv_forward", "dilation", 0, "dilation must be 1..65536, got 0"),
+        ("conv_forward", "dilation", 65537, "dilation must be 1..65536, got 65537"),
+        ("conv_backward", "dilation", -1, "dilation must be 1..65536, got -1"),
+        ("conv_forward", "seq_idx", (1, L), "cu_seqlens must not be given with seq_idx"),
+        ("conv_forward", "cu_seqlens", (0,), "cu_seqlens must have at least one element"),
+        ("conv_backward", "pre_gate", None, "dpre_gate must not be given without pre_gate"),
+    ],
+)
+def test_options_that_do_not_go_together(name, argument, value, text, device):
+    if isinstance(value, tuple):
+        value = torch.zeros(value, dtype=torch.int32, device=device)
+    arguments = arguments_of(name, device) | {argument: value}
+    assert_rejected(name, arguments, None)
+    with pytest.raises(RuntimeError) as real:
+        operation(name, device)(*arguments.values())
+    assert str(real.value) == f"{PREFIX[name]}: {text}"
+    meta = [a.to("meta") if isinstance(a, torch.Tensor) else a for a in arguments.values()]
+    with pytest.raises(RuntimeError) as fake:
+        operation(name, device)(*meta)
+    assert str(fake.value) == str(real.value)
+
+
+@pytest.mark.parametrize("name", [name for name in PREFIX if name not in PACKED])
 def test_cuda_error_is_not_left_for_the_next_kernel(name, cuda):
     """The C functions return it; torch's check after its own launches must not find it too."""
     library = _library.cuda.library

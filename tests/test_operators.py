@@ -114,10 +114,13 @@ def test_the_name_of_upstreams_autograd_function(device):
 # -------------------------------------------------------------------------- what is written, and to
 
 
-@pytest.mark.parametrize("name", ("forward", "backward", "update"))
+WRITING = ("forward", "backward", "update", "conv_forward", "conv_backward")
+
+
+@pytest.mark.parametrize("name", WRITING)
 def test_what_is_written_has_a_new_version(name, device):
     arguments = arguments_of(name, device)
-    versions = {key: value._version for key, value in arguments.items() if key != "silu"}
+    versions = {key: arguments[key]._version for key in TENSORS[name]}
     operation(name, device)(*arguments.values())
     for key, version in versions.items():
         assert (arguments[key]._version > version) == (key in WRITTEN[name]), key
@@ -241,7 +244,7 @@ def test_a_backward_after_the_state_was_overwritten_is_refused(device):
         out.sum().backward()
 
 
-@pytest.mark.parametrize("name", ("forward", "backward", "update"))
+@pytest.mark.parametrize("name", WRITING)
 def test_operators_that_write_have_no_derivative(name, device):
     for argument in TENSORS[name]:
         arguments = arguments_of(name, device)
@@ -380,7 +383,7 @@ def wrong_arguments(name, device):
             yield argument, right() | {argument: tensor}
 
 
-@pytest.mark.parametrize("name", ("forward", "backward", "update"))
+@pytest.mark.parametrize("name", WRITING)
 def test_meta_tensors_give_the_errors_of_real_ones(name, device):
     messages = set()
     for argument, arguments in wrong_arguments(name, device):

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <initializer_list>
+#include <stdexcept>
 
 #include "boxed.h"
 
@@ -107,9 +108,10 @@ struct OptionsBoxed {
  private:
   static Options options_of(const Tensor& cu_seqlens, const Tensor& pre_gate,
                             const Tensor& post_gate, const Tensor& residual, int64_t dilation) {
-    // As the C interface has it, 0 is 1.
-    return {sizeof(Options), dilation == 0 ? 1 : dilation, cu_seqlens, pre_gate, post_gate,
-            residual};
+    // Of which the C interface makes 1.
+    if (dilation == 0)
+      throw std::runtime_error("causal_conv1d_fn: dilation must be 1..65536, got 0");
+    return {sizeof(Options), dilation, cu_seqlens, pre_gate, post_gate, residual};
   }
 
   static Output nothing(const ManyArguments& a) {

@@ -49,8 +49,10 @@ def main(arguments=None) -> int:
                 break
         if done % 2000 == 0:
             print(f"{done} cases, {failed} wrong, {time.monotonic() - start:.0f} s", flush=True)
-    print(f"{done} cases of seed {args.seed} on {args.device}, torch {torch.__version__}: "
-          f"{failed} wrong, {time.monotonic() - start:.0f} s")
+    print(
+        f"{done} cases of seed {args.seed} on {args.device}, torch {torch.__version__}: "
+        f"{failed} wrong, {time.monotonic() - start:.0f} s"
+    )
     return int(failed > 0 or done < args.cases and args.seconds == float("inf"))
 
 
