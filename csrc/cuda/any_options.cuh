@@ -66,7 +66,8 @@ template <bool OPTIONS, typename Args>
 __device__ __forceinline__ auto pre_activation(const Args& p, const AnyOptions& o, int64_t b,
                                                int64_t d, int64_t t, int id) {
   using F = Compute<typename Args::Element>;
-  constexpr int kUnroll = sizeof(F) == 8 ? 4 : 2;  // more takes registers from the callers
+  constexpr int kUnroll =
+      sizeof(F) == 8 && !OPTIONS ? 4 : 2;  // more takes registers from the callers
   return convolve_any<kUnroll>(p, d, load_bias(p, d), [&](int k) {
     const int back = p.width - 1 - k;
     return tap<OPTIONS>(p, o, b, d, t - (OPTIONS ? back * o.dilation : int64_t(back)), id);

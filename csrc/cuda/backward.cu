@@ -165,7 +165,7 @@ cudaError_t launch_tiles(const BackwardArgs<T>& p, const AnyOptions& o, const Ba
                          cudaStream_t stream) {
   const int64_t blocks = plan.parts * ceil_div(p.dim, plan.tile_channels);
   const cudaError_t e = launch(backward_any_tiles<T>, blocks * kThreads, stream, p, o,
-                               static_cast<int>(plan.tile_channels), plan.keeps_dz);
+                               static_cast<int>(plan.tile_channels));
   return e == cudaSuccess && p.sums ? launch_reduce(p, stream) : e;
 }
 

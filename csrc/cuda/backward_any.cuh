@@ -20,30 +20,17 @@ __device__ Compute<T> dz_at(const BackwardArgs<T>& p, const AnyOptions& o, int64
   return p.gradient(z, g);
 }
 
-// dx' at s, which lies before the sequence for dinitial_states, without dfinal_states. row: of the
-// states, for s before the sequence. dz(t): dz_at, or what has it.
-template <bool OPTIONS, typename T, typename Dz>
-__device__ __forceinline__ Compute<T> correlate_any(const BackwardArgs<T>& p, const AnyOptions& o,
-                                                    int64_t row, int64_t b, int64_t d, int64_t s,
-                                                    Dz&& dz) {
-  const bool packed = OPTIONS && o.bounds != nullptr;
-  const int64_t begin = packed && s < o.begin(row) ? o.begin(row) : 0;
+// dx at s, which lies before the sequence for dinitial_states, without dfinal_states.
+template <typename T>
+__device__ Compute<T> dx_at(const BackwardArgs<T>& p, int64_t b, int64_t d, int64_t s) {
   Compute<T> a = 0;
   for (int j = 0; j < p.width; ++j) {
-    const int64_t t = s + (OPTIONS ? j * o.dilation : int64_t(j));
-    if (t < begin || t >= p.seqlen) continue;
-    const int id = p.seq_idx.at(b, t);
-    if (packed ? id != row : !p.seq_idx.takes(b, s, id)) continue;
-    a = fma(p.weight.load(d, p.width - 1 - j) * p.scale, dz(t), a);
+    const int64_t t = s + j;
+    if (t < 0 || t >= p.seqlen) continue;
+    if (!p.seq_idx.takes(b, s, p.seq_idx.at(b, t))) continue;
+    a = fma(p.weight.load(d, p.width - 1 - j) * p.scale, dz_at<false>(p, AnyOptions{}, b, d, t), a);
   }
   return a;
-}
-
-template <bool OPTIONS, typename T>
-__device__ Compute<T> dx_at(const BackwardArgs<T>& p, const AnyOptions& o, int64_t row, int64_t b,
-                            int64_t d, int64_t s) {
-  return correlate_any<OPTIONS>(p, o, row, b, d, s,
-                                [&](int64_t t) { return dz_at<OPTIONS>(p, o, b, d, t); });
 }
 
 template <typename T>
@@ -57,7 +44,7 @@ __global__ void __launch_bounds__(kThreads)
     b = split(split(n, p.seqlen, &s), p.dim, &d);
   }
   if (b >= p.batch) return;
-  const Compute<T> sum = dx_at<false>(p, AnyOptions{}, b, b, d, s);
+  const Compute<T> sum = dx_at(p, b, d, s);
   *p.dx.at(b, d, s) = from_compute<T>(sum + p.dfinal(b, d, s));
 }
 
@@ -68,7 +55,7 @@ __global__ void __launch_bounds__(kThreads) backward_initial_states(const Backwa
   const int64_t b = split(split(n, p.width - 1, &j), p.dim, &d);
   if (b >= p.batch) return;
   const int64_t s = j - (p.width - 1);
-  const Compute<T> sum = dx_at<false>(p, AnyOptions{}, b, b, d, s);
+  const Compute<T> sum = dx_at(p, b, d, s);
   p.dinitial_states.store(sum + p.dfinal(b, d, s), b, d, j);
 }
 
@@ -99,7 +86,7 @@ __global__ void __launch_bounds__(kThreads, 4)
     const int place = i / states, j = i - place * states;
     const int64_t s = j + (place == 0 ? 0 : (place == 1 ? end : p.seqlen)) - states;
     if (place == 0 ? !p.dinitial_states.given() : s < (place == 1 ? 0 : end)) continue;
-    const Compute<T> sum = dx_at<false>(p, AnyOptions{}, b, b, d, s) + p.dfinal(b, d, s, end);
+    const Compute<T> sum = dx_at(p, b, d, s) + p.dfinal(b, d, s, end);
     if (place == 0) {
       p.dinitial_states.store(sum, b, d, j);
     } else {

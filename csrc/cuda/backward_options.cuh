@@ -33,12 +33,18 @@ __device__ __forceinline__ void store_dx(const BackwardArgs<T>& p, int64_t b, in
   if (p.dpre_gate.given()) *p.dpre_gate.at(b, d, s) = from_compute<T>(dpre);
 }
 
-// dx' at s, complete.
+// a + what the dz of the steps from t0 to t1 - 1 add to dx' at s <= t0, which has that id.
 template <typename T, typename Dz>
-__device__ __forceinline__ Compute<T> whole_dx(const BackwardArgs<T>& p, const AnyOptions& o,
-                                               int64_t row, int64_t b, int64_t d, int64_t s,
-                                               Dz&& dz) {
-  return correlate_any<true>(p, o, row, b, d, s, dz) + dfinal_at(p, o, row, b, d, s);
+__device__ __forceinline__ Compute<T> correlate_any(const BackwardArgs<T>& p, const AnyOptions& o,
+                                                    int64_t b, int64_t d, int64_t s, int id,
+                                                    int64_t t0, int64_t t1, Compute<T> a, Dz&& dz) {
+  for (int64_t j = ceil_div(t0 - s, o.dilation); j < p.width; ++j) {
+    const int64_t t = s + j * o.dilation;
+    if (t >= t1) break;
+    if (p.seq_idx.at(b, t) != id) continue;
+    a = fma(p.weight.load(d, p.width - 1 - j) * p.scale, dz(t), a);
+  }
+  return a;
 }
 
 // dinitial_states, and dx and dpre_gate of the steps that take dfinal_states, one per thread.
@@ -60,10 +66,18 @@ __global__ void __launch_bounds__(kThreads, 4)
     s += o.end(row, p.seqlen) - 2 * states;
     if (!p.dfinal_states.given() || s < o.begin(row)) return;
   }
-  const bool inside = initial || p.seq_idx.at(b, s) >= 0;
+  int id = 0;  // before a row of none
+  if (initial && o.bounds != nullptr) {
+    id = static_cast<int>(row);
+  } else if (p.seqlen > 0) {
+    id = p.seq_idx.at(b, max(s, int64_t(0)));
+  }
+  const bool inside = initial || id >= 0;
   Compute<T> sum = 0;
   if (inside) {
-    sum = whole_dx(p, o, row, b, d, s, [&](int64_t t) { return dz_at<true>(p, o, b, d, t); });
+    sum = correlate_any(p, o, b, d, s, id, initial ? o.begin(row) : s, p.seqlen, sum,
+                        [&](int64_t t) { return dz_at<true>(p, o, b, d, t); });
+    sum += dfinal_at(p, o, row, b, d, s);
   }
   if (initial) {
     p.dinitial_states.store(sum, row, d, j);
@@ -88,61 +102,70 @@ __device__ __forceinline__ F sum_of_lines(F v, int channels) {
 }
 
 // All else, and partial sums. A block has a chunk of some adjacent channels, a thread every n-th
-// step of one of them.
+// step of one of them. The dz of the chunk, and of the steps after it that dx needs, come a chunk
+// at a time.
 template <typename T>
 __global__ void __launch_bounds__(kThreads, 4)
-    backward_any_tiles(const BackwardArgs<T> p, const AnyOptions o, int channels, bool keeps_dz) {
+    backward_any_tiles(const BackwardArgs<T> p, const AnyOptions o, int channels) {
   using F = Compute<T>;
-  __shared__ F kept[kTileEntries];
+  __shared__ F dz_of[kTileEntries], dx_of[kTileEntries];
   int64_t group, chunk;
   const int64_t part = split(blockIdx.x, ceil_div(p.dim, channels), &group);
   const int64_t b = split(part, p.chunks, &chunk);
   const int lane = threadIdx.x % channels, lines = kThreads / channels;
-  const int64_t d = group * channels + lane;
+  const int64_t d = group * channels + lane, line = threadIdx.x / channels;
   const int64_t t0 = chunk * p.chunk, t1 = min(t0 + p.chunk, p.seqlen);
-  const int64_t from = t0 + threadIdx.x / channels, to = d < p.dim ? t1 : t0;
-  const auto id_at = [&](int64_t t) { return p.seq_idx.at(b, t); };
+  const int64_t count = d < p.dim ? t1 - t0 : 0;  // of the channel's steps
+  const auto at = [&](int64_t i) { return static_cast<int>(i) * channels + lane; };
 
-  // Dz, of steps after the chunk too, and dpost_gate.
-  int64_t last = keeps_dz ? min(t1 + state_columns(p, o), p.seqlen) : t1;
-  if (d >= p.dim || !(keeps_dz || p.dpost_gate.given())) last = t0;
-  for (int64_t t = from; t < last; t += lines) {
-    const int id = id_at(t);
-    F dz = 0, dpost = 0;
-    if (id >= 0) {
-      const F z = pre_activation<true>(p, o, b, d, t, id);
-      const F dout = to_compute(*p.dout.at(b, d, t));
-      const F gate = p.post_gate.given() ? to_compute(*p.post_gate.at(b, d, t)) : F(1);
-      dz = p.gradient(z, multiply(dout, gate));
-      dpost = multiply(dout, p.silu ? silu<T>(z) : z);
+  for (int64_t i = line; i < count; i += lines) dx_of[at(i)] = 0;
+  for (int64_t w0 = t0; w0 < min(t1 + state_columns(p, o), p.seqlen); w0 += p.chunk) {
+    const int64_t w1 = min(min(w0 + p.chunk, t1 + state_columns(p, o)), p.seqlen);
+    __syncthreads();
+    for (int64_t t = w0 + line; t < w1 && d < p.dim; t += lines) {
+      const int id = p.seq_idx.at(b, t);
+      F dz = 0, dpost = 0;
+      if (id >= 0) {
+        const F z = pre_activation<true>(p, o, b, d, t, id);
+        const F dout = to_compute(*p.dout.at(b, d, t));
+        const F gate = p.post_gate.given() ? to_compute(*p.post_gate.at(b, d, t)) : F(1);
+        dz = p.gradient(z, multiply(dout, gate));
+        dpost = multiply(dout, p.silu ? silu<T>(z) : z);
+      }
+      dz_of[at(t - w0)] = dz;
+      if (w0 == t0 && p.dpost_gate.given()) *p.dpost_gate.at(b, d, t) = from_compute<T>(dpost);
     }
-    if (keeps_dz) kept[(t - t0) * channels + lane] = dz;
-    if (p.dpost_gate.given() && t < t1) *p.dpost_gate.at(b, d, t) = from_compute<T>(dpost);
-  }
-  __syncthreads();
-  const auto dz_of = [&](int64_t t) {
-    return keeps_dz ? kept[(t - t0) * channels + lane] : dz_at<true>(p, o, b, d, t);
-  };
-  for (int64_t s = from; s < to; s += lines) {
-    const int id = id_at(s);
-    const int64_t row = o.bounds == nullptr ? b : id;
-    store_dx(p, b, d, s, id >= 0, id < 0 ? F(0) : whole_dx(p, o, row, b, d, s, dz_of));
-  }
-  if (p.partials == nullptr) return;
-  for (int k = 0; k <= p.width; ++k) {
-    const int64_t back = (p.width - 1 - k) * o.dilation;
-    F sum = 0;
-    for (int64_t t = from; t < to; t += lines) {
-      const int id = id_at(t);
-      if (id < 0) continue;  // there x may be anything
-      if (k == p.width) {
-        sum += dz_of(t);
-      } else if (o.bounds != nullptr || p.seq_idx.takes(b, t - back, id)) {
-        sum = fma(dz_of(t), tap<true>(p, o, b, d, t - back, id), sum);
+    __syncthreads();
+    for (int64_t i = line; i < count; i += lines) {
+      const auto dz = [&](int64_t t) { return dz_of[at(t - w0)]; };
+      const int id = p.seq_idx.at(b, t0 + i);
+      const int64_t from = max(w0, t0 + i);
+      dx_of[at(i)] = correlate_any(p, o, b, d, t0 + i, id, from, w1, dx_of[at(i)], dz);
+    }
+    if (w0 == t0 && p.partials != nullptr) {
+      for (int k = 0; k <= p.width; ++k) {
+        F sum = 0;
+        for (int64_t i = line; i < count; i += lines) {
+          const int64_t t = t0 + i, s = t - (p.width - 1 - k) * o.dilation;
+          const int id = p.seq_idx.at(b, t);
+          if (id < 0) continue;  // there x may be anything
+          if (k == p.width) {
+            sum += dz_of[at(i)];
+          } else if (o.bounds != nullptr || p.seq_idx.takes(b, s, id)) {
+            sum = fma(dz_of[at(i)], tap<true>(p, o, b, d, s, id), sum);
+          }
+        }
+        sum = sum_of_lines(sum, channels);
+        if (static_cast<int>(threadIdx.x) < channels && d < p.dim) *p.partial(part, k, d) = sum;
       }
     }
-    sum = sum_of_lines(sum, channels);
-    if (static_cast<int>(threadIdx.x) < channels && d < p.dim) *p.partial(part, k, d) = sum;
+  }
+  for (int64_t i = line; i < count; i += lines) {
+    const int64_t s = t0 + i;
+    const int id = p.seq_idx.at(b, s);
+    const F sum = dx_of[at(i)];
+    const int64_t row = o.bounds == nullptr ? b : id;
+    store_dx(p, b, d, s, id >= 0, id < 0 ? F(0) : sum + dfinal_at(p, o, row, b, d, s));
   }
 }
 

@@ -68,7 +68,7 @@ BackwardPlan::BackwardPlan(const BackwardParams& params, const Options& options,
   any_width = any || width > 8 || size == 8 || batch * dim * ceil_div(seqlen, 64) > kMaxParts;
   channel_last = is_channel_last(x);
   if (any) {
-    plan_tiles(batch, dim, seqlen, (width - 1) * std::max<int64_t>(options.dilation, 1));
+    plan_tiles(batch, dim, seqlen);
   } else if (any_width) {
     plan_any_width(batch, seqlen);
   } else if (channel_last) {
@@ -90,12 +90,10 @@ void BackwardPlan::plan_any_width(int64_t batch, int64_t seqlen) {
 }
 
 // A part is a block's.
-void BackwardPlan::plan_tiles(int64_t batch, int64_t dim, int64_t seqlen, int64_t halo) {
-  const auto room = [&] { return kTileEntries / tile_channels; };
+void BackwardPlan::plan_tiles(int64_t batch, int64_t dim, int64_t seqlen) {
   tile_channels = channel_last ? 32 : 1;
-  while (tile_channels > 1 && (tile_channels / 2 >= dim || halo > room() / 2)) tile_channels /= 2;
-  keeps_dz = halo <= room() / 2;
-  chunk = room() - (keeps_dz ? halo : 0);
+  while (tile_channels > 1 && tile_channels / 2 >= dim) tile_channels /= 2;
+  chunk = kTileEntries / tile_channels;
   chunks = ceil_div(seqlen, chunk);
   parts = batch * chunks;
 }

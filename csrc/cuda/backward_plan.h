@@ -12,8 +12,8 @@ namespace causal_conv1d::gpu {
 
 constexpr int kBackwardLines = kWarps;  // channel-last: chunks per block, one per warp
 
-// Values of dz that a block of backward_any_tiles has room for.
-constexpr int64_t kTileEntries = 4096;
+// Steps that a block of backward_any_tiles has, of all its channels together.
+constexpr int64_t kTileEntries = 2048;
 
 // Bytes in a row of matches before its first step and after its tiles. More than are read, so that
 // blocks of find_matches begin where tiles do.
@@ -34,10 +34,7 @@ struct BackwardPlan {
   // are for them.
   bool whole = false;
   int part_bits = 0;
-  // Of backward_any_tiles, whose blocks have a chunk of some adjacent channels; whether they keep
-  // the dz of a chunk and of those after it that dx needs.
-  int64_t tile_channels = 0;
-  bool keeps_dz = false;
+  int64_t tile_channels = 0;            // backward_any_tiles: adjacent channels of a block
   int64_t matches_pitch = 0;            // channel-first with seq_idx: bytes per row of matches
   int64_t partials = 0, workspace = 0;  // bytes of the partial sums, and of all
 
@@ -48,7 +45,7 @@ struct BackwardPlan {
  private:
   using Tensors = std::initializer_list<const Tensor*>;
   void plan_any_width(int64_t batch, int64_t seqlen);
-  void plan_tiles(int64_t batch, int64_t dim, int64_t seqlen, int64_t halo);
+  void plan_tiles(int64_t batch, int64_t dim, int64_t seqlen);
   void plan_channel_last(const BackwardParams& params, Tensors read, Tensors all, int64_t batch,
                          int64_t seqlen);
   void plan_channel_first(const BackwardParams& params, Tensors all_tensors, int64_t batch,

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <random>
+#include <tuple>
 
 #include "cuda/phases.h"
 #include "layout.h"
@@ -290,30 +291,19 @@ TEST(BackwardPlan, GatesCountForTheAccess) {
   }
 }
 
-// A block of backward_any_tiles has room for the dz of its chunk and of those that dx needs, or
-// keeps none.
-TEST(BackwardPlan, TilesFitTheirBlock) {
-  for (const bool last : {false, true}) {
-    for (const int64_t dim : {1, 3, 17, 512}) {
-      for (const int64_t width : {1, 4, 9, 4000}) {
-        for (const int64_t dilation : {1, 7, 60000}) {
-          Problem q{2, dim, 9000, width};
-          q.channel_last = last;
-          Options options{};
-          options.dilation = dilation;
-          const BackwardPlan p(params(q), options, {}, true);
-          const int64_t halo = (width - 1) * dilation;
-          ASSERT_LE((p.chunk + (p.keeps_dz ? halo : 0)) * p.tile_channels, kTileEntries);
-          ASSERT_EQ(kThreads % p.tile_channels, 0);
-          EXPECT_EQ(p.keeps_dz, halo <= kTileEntries / 2);
-          EXPECT_EQ(p.parts, 2 * ceil_div(9000, p.chunk));
-          EXPECT_EQ(p.workspace, p.parts * (width + 1) * dim * 4);
-          if (last && dim == 512 && halo <= 64) {
-            EXPECT_EQ(p.tile_channels, 32);
-          }
-        }
-      }
-    }
+TEST(BackwardPlan, TilesHaveAsManyChannelsAsThereAre) {
+  for (const auto& [last, dim, channels] :
+       {std::tuple{false, 512, 1}, std::tuple{true, 512, 32}, std::tuple{true, 17, 32},
+        std::tuple{true, 16, 16}, std::tuple{true, 3, 4}, std::tuple{true, 1, 1}}) {
+    Problem q{2, dim, 9000};
+    q.channel_last = last;
+    EXPECT_FALSE(plan(q).any_width);
+    const BackwardPlan p(params(q), {}, {}, true);
+    EXPECT_TRUE(p.any_width);
+    EXPECT_EQ(p.tile_channels, channels);
+    EXPECT_EQ(p.chunk * p.tile_channels, kTileEntries);
+    EXPECT_EQ(p.parts, 2 * ceil_div(9000, p.chunk));
+    EXPECT_EQ(p.workspace, p.parts * 5 * dim * 4);
   }
 }
 
