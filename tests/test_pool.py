@@ -1,13 +1,12 @@
-"""The operator ``pool``: against plain torch operations, what it refuses, and what torch sees."""
+"""The operator ``pool``: values, what it refuses, and what torch sees."""
 
 import random
 
+import pool_cases
 import pytest
 import torch
-from helpers import assert_close
-from tolerances import OUT
+from pool_cases import WRITTEN, copied
 
-from causal_conv1d import _pool_plain
 from causal_conv1d._operators import argument_names
 from causal_conv1d._ops import ops
 
@@ -21,89 +20,17 @@ def test_names():
     assert list(argument_names("pool")) == NAMES
 
 
-def make(seed, device, dtype=torch.float64, **given):
-    """Arguments of a random call, in the operator's order, by name."""
-    torch.manual_seed(seed)
-    pick = random.Random(seed)
-
-    def randn(*shape):
-        return torch.randn(*shape, dtype=torch.float64).to(device, dtype)
-
-    def ints(values):
-        kind = pick.choice((torch.int32, torch.int64))
-        return torch.tensor(values, dtype=kind, device=device)
-
-    width, dim = given.get("width", pick.randint(1, 9)), pick.choice((1, 4, 24))
-    lengths = [pick.choice((0, 1, 1, 2, 5, 40)) for _ in range(pick.randint(1, 6))]
-    count, before, after = len(lengths), pick.randint(0, 2), pick.randint(0, 2)
-    ragged = given.get("ragged", pick.random() < 0.8)
-    if not ragged:
-        lengths, before, after = [1] * count, 0, 0
-    bounds = [before]
-    for length in lengths:
-        bounds.append(bounds[-1] + length)
-    total, state_len, slots = bounds[-1] + after, width - 1 + pick.randint(0, 4), count + 2
-    x = randn(dim, total) if pick.random() < 0.3 else randn(total, dim).t()
-    states = (
-        randn(slots, dim, state_len) if pick.random() < 0.5 else randn(slots, state_len, dim).mT
-    )
-    accepted = pick.random() < 0.4
-    pad = pick.choice((-1, 0))
-    slot = [pad if pick.random() < 0.2 else s for s in pick.sample(range(slots), count)]
-    windows = randn(count + 1, 3, dim * (width - 1)) if pick.random() < 0.5 else None
-    return {
-        "x": x,
-        "conv_states": states,
-        "weight": randn(dim, width),
-        "bias": randn(dim) if pick.random() < 0.5 else None,
-        "out": torch.full_like(x, 7),
-        "query_start_loc": ints(bounds) if ragged else None,
-        "cache_indices": ints(slot) if pick.random() < 0.8 else None,
-        "has_initial_state": None if accepted else torch.rand(count, device=device) < 0.5,
-        "num_accepted_tokens": (
-            ints([pick.randint(1, state_len - width + 2) for _ in lengths]) if accepted else None
-        ),
-        "windows_out": windows,
-        "window_indices": None if windows is None else ints(pick.sample(range(count + 1), count)),
-        "pad_slot": pad,
-        "max_seqlen": pick.choice((0, max(lengths))),
-        "silu": pick.random() < 0.5,
-    }
+def make(seed, device, dtype=torch.float32, **given):
+    return pool_cases.make(random.Random(seed), device, dtype, **given)
 
 
-WRITTEN = ("out", "conv_states", "windows_out")
-
-
-def copied(arguments):
-    """The same, with what is written in memory of its own."""
-    return arguments | {n: t.clone() for n in WRITTEN if (t := arguments[n]) is not None}
-
-
-@pytest.mark.parametrize("dtype", OUT)
-@pytest.mark.parametrize("seed", range(40))
-def test_plain_operations(seed, dtype, device):
-    arguments = make(seed, device, dtype)
-    plain = copied(arguments)
-    _pool_plain.pool(*plain.values())
-    assert ops.pool(*arguments.values()) is None
-    assert_close(arguments["out"], plain["out"], OUT[dtype], allow_zero=True)
-    assert torch.equal(arguments["conv_states"], plain["conv_states"])
-    if arguments["windows_out"] is not None:
-        assert torch.equal(arguments["windows_out"], plain["windows_out"])
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_out_may_be_x(seed, device):
-    arguments = make(seed, device, torch.float32, width=1 + seed % 8)
-    apart = copied(arguments)
-    ops.pool(*apart.values())
-    ops.pool(*(arguments | {"out": arguments["x"]}).values())
-    assert torch.equal(arguments["x"], apart["out"])
-    assert torch.equal(arguments["conv_states"], apart["conv_states"])
+@pytest.mark.parametrize("seed", range(100))
+def test_random_calls(seed, device):
+    pool_cases.assert_case(*pool_cases.random_case(random.Random(seed), device))
 
 
 def test_zeros_where_no_sequence_is(device):
-    arguments = make(0, device, torch.float32, width=4, ragged=True)
+    arguments = make(0, device, width=4, ragged=True)
     total = arguments["x"].shape[1]
     bounds = torch.linspace(1, total - 1, arguments["query_start_loc"].shape[0], device=device)
     slots = torch.arange(bounds.shape[0] - 1, device=device)
