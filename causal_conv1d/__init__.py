@@ -27,15 +27,27 @@ except ImportError as problem:
 
 _distributed.add_missing_names()
 
+
+def __getattr__(name: str):
+    """What lies over several processes is imported when it is first asked for."""
+    if name in ("causal_conv1d_cp", "selective_scan_cp"):
+        from . import distributed
+
+        return getattr(distributed, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
 __all__ = [
     "CausalConv1d",
     "ShortConvolution",
     "__version__",
+    "causal_conv1d_cp",
     "causal_conv1d_fn",
     "causal_conv1d_update",
     "causal_conv1d_varlen_fn",
     "causal_conv1d_varlen_states",
     "onnx",
+    "selective_scan_cp",
     "selective_scan_fn",
     "selective_state_update",
     "use_in_transformers",

@@ -1,0 +1,2 @@
+def selective_scan_cp(*a, **k):
+    raise NotImplementedError

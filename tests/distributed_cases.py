@@ -1,0 +1,212 @@
+"""Random cases of the convolution in shards, and the whole call that they are compared with.
+
+The functions here run on every rank of ``distributed_run``. Each rank makes the same whole and
+takes its own shard of it.
+"""
+
+import random
+
+import torch
+import torch.distributed as dist
+
+from causal_conv1d import causal_conv1d_cp, causal_conv1d_fn
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+# The relative error, in the 2-norm, of the sum of the ranks' shares of a gradient, by its dtype:
+# each share is rounded to it.
+SHARES = {
+    torch.float32: 5e-6,
+    torch.bfloat16: 1e-2,
+    torch.float16: 1.5e-3,
+    torch.float64: 1e-12,
+}
+
+
+def part_lengths(rng, parts, width):
+    """Of each part, from 0 to 3 W; None if all are equal."""
+    kind = rng.randrange(3)
+    if kind == 0:
+        return [rng.randrange(3 * width + 1)] * parts, False
+    if kind == 1:  # mostly short ones, so that a halo comes from several ranks
+        return [rng.choice((0, 1, 1, 2, width)) for _ in range(parts)], True
+    return [rng.randrange(3 * width + 1) for _ in range(parts)], True
+
+
+def own_steps(lengths, layout, rank, ranks):
+    """The steps of a rank's shard, by their places in the whole."""
+    starts = [sum(lengths[:i]) for i in range(len(lengths) + 1)]
+    mine = [rank] if layout == "contiguous" else [rank, 2 * ranks - 1 - rank]
+    return [step for i in mine for step in range(starts[i], starts[i + 1])]
+
+
+def boundaries(rng, total):
+    """cu_seqlens with empty and short sequences; sometimes padding follows the last."""
+    count = rng.randrange(1, 7)
+    end = total if rng.random() < 0.7 else rng.randrange(total + 1)
+    return [0, *sorted(rng.randrange(end + 1) for _ in range(count - 1)), end]
+
+
+def ids_of(bounds, total):
+    ids = [-1] * total
+    for i in range(len(bounds) - 1):
+        ids[bounds[i] : bounds[i + 1]] = [i] * (bounds[i + 1] - bounds[i])
+    return ids
+
+
+def make_ids(rng, batch, total):
+    """Rows of packed sequences, some of them padding."""
+    rows = []
+    for _ in range(batch):
+        bounds = boundaries(rng, total)
+        names = rng.sample(range(50), len(bounds))
+        padding = set(rng.sample(range(len(bounds)), rng.randrange(2)))
+        ids = [-1 if i < 0 or i in padding else names[i] for i in ids_of(bounds, total)]
+        rows.append(ids if rng.random() < 0.9 else [-1] * total)
+    return torch.tensor(rows, dtype=torch.int32).view(batch, total)
+
+
+def dilated(x, weight, bias, seq_idx, states, silu, dilation):
+    """out and, without ids, the last (width - 1) * dilation inputs, by the phases of x."""
+    length, halo = x.shape[-1], (weight.shape[1] - 1) * dilation
+    out, final = torch.empty_like(x), x.new_empty(*x.shape[:2], halo)
+    for r in range(dilation):
+        phase = None if states is None else states[..., r::dilation]
+        ids = None
+        if seq_idx is not None:
+            ids = seq_idx[:, r::dilation]
+            if phase is not None and r < length:
+                phase = phase.where((seq_idx[:, r] == seq_idx[:, 0])[:, None, None], 0)
+        args = (x[..., r::dilation], weight, bias, ids, phase, True)
+        out[..., r::dilation], last = causal_conv1d_fn(*args, activation=silu)
+        final[..., (r - length) % dilation :: dilation] = last
+    return out, final
+
+
+def whole(case, x, weight, bias, states):
+    """out and final states of one process."""
+    out, final = dilated(x, weight, bias, case["ids"], states, case["silu"], case["dilation"])
+    if case["bounds"] is not None:
+        zeros = x.new_zeros(1, x.shape[1], final.shape[-1])
+        rows = [
+            torch.cat([zeros, x[..., a:b]], -1)[..., b - a :]
+            for a, b in zip(case["bounds"], case["bounds"][1:], strict=False)
+        ]
+        final = torch.cat(rows)
+    return out, final
+
+
+def random_case(rng, ranks):
+    layout = rng.choice(("contiguous", "zigzag"))
+    parts = ranks * (2 if layout == "zigzag" else 1)
+    width, dilation = rng.choice((1, 2, 3, 4, 4, 4, 5, 7)), rng.choice((1, 1, 3))
+    lengths, given = part_lengths(rng, parts, width)
+    total = sum(lengths)
+    kind = rng.choice(("plain", "plain", "seq_idx", "cu_seqlens"))
+    batch = 1 if kind == "cu_seqlens" else rng.randrange(1, 4)
+    dim, dtype = rng.choice((1, 5, 8, 16)), rng.choice(DTYPES)
+    half = rng.choice((torch.float32, torch.float16, torch.bfloat16))
+    generator = torch.Generator().manual_seed(rng.randrange(1 << 30))
+
+    def values(*shape, dtype=dtype):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+
+    x = values(batch, total, dim).mT if rng.random() < 0.5 else values(batch, dim, total)
+    other = dtype if dtype == torch.float64 else half
+    states = None
+    if kind != "cu_seqlens" and rng.random() < 0.5:
+        states = values(batch, dim, (width - 1) * dilation, dtype=other)
+    bounds = boundaries(rng, total) if kind == "cu_seqlens" else None
+    ids = make_ids(rng, batch, total) if kind == "seq_idx" else None
+    if bounds is not None:
+        ids = torch.tensor([ids_of(bounds, total)], dtype=torch.int32).view(1, total)
+    # Final states of padded rows in phases have no whole call to be compared with.
+    final = rng.random() < 0.5 and not (kind == "seq_idx" and dilation > 1)
+    return {
+        "layout": layout,
+        "lengths": lengths,
+        "given": given,
+        "dilation": dilation,
+        "silu": rng.choice((None, "silu")),
+        "bounds": bounds,
+        "ids": ids,
+        "final": final,
+        "final_gradient": final and (kind == "plain" or dtype in (torch.float32, torch.float64)),
+        "x": x,
+        "weight": values(dim, width, dtype=other),
+        "bias": values(dim, dtype=other) if rng.random() < 0.5 else None,
+        "states": states,
+        "dout": values(batch, dim, total),
+        "seed": rng.randrange(1 << 30),
+    }
+
+
+def summed(share, wanted):
+    """Whether the ranks' shares of a gradient add up to the whole one."""
+    share = share.detach().double()
+    sizes = share.abs()
+    dist.all_reduce(share)
+    dist.all_reduce(sizes)
+    return (share - wanted.double()).norm() <= SHARES[wanted.dtype] * sizes.norm()
+
+
+def leaf(tensor):
+    return None if tensor is None else tensor.detach().clone().requires_grad_()
+
+
+def run_case(case, rank, ranks):
+    """Raises unless this rank's shard of the case is that of the whole."""
+    leaves = [leaf(case[name]) for name in ("x", "weight", "bias", "states")]
+    given = [t for t in leaves if t is not None]
+    out, final = whole(case, *leaves)
+    generator = torch.Generator().manual_seed(case["seed"])
+    dfinal = torch.randn(final.shape, generator=generator, dtype=torch.float64).to(final.dtype)
+    loss, dloss = [out], [case["dout"]]
+    if case["final_gradient"]:
+        loss, dloss = [out, final], [case["dout"], dfinal]
+    wanted = torch.autograd.grad(loss, given, dloss, allow_unused=True)
+    wanted = [torch.zeros_like(t) if g is None else g for g, t in zip(wanted, given, strict=True)]
+
+    steps = own_steps(case["lengths"], case["layout"], rank, ranks)
+    mine = [leaf(case["x"][..., steps]), *(leaf(t) for t in leaves[1:])]
+    own = [t for t in mine if t is not None]
+    packed = case["bounds"] is not None
+    found = causal_conv1d_cp(
+        mine[0],
+        mine[1],
+        mine[2],
+        case["silu"],
+        seq_idx=None if case["ids"] is None or packed else case["ids"][:, steps],
+        cu_seqlens=torch.tensor(case["bounds"]) if packed else None,
+        initial_states=mine[3],
+        return_final_states=case["final"],
+        layout=case["layout"],
+        lengths=case["lengths"] if case["given"] else None,
+        dilation=case["dilation"],
+    )
+    own_out, own_final = found if case["final"] else (found, None)
+    assert torch.equal(own_out, out[..., steps]), "out"
+    if case["final"]:
+        assert torch.equal(own_final, final), "final states"
+    loss, dloss = [own_out], [case["dout"][..., steps]]
+    if case["final_gradient"]:
+        # Of one rank's loss alone; the others' gradient is zero.
+        last = rank == case["seed"] % ranks
+        loss, dloss = [own_out, own_final], [*dloss, dfinal if last else torch.zeros_like(dfinal)]
+    gradients = torch.autograd.grad(loss, own, dloss)
+    names = [n for n, t in zip(("dx", "dweight", "dbias", "dstates"), mine, strict=True) if t is not None]
+    for name, got, want in zip(names, gradients, wanted, strict=True):
+        if name == "dx":
+            assert torch.equal(got, want[..., steps]), "dx"
+        else:
+            assert summed(got, want), name
+
+
+def random_cases(seeds):
+    rank, ranks = dist.get_rank(), dist.get_world_size()
+    for seed in seeds:
+        case = random_case(random.Random(seed), ranks)
+        try:
+            run_case(case, rank, ranks)
+        except Exception as error:
+            told = {k: v for k, v in case.items() if not isinstance(v, torch.Tensor)}
+            raise AssertionError(f"rank {rank} of {ranks}, seed {seed}: {told}") from error

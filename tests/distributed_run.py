@@ -1,0 +1,59 @@
+"""Runs a function on several ranks with Gloo; a server that has imported torch forks them."""
+
+import datetime
+import multiprocessing
+import os
+import time
+import traceback
+
+import pytest
+import torch
+import torch.distributed as dist
+
+
+def run(function, ranks, folder, *args, timeout=60):
+    """The text that function(*args) returns on each rank, or its error's; "" if a rank died."""
+    if not dist.is_available():
+        pytest.skip("torch is without distributed")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch"])
+    # A new store each time: a file that is left from a run is taken for one of this run.
+    store = str(folder / f"store{time.monotonic_ns()}")
+    results = [folder / f"{store}.{rank}" for rank in range(ranks)]
+    workers = [
+        context.Process(
+            target=_main, args=(function, rank, ranks, store, str(results[rank]), timeout, args)
+        )
+        for rank in range(ranks)
+    ]
+    for worker in workers:
+        worker.start()
+    end = time.monotonic() + 10 * timeout
+    for worker in workers:
+        worker.join(max(end - time.monotonic(), 0))
+    late = [rank for rank, worker in enumerate(workers) if worker.is_alive()]
+    for worker in workers:
+        worker.kill()
+    assert not late, f"ranks {late} hang"
+    return [result.read_text() if result.exists() else "" for result in results]
+
+
+def check(function, ranks, folder, *args):
+    """As run; each rank must come through."""
+    found = run(function, ranks, folder, *args)
+    assert found == ["done"] * ranks, "\n".join(found)
+
+
+def _main(function, rank, ranks, store, result, timeout, args):
+    torch.set_num_threads(1)
+    limit = datetime.timedelta(seconds=timeout)
+    method = f"file://{store}"
+    dist.init_process_group("gloo", method, limit, rank=rank, world_size=ranks)
+    try:
+        text = function(*args) or "done"
+        dist.barrier()  # a process that ends early takes its connections from the others
+    except Exception:
+        text = traceback.format_exc()
+    with open(result, "w") as file:
+        file.write(text)
+    os._exit(0)  # threads of Gloo that are still there may abort a process that ends otherwise
