@@ -193,7 +193,9 @@ def run_case(case, rank, ranks):
         last = rank == case["seed"] % ranks
         loss, dloss = [own_out, own_final], [*dloss, dfinal if last else torch.zeros_like(dfinal)]
     gradients = torch.autograd.grad(loss, own, dloss)
-    names = [n for n, t in zip(("dx", "dweight", "dbias", "dstates"), mine, strict=True) if t is not None]
+    names = [
+        n for n, t in zip(("dx", "dweight", "dbias", "dstates"), mine, strict=True) if t is not None
+    ]
     for name, got, want in zip(names, gradients, wanted, strict=True):
         if name == "dx":
             assert torch.equal(got, want[..., steps]), "dx"

@@ -26,7 +26,7 @@ from .. import _fake
 from .._arguments import check_tensors, is_silu
 from . import final_states, local
 from .exchange import Halos, agree, dtype_number, find_group, sum_over_ranks
-from .parts import Part, Parts, make_parts
+from .parts import Part, Parts, check_bounds, make_parts
 
 CALLER = "causal_conv1d_cp"
 
@@ -254,9 +254,7 @@ def ids_of_packed(cu_seqlens, parts: Parts):
     length = sum(part.length for part in parts.mine)
     ids = cu_seqlens.new_empty((1, length), dtype=torch.int32)
     for part in parts.mine:
-        steps = torch.arange(
-            part.start, part.end, dtype=cu_seqlens.dtype, device=cu_seqlens.device
-        )
+        steps = torch.arange(part.start, part.end, dtype=cu_seqlens.dtype, device=cu_seqlens.device)
         found = torch.searchsorted(cu_seqlens, steps, right=True) - 1
         found = found.masked_fill(steps >= cu_seqlens[-1], -1)
         ids[0, part.slice()] = found.to(torch.int32)
@@ -353,6 +351,8 @@ def causal_conv1d_cp(
         _checked(x, weight, bias, seq_idx, cu_seqlens, initial_states, dilation)
         silu, length = is_silu(activation), x.shape[2]
         parts = make_parts(CALLER, layout, length, lengths, rank, ranks)
+        if cu_seqlens is not None:
+            check_bounds(CALLER, cu_seqlens, parts.total, padding=True)
         halo = (weight.shape[1] - 1) * dilation
         call = Call(parts, group, silu, dilation, halo, bool(return_final_states))
         tensors = (x, weight, bias, initial_states)

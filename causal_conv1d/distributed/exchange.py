@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -123,11 +123,73 @@ def _bytes(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.contiguous().flatten().view(torch.uint8)
 
 
+class Messages:
+    """Tensors on their way between ranks; all that one rank has for another is one message.
+
+    items are (source rank, target rank, key), the same on every rank. cut(key) gives the tensors of
+    a key, at the source; like(key) gives tensors of their shapes and dtypes, at the target, of
+    which the values do not matter.
+    """
+
+    def __init__(
+        self,
+        items: Iterable[tuple[int, int, Hashable]],
+        cut: Callable[[Any], list[torch.Tensor]],
+        like: Callable[[Any], list[torch.Tensor]],
+        rank: int,
+        group: Any,
+    ) -> None:
+        pairs: dict[tuple[int, int], list[Any]] = {}
+        self.values: dict[Any, list[torch.Tensor]] = {}
+        for source, target, key in items:
+            if source != target:
+                pairs.setdefault((source, target), []).append(key)
+            elif source == rank:
+                self.values[key] = cut(key)
+        operations: list[Any] = []
+        self.arriving: list[tuple[Any, list[torch.Tensor], torch.Tensor]] = []
+        for (source, target), keys in sorted(pairs.items(), key=lambda pair: pair[0]):
+            if source == rank:
+                buffer = torch.cat([_bytes(tensor) for key in keys for tensor in cut(key)])
+                self._post(operations, dist.isend, buffer, target, group)
+            elif target == rank:
+                forms = [form for key in keys for form in like(key)]
+                buffer = forms[0].new_empty(sum(map(_size, forms)), dtype=torch.uint8)
+                self._post(operations, dist.irecv, buffer, source, group)
+                self.arriving.append((keys, forms, buffer))
+        self.sent = [operation.tensor for operation in operations]  # alive until they are through
+        self.works = dist.batch_isend_irecv(operations) if operations else []
+
+    @staticmethod
+    def _post(operations, operation, buffer, peer, group):
+        peer = dist.get_global_rank(group, peer)
+        operations.append(dist.P2POp(operation, buffer, peer, group))
+
+    def wait(self) -> dict[Any, list[torch.Tensor]]:
+        """By key the tensors for this rank. The host waits only for what is on the CPU."""
+        for work in self.works:
+            work.wait()
+        for keys, forms, buffer in self.arriving:
+            pieces = buffer.split([_size(form) for form in forms])
+            tensors = [  # a clone is aligned
+                piece.clone().view(form.dtype).view(form.shape)
+                for piece, form in zip(pieces, forms, strict=True)
+            ]
+            count = len(forms) // len(keys)
+            for i, key in enumerate(keys):
+                self.values[key] = tensors[i * count : (i + 1) * count]
+        self.works, self.sent, self.arriving = [], [], []
+        return self.values
+
+
+def _size(tensor: torch.Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
 class Halos:
     """The steps beside each of this rank's parts, on their way.
 
-    needed has the pieces of every part. Each of the fields is cut along its last dimension; all
-    that one rank has for another is one message.
+    needed has the pieces of every part. Each of the fields is cut along its last dimension.
     """
 
     def __init__(
@@ -137,69 +199,36 @@ class Halos:
         fields: Sequence[torch.Tensor | None],
         group: Any,
     ) -> None:
-        self.parts, self.needed = parts, needed
-        self.fields = [field for field in fields if field is not None]
-        self.given = [field is not None for field in fields]
-        messages: dict[tuple[int, int], list[Piece]] = {}
-        for piece in (piece for pieces in needed.values() for piece in pieces):
-            if piece.source.rank != piece.rank:
-                messages.setdefault((piece.source.rank, piece.rank), []).append(piece)
-        self.buffers: dict[Piece, list[torch.Tensor]] = {}
-        operations: list[Any] = []
-        for (source, target), pieces in sorted(messages.items(), key=lambda item: item[0]):
-            if source == parts.rank:
-                values = [_bytes(value) for piece in pieces for value in self._cut(piece)]
-                self._post(operations, dist.isend, torch.cat(values), target, group)
-            elif target == parts.rank:
-                sizes = [size for piece in pieces for size in self._sizes(piece)]
-                buffer = self.fields[0].new_empty(sum(sizes), dtype=torch.uint8)
-                self._post(operations, dist.irecv, buffer, source, group)
-                values = list(buffer.split(sizes))
-                for i, piece in enumerate(pieces):
-                    n = len(self.fields)
-                    self.buffers[piece] = values[i * n : (i + 1) * n]
-        self.sent = [operation.tensor for operation in operations]  # alive until they are through
-        self.works = dist.batch_isend_irecv(operations) if operations else []
+        self.parts, self.needed, self.fields = parts, needed, fields
+        pieces = [piece for pieces in needed.values() for piece in pieces]
+        items = [(piece.source.rank, piece.rank, piece) for piece in pieces]
+        self.messages = Messages(items, self._cut, self._like, parts.rank, group)
 
-    @staticmethod
-    def _post(operations, operation, buffer, peer, group):
-        peer = dist.get_global_rank(group, peer)
-        operations.append(dist.P2POp(operation, buffer, peer, group))
+    def _given(self) -> list[torch.Tensor]:
+        return [field for field in self.fields if field is not None]
 
     def _cut(self, piece: Piece) -> list[torch.Tensor]:
         where = piece.source.slice(piece.first, piece.last)
-        return [field[..., where] for field in self.fields]
+        return [field[..., where] for field in self._given()]
 
-    def _shape(self, field: torch.Tensor, piece: Piece) -> tuple[int, ...]:
-        return (*field.shape[:-1], piece.last - piece.first)
-
-    def _sizes(self, piece: Piece) -> list[int]:
-        counts = [torch.Size(self._shape(field, piece)).numel() for field in self.fields]
-        return [n * field.element_size() for n, field in zip(counts, self.fields, strict=True)]
-
-    def _value(self, piece: Piece) -> list[torch.Tensor]:
-        if piece.source.rank == self.parts.rank:
-            return self._cut(piece)
-        return [  # a clone is aligned
-            buffer.clone().view(field.dtype).view(self._shape(field, piece))
-            for buffer, field in zip(self.buffers[piece], self.fields, strict=True)
-        ]
+    def _like(self, piece: Piece) -> list[torch.Tensor]:
+        count = piece.last - piece.first
+        return [field.new_empty(1).expand(*field.shape[:-1], count) for field in self._given()]
 
     def wait(self) -> dict[Part, list[torch.Tensor | None]]:
         """For each of this rank's parts its halo of each field; empty where there is none."""
-        for work in self.works:
-            work.wait()
-        self.works = []
+        values = self.messages.wait()
         found: dict[Part, list[torch.Tensor | None]] = {}
         for part in self.parts.mine:
-            values = [self._value(piece) for piece in self.needed[part]]
-            if values:
-                halos = [torch.cat(pieces, -1) for pieces in zip(*values, strict=True)]
-            else:
-                halos = [field[..., :0] for field in self.fields]
-            remaining = iter(halos)
-            found[part] = [next(remaining) if given else None for given in self.given]
-        self.sent = []
+            pieces = [iter(values[piece]) for piece in self.needed[part]]
+            found[part] = [
+                None
+                if field is None
+                else torch.cat([next(piece) for piece in pieces], -1)
+                if pieces
+                else field[..., :0]
+                for field in self.fields
+            ]
         return found
 
 

@@ -52,30 +52,31 @@ class Parts:
         return self.all[-1].end
 
     @property
+    def filled(self) -> list[Part]:
+        """The parts that are not empty."""
+        return [part for part in self.all if part.length > 0]
+
+    @property
     def mine(self) -> list[Part]:
         """This rank's parts that are not empty."""
-        return [part for part in self.all if part.rank == self.rank and part.length > 0]
+        return [part for part in self.filled if part.rank == self.rank]
 
     @property
     def first(self) -> Part:
         """The part with the first step; it answers for what comes before."""
-        return next((part for part in self.all if part.length > 0), self.all[0])
+        return (self.filled or self.all)[0]
 
     def before(self, count: int) -> dict[Part, list[Piece]]:
         """For each part, in order, the pieces that hold up to count steps before it."""
-        return {part: self._cut(part, part.start - count, part.start) for part in self._filled}
+        return {part: self._cut(part, part.start - count, part.start) for part in self.filled}
 
     def after(self, count: int) -> dict[Part, list[Piece]]:
         """For each part, in order, the pieces that hold up to count steps after it."""
-        return {part: self._cut(part, part.end, part.end + count) for part in self._filled}
-
-    @property
-    def _filled(self) -> list[Part]:
-        return [part for part in self.all if part.length > 0]
+        return {part: self._cut(part, part.end, part.end + count) for part in self.filled}
 
     def _cut(self, part: Part, begin: int, end: int) -> list[Piece]:
         pieces = []
-        for source in self._filled:
+        for source in self.filled:
             first, last = max(begin, source.start), min(end, source.end)
             if first < last:
                 where = first - source.start, last - source.start
@@ -121,3 +122,21 @@ def make_parts(
             f"got {length}"
         )
     return Parts(tuple(parts), rank)
+
+
+def check_bounds(caller: str, cu_seqlens, total: int, padding: bool) -> None:
+    """Raises for boundaries that do not fit; of those on a GPU the host knows only the number.
+
+    padding: whether the last may lie before the end.
+    """
+    fits = cu_seqlens.shape[0] > 1 or total == 0
+    if fits and cu_seqlens.device.type == "cpu":
+        bounds = cu_seqlens.tolist()
+        fits = bounds[0] == 0 and bounds == sorted(bounds) and bounds[-1] <= total
+        fits = fits and (padding or bounds[-1] == total)
+    if not fits:
+        end = f"at most {total}" if padding else total
+        raise RuntimeError(
+            f"{caller}: cu_seqlens must ascend from 0 to {end}, the steps of all ranks together, "
+            f"got {cu_seqlens.tolist()}"
+        )
