@@ -20,6 +20,7 @@ from ._arguments import (
 from ._autograd import Forward, Update, update_of_graph
 from ._convolve import convolve
 from ._dispatch import is_transformed
+from ._dtensor import is_sequence_sharded, sequence_sharded
 from ._ops import ops as _ops
 from .reference import causal_conv1d_ref, causal_conv1d_update_ref
 
@@ -279,7 +280,11 @@ def _traced(x, weight, bias, seq_idx, initial_states, with_states, states_out, s
     """causal_conv1d_fn by operators alone, for tracers, transformations and tensor subclasses."""
     _check_fn_tensors(x, weight, bias, seq_idx, initial_states, states_out)
     args = (x, weight, bias, seq_idx, initial_states, silu)
-    if _onnx.is_exporting():
+    if is_sequence_sharded(x):
+        found = sequence_sharded(*args[:5], with_states, silu)
+        if not with_states:
+            return found
+    elif _onnx.is_exporting():
         found = _onnx.forward_states(*args)
         if not with_states:
             return found[0]

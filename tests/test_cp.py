@@ -1,14 +1,21 @@
-"""``causal_conv1d_cp`` with Gloo: the bits of one process on 2, 4 and 8 ranks."""
+"""``causal_conv1d_cp`` and ``selective_scan_cp`` with Gloo: what one process has, on many ranks."""
+
+import subprocess
+import sys
 
 import distributed_cases as cases
+import distributed_faults as faults
 import distributed_scan_cases as scans
 import pytest
-from distributed_run import check
+import torch
+from distributed_run import check, run
+
+from causal_conv1d import causal_conv1d_cp
 
 
 @pytest.mark.parametrize("ranks", [2, 4, 8])
 def test_random_cases(ranks, tmp_path):
-    """500 in all; each rank compares its shard with that of the whole."""
+    """500 in all; out and dx have the bits of the whole call."""
     seeds = {2: range(180), 4: range(1000, 1180), 8: range(2000, 2140)}[ranks]
     check(cases.random_cases, ranks, tmp_path, seeds)
 
@@ -16,3 +23,74 @@ def test_random_cases(ranks, tmp_path):
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_random_scans(ranks, tmp_path):
     check(scans.random_cases, ranks, tmp_path, range(100 * ranks, 100 * ranks + 60))
+
+
+DIFFERENCES = {
+    "batch": "the batch must be the same on every rank, and rank 1 has another than rank 0: 2",
+    "dim": "dim must be the same on every rank, and rank 1 has another than rank 0: 4, and 2",
+    "width": "the width must be the same",
+    "dtype": "the dtype of x must be the same",
+    "bias": "whether bias is given must be the same",
+    "length": "the length of a shard, unless lengths is given, must be the same",
+    "lengths": "lengths must be the same",
+    "gradients": "whether gradients are wanted must be the same",
+    "an error": "rank 1 raised an error, so no rank goes on",
+    "no tensor": "rank 1 raised an error, so no rank goes on",
+    "scan": "rank 1 raised an error, so no rank goes on",
+}
+OWN = {  # what rank 1 says of its own error
+    "an error": "weight must be (dim, width) with dim = 4",
+    "no tensor": "x must be a tensor, got None",
+    "scan": "A must be (dim, dstate) with dim = 4",
+}
+
+
+def test_a_difference_between_ranks_is_an_error_on_each(tmp_path):
+    for rank, text in enumerate(run(faults.differences, 3, tmp_path)):
+        assert ": " in text, text
+        lines = dict(line.split(": ", 1) for line in text.splitlines())
+        for name, told in DIFFERENCES.items():
+            told = OWN.get(name, told) if rank == 1 else told
+            assert told in lines[name], (rank, name, lines)
+
+
+def test_refusals(tmp_path):
+    check(faults.refusals, 3, tmp_path)
+
+
+def test_a_rank_that_dies_is_an_error_on_the_others(tmp_path):
+    """Within the group's timeout, here some seconds."""
+    found = run(faults.one_dies, 4, tmp_path, timeout=5)
+    for rank, text in enumerate(found):
+        assert text == "" if rank == 1 else text.startswith("RuntimeError"), found
+
+
+def test_no_rank_waits_for_ever_without_a_check(tmp_path):
+    """Gloo ends a process to which more is sent than it waits for; the others have an error."""
+    found = run(faults.another_dim_unchecked, 4, tmp_path, timeout=5)
+    assert all(text == "" or text.startswith("RuntimeError") for text in found), found
+
+
+def test_call_forms(tmp_path):
+    check(faults.call_forms, 4, tmp_path)
+
+
+def test_without_a_group():
+    with pytest.raises(RuntimeError, match="there is no process group: call torch.distributed"):
+        causal_conv1d_cp(torch.randn(1, 4, 5), torch.randn(4, 3))
+
+
+def test_it_is_imported_when_it_is_asked_for():
+    program = """
+import sys, torch, causal_conv1d
+assert "causal_conv1d.distributed" not in sys.modules
+assert causal_conv1d.causal_conv1d_cp and causal_conv1d.selective_scan_cp
+torch.distributed.is_available = lambda: False
+try:
+    causal_conv1d.causal_conv1d_cp(torch.randn(1, 4, 5), torch.randn(4, 3))
+except RuntimeError as error:
+    assert "built without torch.distributed" in str(error), error
+else:
+    raise AssertionError
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, cwd="/")

@@ -96,6 +96,41 @@ def test_dtensor(tmp_path, device):
     spawn(_dtensor, tmp_path, device)
 
 
+def _sequence_sharded(mesh):
+    from torch.distributed.tensor import DTensor
+
+    # Each length of 22 with states, of 1 on the first device alone.
+    for length in (22, 21, 1):
+        for kind in (None, "padded"):
+            case = make_case((4, 8, length), 4, states=True, seq_idx=kind)
+            plain = [case.x, case.weight, case.bias, case.seq_idx, case.initial_states]
+            leaves = [t for t in plain if t is not None and t.is_floating_point()]
+            for tensor in leaves:
+                tensor.requires_grad_()
+            expected = _loss(*plain)
+            gradients = torch.autograd.grad(expected[2], leaves)
+            sharded = [
+                _distribute(t if t is None else t.detach(), dim, mesh)
+                for t, dim in zip(plain, (2, None, None, 1, None), strict=True)
+            ]
+            given = [t for t in sharded if t is not None and t.is_floating_point()]
+            for tensor in given:
+                tensor.requires_grad_()
+            out, final, loss = _loss(*sharded)
+            assert isinstance(out, DTensor) and out.placements == sharded[0].placements
+            assert torch.equal(out.full_tensor(), expected[0])
+            assert torch.equal(final.full_tensor(), expected[1])
+            found = torch.autograd.grad(loss, given)
+            for a, b in zip(found, gradients, strict=True):
+                torch.testing.assert_close(a.full_tensor(), b)
+            with pytest.raises(TypeError, match="weight must be a DTensor"):
+                causal_conv1d_fn(sharded[0], plain[1])
+
+
+def test_sequence_sharded_dtensor(tmp_path, device):
+    spawn(_sequence_sharded, tmp_path, device)
+
+
 def _dtensor_update(mesh):
     x, weight, bias, _, states = arguments()
     token = x[:, :, 0].contiguous()

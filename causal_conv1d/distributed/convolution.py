@@ -378,6 +378,6 @@ def causal_conv1d_cp(
         ]
         return call, numbers
 
-    call = agree(CALLER, group, x.device, check, _AGREED, prepare)
+    call = agree(CALLER, group, x, check, _AGREED, prepare)
     ids = seq_idx if cu_seqlens is None else ids_of_packed(cu_seqlens, call.parts)
     return _Convolution.apply(call, x, weight, bias, ids, initial_states, cu_seqlens)

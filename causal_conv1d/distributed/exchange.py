@@ -85,7 +85,7 @@ def _wants_check(check: bool | None, group: Any, device: torch.device) -> bool:
 def agree(
     caller: str,
     group: Any,
-    device: torch.device,
+    x: Any,
     check: bool | None,
     agreed: dict[str, bool],
     prepare: Callable[[], tuple[Any, Sequence[int]]],
@@ -95,6 +95,7 @@ def agree(
     If prepare fails on one rank, or its numbers differ, every rank raises; none waits. agreed has
     the name of each number, and whether an error shows the number.
     """
+    device = x.device if isinstance(x, torch.Tensor) else torch.device("cpu")
     if not _wants_check(check, group, device):
         return prepare()[0]
     problem = None

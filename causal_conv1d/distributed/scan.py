@@ -401,6 +401,6 @@ def selective_scan_cp(
         ]
         return call, numbers
 
-    call = agree(CALLER, group, u.device, check, _AGREED, prepare)
+    call = agree(CALLER, group, u, check, _AGREED, prepare)
     B, C = (t.unsqueeze(1) if t.dim() == 3 else t for t in (B, C))
     return _Scan.apply(call, cu_seqlens, u, delta, A, B, C, D, z, delta_bias, initial_states)
