@@ -1,17 +1,23 @@
 """DTensor, FSDP2 and DDP: the values and gradients of one process, on two with Gloo."""
 
 import os
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from distributed_run import run
 from helpers import make_case, randn
 
 from causal_conv1d import causal_conv1d_fn, causal_conv1d_update
 
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch is without distributed")
 WORLD = 2
+ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
 def spawn(function, tmp_path, device):
@@ -221,11 +227,46 @@ def test_training_with_fsdp2(tmp_path, device):
     spawn(_fsdp2, tmp_path, device)
 
 
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def test_documented_example(tmp_path):
+    code = re.search(
+        r"```python\n(# shards.py\n.*?)```", (ROOT / "docs/distributed.md").read_text(), re.S
+    )
+    (tmp_path / "shards.py").write_text(code[1])
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command = [*torchrun, "--nproc-per-node", "4", "shards.py"]
+    found = subprocess.run(command, cwd=tmp_path, env=ONE_THREAD, capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr
+    assert sorted(found.stdout.splitlines()) == [
+        f"rank {rank}: the same as one process" for rank in range(4)
+    ]
+
+
+def _documented_training(folder):
+    sys.path.insert(0, folder)
+    import train_sharded
+
+    return " ".join(map(repr, train_sharded.train()))
+
+
+@pytest.mark.skipif(torch.__version__ < (2, 7), reason="torch's FSDP2 needs a GPU before 2.7")
+def test_documented_training(tmp_path):
+    """FSDP2, tensor parallelism and the sequence in shards: the losses of one rank."""
+    folder = str(ROOT / "docs/examples")
+    one, *others = [
+        [float(loss) for loss in text.split()]
+        for ranks in (1, 4)
+        for text in run(_documented_training, ranks, tmp_path, folder)
+    ]
+    assert one[-1] < 0.8 * one[0]
+    for losses in others:
+        assert losses == pytest.approx(one, rel=1e-5)
+
+
 def test_strategies_are_registered_whenever_dtensor_is_imported():
     """Before this library or after it."""
-    import subprocess
-    import sys
-
     program = """
 import sys, torch
 {}

@@ -45,6 +45,7 @@ ELSEWHERE = {
     "with causal_conv1d.onnx": "tests/test_onnxruntime.py::test_exported_and_loaded_as_documented",
     "model = onnx.load": "tests/test_onnxruntime.py::test_microsofts_node_moved",
     "from pathlib import Path\nfrom kernels": "tests/ecosystem/test_kernels.py::test_as_documented",
+    "# shards.py\n": "tests/test_distributed.py::test_documented_example",
     "from kernels import LocalLayer": "tests/ecosystem/test_kernels.py::test_as_documented",
 }
 PYTHON = [(page, code) for page in PAGES for code in blocks(page, "python")]
