@@ -84,10 +84,30 @@ def register() -> None:
 
 def is_sequence_sharded(x) -> bool:
     """Whether x is a DTensor (batch, dim, seqlen) whose sequence is sharded."""
-    module = sys.modules.get("torch.distributed.tensor")
-    if module is None or not isinstance(x, getattr(module, "DTensor", ())):
+    if "torch.distributed.tensor" not in sys.modules:
         return False
-    return x.dim() == 3 and any(placement.is_shard(2) for placement in x.placements)
+    from torch.distributed.tensor import DTensor
+
+    return isinstance(x, DTensor) and x.dim() == 3 and any(p.is_shard(2) for p in x.placements)
+
+
+def _local(x, name, tensor):
+    """This device's part of a tensor that goes with x; where x alone is sharded, its gradient is
+    this device's share."""
+    from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
+
+    if tensor is None:
+        return None
+    if not isinstance(tensor, DTensor):
+        raise TypeError(f"causal_conv1d_fn: {name} must be a DTensor, as x is")
+    follows = {0: _BATCH.get(name), 1: _CHANNELS.get(name), 2: 1 if name == "seq_idx" else None}
+    places, gradients = [], []
+    for placement in x.placements:
+        dim = follows[placement.dim] if placement.is_shard() else None
+        places.append(Replicate() if dim is None else Shard(dim))
+        shared = placement.is_shard() and dim is None
+        gradients.append(Partial() if shared else places[-1])
+    return tensor.redistribute(x.device_mesh, places).to_local(grad_placements=gradients)
 
 
 def sequence_sharded(x, weight, bias, seq_idx, initial_states, with_states, silu):
@@ -95,63 +115,42 @@ def sequence_sharded(x, weight, bias, seq_idx, initial_states, with_states, silu
 
     Along the other dimensions of the mesh x stays as it is; the other tensors follow it.
     """
-    from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
+    from torch.distributed.tensor import DTensor, Replicate
 
     from .distributed import causal_conv1d_cp
 
-    mesh = x.device_mesh
-    if sum(placement.is_shard(2) for placement in x.placements) > 1:
+    along, *others = (i for i, placement in enumerate(x.placements) if placement.is_shard(2))
+    if others:
         raise NotImplementedError(
             "causal_conv1d_fn: x must have its sequence sharded over one dimension of the mesh, "
             f"got {x.placements}"
         )
     x = x.redistribute(placements=[Replicate() if p.is_partial() else p for p in x.placements])
-    along = next(i for i, placement in enumerate(x.placements) if placement.is_shard(2))
-
-    def local(name, tensor, gradient):
-        """This device's part of a tensor; gradient: of it, where x is sharded and it is not."""
-        if tensor is None:
-            return None
-        if not isinstance(tensor, DTensor):
-            raise TypeError(f"causal_conv1d_fn: {name} must be a DTensor, as x is")
-        dims = {0: _BATCH.get(name), 1: _CHANNELS.get(name), 2: 1 if name == "seq_idx" else None}
-        places, gradients = [], []
-        for placement in x.placements:
-            dim = dims[placement.dim] if placement.is_shard() else None
-            places.append(Replicate() if dim is None else Shard(dim))
-            shared = placement.is_shard() and dim is None
-            gradients.append(gradient if shared else places[-1])
-        return tensor.redistribute(mesh, places).to_local(grad_placements=gradients)
-
-    count = mesh.size(along)
-    most = -(-x.shape[2] // count)
-    lengths = [min(most, max(x.shape[2] - i * most, 0)) for i in range(count)]
+    mesh, count = x.device_mesh, x.device_mesh.size(along)
+    most = -(-x.shape[2] // count)  # as torch.chunk divides
     found = causal_conv1d_cp(
         x.to_local(),
-        local("weight", weight, Partial()),
-        local("bias", bias, Partial()),
+        _local(x, "weight", weight),
+        _local(x, "bias", bias),
         "silu" if silu else None,
         mesh.get_group(along),
-        local("seq_idx", seq_idx, None),
-        initial_states=local("initial_states", initial_states, Partial()),
+        _local(x, "seq_idx", seq_idx),
+        initial_states=_local(x, "initial_states", initial_states),
         return_final_states=with_states,
-        lengths=lengths,
+        lengths=[min(most, max(x.shape[2] - i * most, 0)) for i in range(count)],
     )
 
-    def whole(tensor, placements, shape):
-        strides = torch.empty_like(x.detach(), device="meta").stride() if shape == x.shape else None
-        if strides is None:
-            strides = torch.empty(shape, device="meta").stride()
-        return DTensor.from_local(
-            tensor, mesh, placements, run_check=False, shape=torch.Size(shape), stride=strides
-        )
+    def whole(tensor, placements, like):
+        size = {"shape": like.shape, "stride": like.stride()}
+        return DTensor.from_local(tensor, mesh, placements, run_check=False, **size)
 
-    if not with_states:
-        return whole(found, x.placements, x.shape)
-    out, final = found
+    on_meta = torch.empty_strided(x.shape, x.stride(), device="meta")
+    out, final = found if with_states else (found, None)
+    out = whole(out, x.placements, torch.empty_like(on_meta))
+    if final is None:
+        return out
     if final.requires_grad and mesh.get_local_rank(along) > 0:
         # Each device has the whole gradient of the final states, which is to be counted once.
         final.register_hook(torch.zeros_like)
-    placements = [Replicate() if p.is_shard(2) else p for p in x.placements]
-    shape = (*x.shape[:2], weight.shape[1] - 1)
-    return whole(out, x.placements, x.shape), whole(final, placements, shape)
+    like = on_meta.new_empty(*x.shape[:2], weight.shape[1] - 1)
+    return out, whole(final, [Replicate() if p.is_shard(2) else p for p in x.placements], like)

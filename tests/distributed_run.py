@@ -17,7 +17,7 @@ def run(function, ranks, folder, *args, timeout=60):
     if not dist.is_available():
         pytest.skip("torch is without distributed")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch"])
+    context.set_forkserver_preload(["torch.distributed.tensor"])
     # A new store each time: a file that is left from a run is taken for one of this run.
     store = str(folder / f"store{time.monotonic_ns()}")
     results = [folder / f"{store}.{rank}" for rank in range(ranks)]

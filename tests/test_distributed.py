@@ -1,4 +1,4 @@
-"""DTensor, FSDP2 and DDP: the values and gradients of one process, on two with Gloo."""
+"""DTensor, FSDP2 and DDP: the values and gradients of one process, on several with Gloo."""
 
 import os
 import re
@@ -9,35 +9,27 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
-from distributed_run import run
+from distributed_run import check, run
 from helpers import make_case, randn
 
 from causal_conv1d import causal_conv1d_fn, causal_conv1d_update
 
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch is without distributed")
-WORLD = 2
 ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
-def spawn(function, tmp_path, device):
-    """Runs function(mesh) in WORLD processes; on a GPU, all on the first one."""
+def spawn(function, tmp_path, device, ranks=2):
+    """Runs function(mesh) in processes with Gloo."""
     if device == "cuda":
         pytest.skip("Gloo has CPU tensors; several GPUs have an issue of their own")
-    mp.spawn(_main, (function, str(tmp_path / "store")), WORLD)
+    check(_on_mesh, ranks, tmp_path, function)
 
 
-def _main(rank, function, store):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=WORLD)
-    try:
-        from torch.distributed.device_mesh import init_device_mesh
+def _on_mesh(function):
+    from torch.distributed.device_mesh import init_device_mesh
 
-        function(init_device_mesh("cpu", (WORLD,)))
-        dist.barrier()  # a process that ends early takes its connections from the other
-    finally:
-        dist.destroy_process_group()
-    os._exit(0)  # threads of Gloo that are still there may abort a process that ends otherwise
+    ranks = dist.get_world_size()
+    function(init_device_mesh("cpu", (ranks,) if ranks == 2 else (2, ranks // 2)))
 
 
 def arguments(seq_idx=None):
@@ -105,7 +97,7 @@ def test_dtensor(tmp_path, device):
 def _sequence_sharded(mesh):
     from torch.distributed.tensor import DTensor
 
-    # Each length of 22 with states, of 1 on the first device alone.
+    # Of 1 step the second device has none.
     for length in (22, 21, 1):
         for kind in (None, "padded"):
             case = make_case((4, 8, length), 4, states=True, seq_idx=kind)
@@ -135,6 +127,36 @@ def _sequence_sharded(mesh):
 
 def test_sequence_sharded_dtensor(tmp_path, device):
     spawn(_sequence_sharded, tmp_path, device)
+
+
+def _sequence_and_more(mesh):
+    """The sequence along one dimension of the mesh, something else along the other."""
+    from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+
+    sequence = (2, None, None, 1, None)
+    for how, dims in SHARDED.items():
+        for order in ((dims, sequence), (sequence, dims)):
+            plain = arguments("padded")
+            sharded = [
+                distribute_tensor(t, mesh, [Replicate() if d is None else Shard(d) for d in both])
+                for t, *both in zip(plain, *order, strict=True)
+            ]
+            leaves = [t for t in plain if t.is_floating_point()]
+            given = [t for t in sharded if t.is_floating_point()]
+            for tensor in leaves + given:
+                tensor.requires_grad_()
+            expected = torch.autograd.grad(_loss(*plain)[2], leaves)
+            out, final, loss = _loss(*sharded)
+            assert out.placements == sharded[0].placements, how
+            found = torch.autograd.grad(loss, given)
+            assert torch.equal(out.full_tensor(), _loss(*plain)[0])
+            assert torch.equal(final.full_tensor(), _loss(*plain)[1])
+            for a, b in zip(found, expected, strict=True):
+                torch.testing.assert_close(a.full_tensor(), b)
+
+
+def test_sequence_and_another_dimension_sharded(tmp_path, device):
+    spawn(_sequence_and_more, tmp_path, device, ranks=4)
 
 
 def _dtensor_update(mesh):
@@ -184,7 +206,7 @@ def _train(wrap):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
     batch = randn(4, 30, 8, seed=1)
     if dist.is_initialized() and wrap is not _alone:
-        batch = batch.chunk(WORLD)[dist.get_rank()]
+        batch = batch.chunk(dist.get_world_size())[dist.get_rank()]
     losses = []
     for _ in range(5):
         loss = (run(batch) - batch).square().mean()
@@ -194,7 +216,7 @@ def _train(wrap):
         total = loss.detach().clone()
         if wrap is not _alone:
             dist.all_reduce(total)
-            total /= WORLD
+            total /= dist.get_world_size()
         losses.append(total)
     return torch.stack(losses)
 
