@@ -9,7 +9,7 @@ import random
 import torch
 import torch.distributed as dist
 
-from causal_conv1d import causal_conv1d_cp, causal_conv1d_fn
+from causal_conv1d import causal_conv1d_cp, causal_conv1d_fn, selective_scan_cp
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 # The relative error, in the 2-norm, of the sum of the ranks' shares of a gradient, by its dtype:
@@ -153,13 +153,17 @@ def leaf(tensor):
     return None if tensor is None else tensor.detach().clone().requires_grad_()
 
 
+def on_device(case, device):
+    return {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in case.items()}
+
+
 def run_case(case, rank, ranks):
     """Raises unless this rank's shard of the case is that of the whole."""
     leaves = [leaf(case[name]) for name in ("x", "weight", "bias", "states")]
     given = [t for t in leaves if t is not None]
     out, final = whole(case, *leaves)
     generator = torch.Generator().manual_seed(case["seed"])
-    dfinal = torch.randn(final.shape, generator=generator, dtype=torch.float64).to(final.dtype)
+    dfinal = torch.randn(final.shape, generator=generator, dtype=torch.float64).to(final)
     loss, dloss = [out], [case["dout"]]
     if case["final_gradient"]:
         loss, dloss = [out, final], [case["dout"], dfinal]
@@ -176,7 +180,7 @@ def run_case(case, rank, ranks):
         mine[2],
         case["silu"],
         seq_idx=None if case["ids"] is None or packed else case["ids"][:, steps],
-        cu_seqlens=torch.tensor(case["bounds"]) if packed else None,
+        cu_seqlens=torch.tensor(case["bounds"], device=out.device) if packed else None,
         initial_states=mine[3],
         return_final_states=case["final"],
         layout=case["layout"],
@@ -203,12 +207,49 @@ def run_case(case, rank, ranks):
             assert summed(got, want), name
 
 
-def random_cases(seeds):
+def random_cases(seeds, device="cpu"):
     rank, ranks = dist.get_rank(), dist.get_world_size()
     for seed in seeds:
-        case = random_case(random.Random(seed), ranks)
+        case = on_device(random_case(random.Random(seed), ranks), device)
         try:
             run_case(case, rank, ranks)
         except Exception as error:
             told = {k: v for k, v in case.items() if not isinstance(v, torch.Tensor)}
             raise AssertionError(f"rank {rank} of {ranks}, seed {seed}: {told}") from error
+
+
+def without_synchronisation():
+    """The host never waits for the GPU, nor does a CUDA graph know more than the sizes."""
+    values = torch.randn(1, 16, 600, device="cuda", dtype=torch.bfloat16)
+    x, weight = leaf(values), leaf(values[0, :, :4])
+    ids = torch.arange(600, device="cuda", dtype=torch.int32)[None] // 70
+    bounds = torch.tensor([0, 100, 101, 600], device="cuda")
+    forms = [
+        {},
+        {"layout": "zigzag", "dilation": 3, "initial_states": values[..., :9]},
+        {"seq_idx": ids, "return_final_states": True},
+        {"cu_seqlens": bounds, "return_final_states": True, "layout": "zigzag"},
+    ]
+    scan = (values, values.abs(), -weight.detach().abs(), values[:, None, :4], values[:, None, :4])
+
+    def step():
+        for form in forms:
+            found = causal_conv1d_cp(x, weight, activation="silu", check=False, **form)
+            found = found if isinstance(found, tuple) else (found,)
+            torch.autograd.grad(found, (x, weight), [torch.ones_like(t) for t in found])
+        u = leaf(scan[0])
+        for form in ({}, {"cu_seqlens": bounds, "layout": "zigzag"}):
+            out = selective_scan_cp(u, *scan[1:], check=False, **form)
+            torch.autograd.grad(out, u, torch.ones_like(out))
+        return out
+
+    step()  # the kernels' self-test, and NCCL's beginning
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    wanted = step()
+    torch.cuda.set_sync_debug_mode("default")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = step()
+    graph.replay()
+    assert torch.equal(found, wanted)

@@ -1,4 +1,4 @@
-"""Runs a function on several ranks with Gloo; a server that has imported torch forks them."""
+"""Runs a function on several ranks; a server that has imported torch forks them."""
 
 import contextlib
 import datetime
@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 
-def run(function, ranks, folder, *args, timeout=60):
+def run(function, ranks, folder, *args, timeout=60, backend="gloo"):
     """The text that function(*args) returns on each rank, or its error's; "" if a rank died."""
     if not dist.is_available():
         pytest.skip("torch is without distributed")
@@ -21,11 +21,10 @@ def run(function, ranks, folder, *args, timeout=60):
     # A new store each time: a file that is left from a run is taken for one of this run.
     store = str(folder / f"store{time.monotonic_ns()}")
     results = [folder / f"{store}.{rank}" for rank in range(ranks)]
+    given = (function, ranks, store, timeout, backend, args)
     workers = [
-        context.Process(
-            target=_main, args=(function, rank, ranks, store, str(results[rank]), timeout, args)
-        )
-        for rank in range(ranks)
+        context.Process(target=_main, args=(rank, str(result), *given))
+        for rank, result in enumerate(results)
     ]
     for worker in workers:
         worker.start()
@@ -39,17 +38,19 @@ def run(function, ranks, folder, *args, timeout=60):
     return [result.read_text() if result.exists() else "" for result in results]
 
 
-def check(function, ranks, folder, *args):
+def check(function, ranks, folder, *args, backend="gloo"):
     """As run; each rank must come through."""
-    found = run(function, ranks, folder, *args)
+    found = run(function, ranks, folder, *args, backend=backend)
     assert found == ["done"] * ranks, "\n".join(found)
 
 
-def _main(function, rank, ranks, store, result, timeout, args):
+def _main(rank, result, function, ranks, store, timeout, backend, args):
     torch.set_num_threads(1)
     limit = datetime.timedelta(seconds=timeout)
     method = f"file://{store}"
-    dist.init_process_group("gloo", method, limit, rank=rank, world_size=ranks)
+    if "nccl" in backend:
+        torch.cuda.set_device(rank)
+    dist.init_process_group(backend, method, limit, rank=rank, world_size=ranks)
     try:
         text = function(*args) or "done"
     except Exception:

@@ -4,7 +4,7 @@ import random
 
 import torch
 import torch.distributed as dist
-from distributed_cases import boundaries, leaf, own_steps, part_lengths
+from distributed_cases import boundaries, leaf, on_device, own_steps, part_lengths
 
 from causal_conv1d import selective_scan_cp, selective_scan_fn
 
@@ -85,7 +85,9 @@ def compare(name, found, wanted, whole):
 
 def run_case(case, rank, ranks):
     given = [leaf(tensor) for tensor in case["tensors"]]
-    bounds = None if case["bounds"] is None else torch.tensor(case["bounds"])
+    bounds = case["bounds"]
+    if bounds is not None:
+        bounds = torch.tensor(bounds, device=given[0].device)
     *tensors, states = given
     args = (*tensors, case["softplus"], True)
     out, last = selective_scan_fn(*args, initial_states=states, cu_seqlens=bounds)
@@ -126,10 +128,11 @@ def run_case(case, rank, ranks):
             compare(name, got, want, want)
 
 
-def random_cases(seeds):
+def random_cases(seeds, device="cpu"):
     rank, ranks = dist.get_rank(), dist.get_world_size()
     for seed in seeds:
-        case = random_case(random.Random(seed), ranks)
+        case = on_device(random_case(random.Random(seed), ranks), device)
+        case["tensors"] = [t if t is None else t.to(device) for t in case["tensors"]]
         try:
             run_case(case, rank, ranks)
         except Exception as error:

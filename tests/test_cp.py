@@ -1,4 +1,4 @@
-"""``causal_conv1d_cp`` and ``selective_scan_cp`` with Gloo: what one process has, on many ranks."""
+"""``causal_conv1d_cp`` and ``selective_scan_cp``: what one process has, on many ranks."""
 
 import subprocess
 import sys
@@ -23,6 +23,25 @@ def test_random_cases(ranks, tmp_path):
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_random_scans(ranks, tmp_path):
     check(scans.random_cases, ranks, tmp_path, range(100 * ranks, 100 * ranks + 60))
+
+
+NCCL = ["nccl", "cpu:gloo,cuda:nccl"]
+
+
+@pytest.mark.parametrize("backend", NCCL)
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_nccl(ranks, backend, cuda, request, tmp_path):
+    if ranks == 2:
+        request.getfixturevalue("second_gpu")
+    for function in (cases.random_cases, scans.random_cases):
+        check(function, ranks, tmp_path, range(3000, 3100), "cuda", backend=backend)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_nccl_without_synchronisation_and_in_a_graph(ranks, cuda, request, tmp_path):
+    if ranks == 2:
+        request.getfixturevalue("second_gpu")
+    check(cases.without_synchronisation, ranks, tmp_path, backend="nccl")
 
 
 DIFFERENCES = {
