@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import distributed_cases as cases
 import distributed_faults as faults
@@ -10,7 +11,7 @@ import pytest
 import torch
 from distributed_run import check, run
 
-from causal_conv1d import causal_conv1d_cp
+from causal_conv1d import causal_conv1d_cp, causal_conv1d_fn
 
 
 @pytest.mark.parametrize("ranks", [2, 4, 8])
@@ -35,6 +36,25 @@ def test_nccl(ranks, backend, cuda, request, tmp_path):
         request.getfixturevalue("second_gpu")
     for function in (cases.random_cases, scans.random_cases):
         check(function, ranks, tmp_path, range(3000, 3100), "cuda", backend=backend)
+
+
+def test_two_gpus_from_two_threads(second_gpu):
+    """In one process; each thread has its own device."""
+
+    def compute(device):
+        torch.cuda.set_device(device)
+        generator = torch.Generator().manual_seed(1)
+        x = torch.randn(2, 64, 5000, generator=generator).to(device, torch.bfloat16)
+        weight = torch.randn(64, 4, generator=generator).to(device).requires_grad_()
+        for _ in range(50):
+            out = causal_conv1d_fn(x.requires_grad_(), weight, activation="silu")
+            found = [out, *torch.autograd.grad(out.square().sum(), (x, weight))]
+        return [tensor.cpu() for tensor in found]
+
+    with ThreadPoolExecutor(2) as pool:
+        one, two = pool.map(compute, ("cuda:0", second_gpu))
+    for a, b in zip(one, two, strict=True):
+        assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize("ranks", [1, 2])

@@ -6,7 +6,7 @@ tensors (zigzag: parts r and 2n - 1 - r of rank r of n).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 LAYOUTS = ("contiguous", "zigzag")
@@ -32,7 +32,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Piece:
-    """The steps from first to last of the part source, which rank needs."""
+    """The steps from first to last of the part source, which a part of rank needs."""
 
     rank: int
     source: Part
@@ -40,48 +40,52 @@ class Piece:
     last: int
 
 
-@dataclass(frozen=True)
 class Parts:
-    """All parts, in the order of the sequence, as rank sees them."""
+    """All parts, in the order of the sequence, as rank sees them.
 
-    all: tuple[Part, ...]
-    rank: int
+    filled are those that are not empty, mine those of them that are this rank's. first is the one
+    with the first step; it answers for what comes before.
+    """
 
-    @property
-    def total(self) -> int:
-        return self.all[-1].end
-
-    @property
-    def filled(self) -> list[Part]:
-        """The parts that are not empty."""
-        return [part for part in self.all if part.length > 0]
-
-    @property
-    def mine(self) -> list[Part]:
-        """This rank's parts that are not empty."""
-        return [part for part in self.filled if part.rank == self.rank]
-
-    @property
-    def first(self) -> Part:
-        """The part with the first step; it answers for what comes before."""
-        return (self.filled or self.all)[0]
+    def __init__(self, parts: Sequence[Part], rank: int) -> None:
+        self.rank, self.total = rank, parts[-1].end
+        self.filled = [part for part in parts if part.length > 0]
+        self.mine = [part for part in self.filled if part.rank == rank]
+        self.first = (self.filled or parts)[0]
 
     def before(self, count: int) -> dict[Part, list[Piece]]:
-        """For each part, in order, the pieces that hold up to count steps before it."""
-        return {part: self._cut(part, part.start - count, part.start) for part in self.filled}
+        """By part, in order, the pieces that hold up to count steps before it; of those parts
+        alone that this rank holds or has a piece for."""
+        return self._near(lambda part: (part.start - count, part.start), count)
 
     def after(self, count: int) -> dict[Part, list[Piece]]:
-        """For each part, in order, the pieces that hold up to count steps after it."""
-        return {part: self._cut(part, part.end, part.end + count) for part in self.filled}
+        """As before, of the steps after each part."""
+        return self._near(lambda part: (part.end, part.end + count), count)
 
-    def _cut(self, part: Part, begin: int, end: int) -> list[Piece]:
-        pieces = []
-        for source in self.filled:
-            first, last = max(begin, source.start), min(end, source.end)
-            if first < last:
-                where = first - source.start, last - source.start
-                pieces.append(Piece(part.rank, source, *where))
-        return pieces
+    def _near(self, steps: Callable[[Part], tuple[int, int]], count: int):
+        near = set()
+        for i, part in enumerate(self.filled):
+            if part.rank == self.rank:
+                near.update(self._within(i, part.start - count, part.end + count))
+        found = {}
+        for i in sorted(near):
+            target, (begin, end) = self.filled[i], steps(self.filled[i])
+            pieces = []
+            for source in (self.filled[k] for k in self._within(i, begin, end)):
+                where = max(begin - source.start, 0), min(end - source.start, source.length)
+                if where[0] < where[1] and self.rank in (source.rank, target.rank):
+                    pieces.append(Piece(target.rank, source, *where))
+            found[target] = pieces
+        return found
+
+    def _within(self, i: int, begin: int, end: int) -> range:
+        """The numbers of the part i and of those beside it that reach into begin to end."""
+        first = last = i
+        while first > 0 and self.filled[first - 1].end > begin:
+            first -= 1
+        while last + 1 < len(self.filled) and self.filled[last + 1].start < end:
+            last += 1
+        return range(first, last + 1)
 
 
 def make_parts(
@@ -121,7 +125,7 @@ def make_parts(
             f"{caller}: the shard of rank {rank} must have {own} steps, as lengths says, "
             f"got {length}"
         )
-    return Parts(tuple(parts), rank)
+    return Parts(parts, rank)
 
 
 def check_bounds(caller: str, cu_seqlens, total: int, padding: bool) -> None:

@@ -1,8 +1,13 @@
 """A small model trained on many ranks: the sequence and the parameters sharded over some of them
 (FSDP2), the channels over others (tensor parallelism). The losses are those of one rank.
 
-    torchrun --nproc-per-node 4 docs/examples/train_sharded.py
+    torchrun --nproc-per-node 4 docs/examples/train_sharded.py [--steps 8]
+
+On GPUs, one for each rank, where there are any.
 """
+
+import argparse
+import os
 
 import torch
 import torch.distributed as dist
@@ -53,16 +58,16 @@ def shard_channels(block, mesh):
         setattr(block, name, nn.Parameter(distribute_tensor(whole, mesh, [Shard(0)])))
 
 
-def train(steps=8):
+def train(steps=8, device="cpu"):
     """The losses of some steps; one group of ranks must have been made."""
     ranks = dist.get_world_size()
-    channels = 2 if ranks % 2 == 0 else 1
+    channels = 2 if ranks % 4 == 0 else 1
     names = ("sequence", "channels")
-    mesh = init_device_mesh("cpu", (ranks // channels, channels), mesh_dim_names=names)
+    mesh = init_device_mesh(device, (ranks // channels, channels), mesh_dim_names=names)
     sequence = mesh["sequence"]
 
     torch.manual_seed(0)
-    model = nn.Sequential(Block(sequence), Block(sequence))
+    model = nn.Sequential(Block(sequence), Block(sequence)).to(device)
     for block in model:
         shard_channels(block, mesh["channels"])
         fully_shard(block, mesh=sequence)
@@ -73,7 +78,7 @@ def train(steps=8):
     whole = torch.randn(2, 128, DIM)  # on every rank the same, of which it takes its part
     wanted = F.pad(whole, (0, 0, 5, 0))[:, :128].cumsum(1) / 10
     part, of = sequence.get_local_rank(), sequence.size()
-    h, wanted = (t.chunk(of, dim=1)[part] for t in (whole, wanted))
+    h, wanted = (t.chunk(of, dim=1)[part].to(device) for t in (whole, wanted))
     losses = []
     for _ in range(steps):
         # FSDP2 averages the ranks' gradients, so each takes the mean over its own steps.
@@ -88,8 +93,14 @@ def train(steps=8):
 
 
 if __name__ == "__main__":
-    dist.init_process_group("gloo")
-    losses = train()
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--steps", type=int, default=8)
+    options = parser.parse_args()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
+    losses = train(options.steps, device)
     if dist.get_rank() == 0:
         print(" ".join(f"{loss:.6f}" for loss in losses))
     dist.destroy_process_group()
