@@ -61,7 +61,10 @@ def make_ids(rng, batch, total):
         names = rng.sample(range(50), len(bounds))
         padding = set(rng.sample(range(len(bounds)), rng.randrange(2)))
         ids = [-1 if i < 0 or i in padding else names[i] for i in ids_of(bounds, total)]
-        rows.append(ids if rng.random() < 0.9 else [-1] * total)
+        kind = rng.random()
+        if kind < 0.2 and total > 0:  # nothing but padding, but for the last step perhaps
+            ids = [-1] * (total - 1) + [-1 if kind < 0.1 else 7]
+        rows.append(ids)
     return torch.tensor(rows, dtype=torch.int32).view(batch, total)
 
 

@@ -119,13 +119,9 @@ class _Part:
                 dt = dt + bias.to(dtype)[:, None]
             if self.call.softplus:
                 dt = F.softplus(dt)
-            if self.cu is not None:
-                first = self.part.start + start
-                steps = torch.arange(first, first + dt.shape[-1], device=dt.device)
-                dt = dt.where(steps >= self.last_begin, 0)
             total = total + dt.sum(-1)
         decay = (total[..., None] * A.to(dtype)).exp()
-        if self.cu is not None:
+        if self.cu is not None:  # nothing, unless one sequence fills the part and began before it
             decay = decay.where(self.last_begin < self.part.start, 0)
         return decay
 
