@@ -63,7 +63,7 @@ class Parts:
         return self._near(lambda part: (part.end, part.end + count), count)
 
     def _near(self, steps: Callable[[Part], tuple[int, int]], count: int):
-        near = set()
+        near: set[int] = set()
         for i, part in enumerate(self.filled):
             if part.rank == self.rank:
                 near.update(self._within(i, part.start - count, part.end + count))
