@@ -61,7 +61,7 @@ struct BackwardPlan {
     set_rest(q);
   }
 
-  // A state of all channels for each border, two of gradients, and the sums of earlier spans.
+  // A state at each border, two of gradients, and the sums of spans that were taken before.
   int64_t once() const { return bytes[kBorders] + bytes[kTotals]; }
 
  private:

@@ -25,6 +25,9 @@ struct Form {
   static constexpr bool FAST = FAST_;  // suits_vectors(), as all tensors do
 };
 
+template <typename K>
+using Tile = TileRow<typename K::F, K::TL, K::N>;
+
 // What is needed once a chunk is kept here too, to leave the registers to the loop over states.
 // Behind it lie the states, dstate * kChannels.
 template <typename K>
@@ -34,8 +37,8 @@ struct Shared {
     F B[K::kRow], C[K::kRow], A[K::kChannels];  // A times log2(e)
   };
   Row rows[kStates];
-  // Of SPLIT warps: dt, dt u, and y of what is another's.
-  alignas(16) F exchange[K::SPLIT == 1 ? 4 : 3 * K::kChannels * K::kRow];
+  // Of SPLIT warps, in rows as of a tile: dt, dt u, and each warp's part of y.
+  alignas(16) F exchange[K::SPLIT == 1 ? 4 : (2 + K::SPLIT) * K::kChannels * K::kRow];
   F bias[K::kChannels], skip[K::kChannels];
   int64_t u[K::kChannels], delta[K::kChannels], z[K::kChannels], out[K::kChannels];  // rows
   Segment segment;
@@ -100,14 +103,13 @@ __device__ __forceinline__ void begin_block(const ForwardArgs& p, Shared<K>& sha
 template <typename K>
 __device__ __forceinline__ void fill_tiles(const ForwardArgs& p, Shared<K>& shared, int n0,
                                            int many, int64_t t0) {
-  using Tile = TileRow<typename K::F, K::TL, K::N>;
   const Segment s = shared.segment;
   const int64_t group = shared.channels.group;
   if (K::FAST || !p.B_constant) {
-    Tile::fill_any(p.B, s, group, n0, many, t0, shared.rows[0].B, kPitch<K>);
+    Tile<K>::fill_any(p.B, s, group, n0, many, t0, shared.rows[0].B, kPitch<K>);
   }
   if (K::FAST || !p.C_constant) {
-    Tile::fill_any(p.C, s, group, n0, many, t0, shared.rows[0].C, kPitch<K>);
+    Tile<K>::fill_any(p.C, s, group, n0, many, t0, shared.rows[0].C, kPitch<K>);
   }
   PendingRates<typename K::F, kStates, K::kChannels> rates;
   rates.load(p, shared.channels.first, n0, many, shared.channels.count);
@@ -130,7 +132,7 @@ struct Own {
 // What a thread knows of its lane's steps.
 template <typename K>
 struct Steps {
-  typename K::F dt[K::N], dtu[K::N], y[K::N], sum;
+  typename K::F dt[K::N], dtu[K::N], y[K::N], sum;  // sum: of dt
 };
 
 // A thread's own steps of a tensor on their way.
@@ -190,6 +192,25 @@ struct Loads {
   }
 };
 
+// A row of a channel in shared.exchange: row 0 and 1, or 2 and a warp's part.
+template <typename K>
+__device__ __forceinline__ typename K::F* exchange_row(Shared<K>& shared, const Place<K>& at,
+                                                       int row) {
+  return shared.exchange + (row * K::kChannels + at.channel) * K::kRow + at.lane * Tile<K>::kVector;
+}
+// Of the lane's steps there, those that are the warp's own.
+template <typename K>
+__device__ __forceinline__ void store_own_steps(const Place<K>& at, const typename K::F (&x)[K::kOwn],
+                                                typename K::F* row) {
+#pragma unroll
+  for (int i = 0; i < K::kOwn; i += Tile<K>::kVector) {
+    typename K::F v[Tile<K>::kVector];
+#pragma unroll
+    for (int j = 0; j < Tile<K>::kVector; ++j) v[j] = x[i + j];
+    store_vector(row + (at.part * K::kOwn + i) * K::TL, v);
+  }
+}
+
 // The steps that come with loads; after a barrier take_steps() has all of the lane's.
 template <typename K>
 __device__ __forceinline__ void end_loads(const ForwardArgs& p, Shared<K>& shared,
@@ -212,23 +233,47 @@ __device__ __forceinline__ void end_loads(const ForwardArgs& p, Shared<K>& share
 #pragma unroll
     for (int i = 0; i < K::N; ++i) steps.dt[i] = dt[i], steps.dtu[i] = u[i];
   } else {
-    F* const to = shared.exchange + (at.channel * K::TL + at.lane) * K::N + at.part * K::kOwn;
-    store_vector(to, dt);
-    store_vector(to + K::kChannels * K::kRow, u);
+    store_own_steps(at, dt, exchange_row(shared, at, 0));
+    store_own_steps(at, u, exchange_row(shared, at, 1));
   }
 }
 
 template <typename K>
-__device__ __forceinline__ void take_steps(const Shared<K>& shared, const Place<K>& at,
+__device__ __forceinline__ void take_steps(Shared<K>& shared, const Place<K>& at,
                                            Steps<K>& steps) {
   if constexpr (K::SPLIT > 1) {
-    const auto* const from = shared.exchange + (at.channel * K::TL + at.lane) * K::N;
-    load_vector(from, steps.dt);
-    load_vector(from + K::kChannels * K::kRow, steps.dtu);
+    Tile<K>::read(exchange_row(shared, at, 0), steps.dt);
+    Tile<K>::read(exchange_row(shared, at, 1), steps.dtu);
   }
   steps.sum = 0;
 #pragma unroll
   for (int i = 0; i < K::N; ++i) steps.sum += steps.dt[i];
+}
+
+// Adds up the warps' parts of y: a warp writes all steps and takes its own.
+template <typename K>
+__device__ __forceinline__ void add_parts(Shared<K>& shared, const Place<K>& at,
+                                          const Steps<K>& steps, typename K::F (&y)[K::kOwn]) {
+  using F = typename K::F;
+  F* const row = exchange_row(shared, at, 2 + at.part);
+#pragma unroll
+  for (int i = 0; i < K::N; i += Tile<K>::kVector) {
+    F v[Tile<K>::kVector];
+#pragma unroll
+    for (int j = 0; j < Tile<K>::kVector; ++j) v[j] = steps.y[i + j];
+    store_vector(row + i * K::TL, v);
+  }
+  __syncthreads();
+#pragma unroll
+  for (int i = 0; i < K::kOwn; i += Tile<K>::kVector) {
+#pragma unroll
+    for (int part = 0; part < K::SPLIT; ++part) {
+      F v[Tile<K>::kVector];
+      load_vector(exchange_row(shared, at, 2 + part) + (at.part * K::kOwn + i) * K::TL, v);
+#pragma unroll
+      for (int j = 0; j < Tile<K>::kVector; ++j) y[i + j] = part == 0 ? v[j] : y[i + j] + v[j];
+    }
+  }
 }
 
 // The chunk's steps and its first tile: all loads start before anything waits for one.
@@ -258,23 +303,11 @@ __device__ __forceinline__ void store_steps(const ForwardArgs& p, Shared<K>& sha
                                             const Place<K>& at, int64_t t0, const Steps<K>& steps) {
   using F = typename K::F;
   F y[K::kOwn];
-#pragma unroll
-  for (int i = 0; i < K::kOwn; ++i) y[i] = steps.y[i];
   if constexpr (K::SPLIT > 1) {
-    static_assert(K::SPLIT == 2, "each gives the other's half and takes its own");
-    F other[K::kOwn];
-    F* const place =
-        shared.exchange + (2 * K::kChannels * K::TL + at.channel * K::TL + at.lane) * K::N;
+    add_parts(shared, at, steps, y);
+  } else {
 #pragma unroll
-    for (int i = 0; i < K::kOwn; ++i) {
-      other[i] = at.part == 0 ? steps.y[K::kOwn + i] : steps.y[i];
-      y[i] = at.part == 0 ? steps.y[i] : steps.y[K::kOwn + i];
-    }
-    store_vector(place + at.part * K::kOwn, other);
-    __syncthreads();
-    load_vector(place + (1 - at.part) * K::kOwn, other);
-#pragma unroll
-    for (int i = 0; i < K::kOwn; ++i) y[i] += other[i];
+    for (int i = 0; i < K::kOwn; ++i) y[i] = steps.y[i];
   }
   const Own<K> own(shared, at, t0);
   if (p.ungated.given()) {
@@ -305,7 +338,7 @@ __device__ __forceinline__ void read_projection(const View& v, bool constant, co
 #pragma unroll
     for (int i = 0; i < K::N; ++i) x[i] = value;
   } else {
-    TileRow<F, K::TL, K::N>::read(row, x);
+    Tile<K>::read(row, x);
   }
 }
 
@@ -392,6 +425,7 @@ cudaError_t run_fast(const ForwardArgs& p, int multiprocessors, cudaStream_t str
   const int64_t channels = p.sequences.count * p.dim / multiprocessors;
   const bool is_short = p.sequences.count * 512 > p.sequences.seqlen * p.batch;
   if (channels >= 96 && !is_short) return run_form<Form<float, 8, 16, 1, true>, 2>(p, stream);
+  if (channels >= 64 && !is_short) return run_form<Form<float, 16, 16, 1, true>, 2>(p, stream);
   if (channels >= 24 || is_short) return run_form<Form<float, 16, 8, 1, true>, 3>(p, stream);
   if (channels >= 8) return run_form<Form<float, 32, 16, 1, true>, 2>(p, stream);
   return run_form<Form<float, 32, 8, 2, true>, 3>(p, stream);

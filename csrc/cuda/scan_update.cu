@@ -122,10 +122,10 @@ bool is_fast(const UpdateArgs& p) {
   if (!p.A.vectors && p.A.step != 0) return false;
   // blockIdx.y, and numbers of threads, have fewer bits.
   if (p.batch > 0xffff || p.heads * p.dim > int64_t{1} << 26) return false;
-  // Of B and C four entries are within 32 bits.
+  // A few entries of B and C are within 32 bits.
   for (const View* v : {&p.state, &p.x, &p.dt, &p.A, &p.B, &p.C, &p.D, &p.z, &p.dt_bias, &p.out}) {
     for (int i = v == &p.state ? 1 : 0; i < 3; ++i) {
-      if (v->strides[i] < 0 || v->strides[i] >= int64_t{1} << 30) return false;
+      if (v->strides[i] < 0 || v->strides[i] >= int64_t{1} << 29) return false;
     }
   }
   return true;
@@ -139,7 +139,7 @@ FastView fast_view(const View& v) {
 
 template <typename K>
 cudaError_t run_form(UpdateArgs& p, cudaStream_t stream) {
-  set_lanes(p, p.dstate / (4 * K::P));
+  set_lanes(p, p.dstate / (K::V * K::P));
   FastUpdateArgs f{};
   f.state = fast_view(p.state);
   f.x = fast_view(p.x);
@@ -168,7 +168,9 @@ cudaError_t run_form(UpdateArgs& p, cudaStream_t stream) {
 
 template <int32_t STATE, int32_t X>
 cudaError_t run_fast(UpdateArgs& p, cudaStream_t stream) {
-  if (p.dstate > 128) return run_form<UpdateForm<STATE, X, 1, 2>>(p, stream);
+  if constexpr (STATE == CAUSAL_CONV1D_FLOAT32) {
+    if (p.dstate > 128) return run_form<UpdateForm<STATE, X, 1, 2>>(p, stream);
+  }
   // Several entries a lane where there are enough lanes even so.
   const bool several = p.batch * p.heads * p.dim * p.dstate >= 1 << 20;
   return several ? run_form<UpdateForm<STATE, X, 4, 1>>(p, stream)
