@@ -15,18 +15,23 @@ struct ForwardArgs : Inputs {
   int64_t batch;
 };
 
-// One choice of kernel.
-template <typename Float, int LANES, int ITEMS, int SPLIT_, bool FAST_>
+// One choice of kernel. BYTES: of the elements of u, delta, z, B and C, 2 or 4; 0: any.
+template <typename Float, int LANES, int ITEMS, int SPLIT_, bool FAST_, int BYTES_ = 0,
+          int WARPS = kWarps>
 struct Form {
   using F = Float;
-  static constexpr int TL = LANES, SPLIT = SPLIT_, kChannels = kWarps / SPLIT * (32 / TL);
+  static constexpr int kThreads = 32 * WARPS;
+  static constexpr int TL = LANES, SPLIT = SPLIT_, kChannels = WARPS / SPLIT * (32 / TL);
   static constexpr int N = ITEMS, kOwn = N / SPLIT, kRow = TL * N;
   static constexpr int kPiece = kOwn < kItems<F> ? kOwn : kItems<F>;  // in one Raw
   static constexpr bool FAST = FAST_;  // suits_vectors(), as all tensors do
+  static constexpr int BYTES = BYTES_;
+  // The next chunk's B and C are brought near, where few blocks wait for them.
+  static constexpr bool kPrefetch = BYTES != 0 && TL == 32;
 };
 
 template <typename K>
-using Tile = TileRow<typename K::F, K::TL, K::N>;
+using Tile = TileRow<typename K::F, K::TL, K::N, K::kThreads>;
 
 // What is needed once a chunk is kept here too, to leave the registers to the loop over states.
 // Behind it lie the states, dstate * kChannels.
@@ -88,7 +93,7 @@ __device__ __forceinline__ void begin_block(const ForwardArgs& p, Shared<K>& sha
   }
   const int dstate = static_cast<int>(p.dstate);
   for (int n0 = 0; n0 < dstate; n0 += kStates) {
-    PendingChannels<F, kStates, channels> states;
+    PendingChannels<F, kStates, channels, K::kThreads> states;
     states.load(dstate - n0, own.count, [&](int channel, int n, bool there) {
       return there ? load_or(p.initial_states, F(0), sequence, own.first + channel, n0 + n) : F(0);
     });
@@ -111,7 +116,7 @@ __device__ __forceinline__ void fill_tiles(const ForwardArgs& p, Shared<K>& shar
   if (K::FAST || !p.C_constant) {
     Tile<K>::fill_any(p.C, s, group, n0, many, t0, shared.rows[0].C, kPitch<K>);
   }
-  PendingRates<typename K::F, kStates, K::kChannels> rates;
+  PendingRates<typename K::F, kStates, K::kChannels, K::kThreads> rates;
   rates.load(p, shared.channels.first, n0, many, shared.channels.count);
   rates.store(p, many, shared.rows[0].A, kPitch<K>);
 }
@@ -276,19 +281,38 @@ __device__ __forceinline__ void add_parts(Shared<K>& shared, const Place<K>& at,
   }
 }
 
+// Brings a chunk's first states of B or C near.
+template <typename K>
+__device__ __forceinline__ void prefetch_tile(const View& v, const Shared<K>& shared, int many,
+                                              int64_t t0) {
+  constexpr int lines = (K::kRow * K::BYTES + 127) / 128;  // of a row
+  const char* const from = v.at(shared.segment.batch, shared.channels.group) + t0 * K::BYTES;
+  for (int i = threadIdx.x; i < many * lines; i += K::kThreads) {
+    prefetch_l2(from + i / lines * v.strides[2] + i % lines * 128);
+  }
+}
+
 // The chunk's steps and its first tile: all loads start before anything waits for one.
 template <typename K>
 __device__ __forceinline__ void begin_chunk(const ForwardArgs& p, Shared<K>& shared,
                                             const Place<K>& at, int64_t t0, Steps<K>& steps) {
   const int many = static_cast<int>(min(p.dstate, static_cast<int64_t>(kStates)));
   Loads<K> loads;
-  Projections<typename K::F, K::TL, K::N, kStates, K::FAST> projections;
-  PendingRates<typename K::F, kStates, K::kChannels> rates;
+  Projections<typename K::F, K::TL, K::N, kStates, K::FAST, K::kThreads> projections;
+  PendingRates<typename K::F, kStates, K::kChannels, K::kThreads> rates;
   loads.start(p, shared, at, Own<K>(shared, at, t0));
   projections.load(p, shared.segment, shared.channels.group, 0, many, t0);
   // Else A is there: all states are in one tile.
   const bool new_rates = p.dstate > kStates || t0 == shared.segment.first();
   if (new_rates) rates.load(p, shared.channels.first, 0, many, shared.channels.count);
+#ifndef NO_PREFETCH
+  if constexpr (K::kPrefetch) {
+    if (t0 + 2 * K::kRow <= shared.segment.end) {
+      prefetch_tile(p.B, shared, many, t0 + K::kRow);
+      prefetch_tile(p.C, shared, many, t0 + K::kRow);
+    }
+  }
+#endif
   __syncthreads();
   typename Shared<K>::Row& row = shared.rows[0];
   projections.store(p, shared.segment, shared.channels.group, 0, many, t0, row.B, row.C, kPitch<K>);
@@ -380,8 +404,22 @@ __device__ __forceinline__ void add_states(const ForwardArgs& p, Shared<K>& shar
   }
 }
 
-template <typename K, int BLOCKS>
-__global__ void __launch_bounds__(kThreads, BLOCKS) forward(const ForwardArgs p) {
+// The arguments, with what follows from BYTES as constants.
+template <int BYTES>
+__device__ __forceinline__ ForwardArgs of_bytes(ForwardArgs p) {
+  for (View* v : {&p.u, &p.delta, &p.z, &p.B, &p.C}) {
+    const bool bfloat16 = v->dtype == CAUSAL_CONV1D_BFLOAT16;
+    v->dtype = BYTES == 4 ? CAUSAL_CONV1D_FLOAT32
+               : bfloat16 ? CAUSAL_CONV1D_BFLOAT16
+                          : CAUSAL_CONV1D_FLOAT16;
+    v->step = BYTES;
+    v->vectors = true;
+  }
+  return p;
+}
+
+template <typename K>
+__device__ __forceinline__ void forward_sequence(const ForwardArgs& p) {
   extern __shared__ __align__(16) char memory[];
   Shared<K>& shared = *reinterpret_cast<Shared<K>*>(memory);
   const Place<K> at;
@@ -405,7 +443,7 @@ __global__ void __launch_bounds__(kThreads, BLOCKS) forward(const ForwardArgs p)
   }
   if (!p.last_states.given()) return;
   __syncthreads();
-  for (int i = threadIdx.x; i < shared.channels.count * dstate; i += kThreads) {
+  for (int i = threadIdx.x; i < shared.channels.count * dstate; i += K::kThreads) {
     const int n = i % dstate, channel = i / dstate;
     store(p.last_states.at(shared.sequence, shared.channels.first + channel, n),
           p.last_states.dtype, shared.states()[n * K::kChannels + channel]);
@@ -413,22 +451,65 @@ __global__ void __launch_bounds__(kThreads, BLOCKS) forward(const ForwardArgs p)
 }
 
 template <typename K, int BLOCKS>
+__global__ void __launch_bounds__(K::kThreads, BLOCKS) forward(const ForwardArgs p) {
+  if constexpr (K::BYTES == 0) {
+    forward_sequence<K>(p);
+  } else {
+    forward_sequence<K>(of_bytes<K::BYTES>(p));
+  }
+}
+
+template <typename K, int BLOCKS>
 cudaError_t run_form(const ForwardArgs& p, cudaStream_t stream) {
   const int64_t blocks = p.sequences.count * p.groups * p.blocks_a_group(K::kChannels);
   const size_t bytes = sizeof(Shared<K>) + sizeof(typename K::F) * p.dstate * K::kChannels;
-  return launch(forward<K, BLOCKS>, blocks, dim3(kThreads), bytes, stream, p);
+  return launch(forward<K, BLOCKS>, blocks, dim3(K::kThreads), bytes, stream, p);
 }
 
 // With few channels a channel is more lanes, up to two warps. The bounds are what was fastest on an
 // H200, which has 132 multiprocessors, as channels for each of them.
+template <int BYTES>
 cudaError_t run_fast(const ForwardArgs& p, int multiprocessors, cudaStream_t stream) {
   const int64_t channels = p.sequences.count * p.dim / multiprocessors;
   const bool is_short = p.sequences.count * 512 > p.sequences.seqlen * p.batch;
-  if (channels >= 96 && !is_short) return run_form<Form<float, 8, 16, 1, true>, 2>(p, stream);
-  if (channels >= 64 && !is_short) return run_form<Form<float, 16, 16, 1, true>, 2>(p, stream);
-  if (channels >= 24 || is_short) return run_form<Form<float, 16, 8, 1, true>, 3>(p, stream);
-  if (channels >= 8) return run_form<Form<float, 32, 16, 1, true>, 2>(p, stream);
-  return run_form<Form<float, 32, 8, 2, true>, 3>(p, stream);
+  if constexpr (BYTES != 0) {
+    if (channels >= 96 && !is_short) {
+      return run_form<Form<float, 8, 16, 1, true, BYTES>, 2>(p, stream);
+    }
+    if (channels >= 64 && !is_short) {
+      return run_form<Form<float, 16, 16, 1, true, BYTES>, 2>(p, stream);
+    }
+    if (channels < 8 && !is_short) {
+      return run_form<Form<float, 32, 8, 2, true, BYTES>, 2>(p, stream);
+    }
+  }
+  if (channels >= 24 || is_short) {
+    return run_form<Form<float, 16, 8, 1, true, BYTES>, 3>(p, stream);
+  }
+  if constexpr (BYTES == 2) {
+#ifndef NO_WIDE
+    // Blocks of more warps where they leave a multiprocessor fewer of them.
+    const auto most_warps = [&](int a_block) {
+      const int64_t blocks = p.sequences.count * p.groups * p.blocks_a_group(a_block);
+      return ceil_div(blocks, multiprocessors) * a_block;
+    };
+    if (most_warps(12) < most_warps(8)) {
+      return run_form<Form<float, 32, 16, 1, true, BYTES, 12>, 1>(p, stream);
+    }
+#endif
+    return run_form<Form<float, 32, 16, 1, true, BYTES>, 2>(p, stream);
+  }
+  // Of 4 bytes it would spill.
+  return run_form<Form<float, 32, 16, 1, true>, 2>(p, stream);
+}
+
+// The size of all elements that are read in time, 0 if they differ.
+int bytes_of(const ForwardArgs& p) {
+  const int bytes = static_cast<int>(p.u.step);
+  for (const View* v : {&p.delta, &p.z, &p.B, &p.C}) {
+    if (v->given() && v->step != bytes) return 0;
+  }
+  return bytes;
 }
 
 template <typename F>
@@ -452,7 +533,12 @@ cudaError_t run(const ScanForwardParams& params, int device, cudaStream_t stream
     int multiprocessors = 0;
     const cudaError_t e =
         cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
-    return e == cudaSuccess ? run_fast(p, multiprocessors, stream) : e;
+    if (e != cudaSuccess) return e;
+    switch (bytes_of(p)) {
+      case 2: return run_fast<2>(p, multiprocessors, stream);
+      case 4: return run_fast<4>(p, multiprocessors, stream);
+      default: return run_fast<0>(p, multiprocessors, stream);
+    }
   }
 }
 
