@@ -6,8 +6,8 @@ from helpers import FLOATS, assert_close, dtype_id
 from scan_helpers import make_scan, run_forward
 from tolerances import SCAN
 
-# Channels for each multiprocessor: at the bounds of csrc/cuda/scan_forward.cu, and between.
-CHANNELS = (2, 7, 8, 11, 15, 23, 24, 60, 64, 95, 96, 130)
+# Channels for each multiprocessor, one number a kernel: see csrc/cuda/scan_forward.cu.
+CHANNELS = (2, 11, 15, 24, 64, 96)
 
 
 def assert_like_the_cpu(inputs, cuda):
@@ -22,23 +22,22 @@ def assert_like_the_cpu(inputs, cuda):
 @pytest.mark.parametrize("dtype", FLOATS, ids=dtype_id)
 @pytest.mark.parametrize("channels", CHANNELS)
 def test_by_channels(cuda, channels, dtype):
-    """The last chunk is not whole, and with 17 states there are two tiles."""
+    """The last chunk is not whole, and there are two tiles of states."""
     dim = channels * torch.cuda.get_device_properties(cuda).multi_processor_count
-    for seqlen, dstate in ((1032, 16), (520, 17)):
-        assert_like_the_cpu(make_scan(1, dim, seqlen, dstate, 2, dtype), cuda)
+    assert_like_the_cpu(make_scan(1, dim, 520, 17, 2, dtype), cuda)
 
 
 @pytest.mark.parametrize("channels", (5, 12, 40))
 def test_of_mixed_types(cuda, channels):
     dim = channels * torch.cuda.get_device_properties(cuda).multi_processor_count
     half, wide = torch.bfloat16, torch.float32
-    for dtypes in ({"delta": wide}, {"B": torch.float16, "C": torch.float16}, {"u": wide}):
+    for dtypes in ({"delta": wide}, {"B": torch.float16, "C": torch.float16}):
         assert_like_the_cpu(make_scan(1, dim, 1032, 16, 1, half, dtypes=dtypes), cuda)
 
 
 def test_packed_by_channels(cuda):
     """Sequences that begin anywhere, long enough for every kernel."""
-    for channels in (2, 11, 30, 70, 100):
+    for channels in CHANNELS:
         dim = channels * torch.cuda.get_device_properties(cuda).multi_processor_count // 2
-        inputs = make_scan(1, dim, 2400, 16, 1, torch.bfloat16, bounds=[3, 1204, 2400])
+        inputs = make_scan(1, dim, 1200, 16, 1, torch.bfloat16, bounds=[3, 604, 1200])
         assert_like_the_cpu(inputs, cuda)

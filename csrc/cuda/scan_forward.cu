@@ -26,8 +26,6 @@ struct Form {
   static constexpr int kPiece = kOwn < kItems<F> ? kOwn : kItems<F>;  // in one Raw
   static constexpr bool FAST = FAST_;  // suits_vectors(), as all tensors do
   static constexpr int BYTES = BYTES_;
-  // The next chunk's B and C are brought near, where few blocks wait for them.
-  static constexpr bool kPrefetch = BYTES != 0 && TL == 32;
 };
 
 template <typename K>
@@ -281,17 +279,6 @@ __device__ __forceinline__ void add_parts(Shared<K>& shared, const Place<K>& at,
   }
 }
 
-// Brings a chunk's first states of B or C near.
-template <typename K>
-__device__ __forceinline__ void prefetch_tile(const View& v, const Shared<K>& shared, int many,
-                                              int64_t t0) {
-  constexpr int lines = (K::kRow * K::BYTES + 127) / 128;  // of a row
-  const char* const from = v.at(shared.segment.batch, shared.channels.group) + t0 * K::BYTES;
-  for (int i = threadIdx.x; i < many * lines; i += K::kThreads) {
-    prefetch_l2(from + i / lines * v.strides[2] + i % lines * 128);
-  }
-}
-
 // The chunk's steps and its first tile: all loads start before anything waits for one.
 template <typename K>
 __device__ __forceinline__ void begin_chunk(const ForwardArgs& p, Shared<K>& shared,
@@ -305,14 +292,6 @@ __device__ __forceinline__ void begin_chunk(const ForwardArgs& p, Shared<K>& sha
   // Else A is there: all states are in one tile.
   const bool new_rates = p.dstate > kStates || t0 == shared.segment.first();
   if (new_rates) rates.load(p, shared.channels.first, 0, many, shared.channels.count);
-#ifndef NO_PREFETCH
-  if constexpr (K::kPrefetch) {
-    if (t0 + 2 * K::kRow <= shared.segment.end) {
-      prefetch_tile(p.B, shared, many, t0 + K::kRow);
-      prefetch_tile(p.C, shared, many, t0 + K::kRow);
-    }
-  }
-#endif
   __syncthreads();
   typename Shared<K>::Row& row = shared.rows[0];
   projections.store(p, shared.segment, shared.channels.group, 0, many, t0, row.B, row.C, kPitch<K>);
@@ -487,7 +466,6 @@ cudaError_t run_fast(const ForwardArgs& p, int multiprocessors, cudaStream_t str
     return run_form<Form<float, 16, 8, 1, true, BYTES>, 3>(p, stream);
   }
   if constexpr (BYTES == 2) {
-#ifndef NO_WIDE
     // Blocks of more warps where they leave a multiprocessor fewer of them.
     const auto most_warps = [&](int a_block) {
       const int64_t blocks = p.sequences.count * p.groups * p.blocks_a_group(a_block);
@@ -496,7 +474,6 @@ cudaError_t run_fast(const ForwardArgs& p, int multiprocessors, cudaStream_t str
     if (most_warps(12) < most_warps(8)) {
       return run_form<Form<float, 32, 16, 1, true, BYTES, 12>, 1>(p, stream);
     }
-#endif
     return run_form<Form<float, 32, 16, 1, true, BYTES>, 2>(p, stream);
   }
   // Of 4 bytes it would spill.
