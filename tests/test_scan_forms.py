@@ -1,4 +1,4 @@
-"""The CUDA forward has kernels by how many channels there are for each multiprocessor: all of them."""
+"""The CUDA forward chooses its kernel by channels for each multiprocessor: every one of them."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The CUDA backward of sequences that take several spans of time: csrc/cuda/scan_backward_plan.h."""
+"""The CUDA backward in several spans of time: see csrc/cuda/scan_backward_plan.h."""
 
 import pytest
 import torch

@@ -154,7 +154,7 @@ __device__ __forceinline__ void pass_state(const BackwardArgs& p, bool reverse, 
   const bool packed = p.first_chunks != nullptr;
   const int64_t first = packed ? p.first_chunks[sequence] : sequence * p.chunks_a_row;
   const int64_t last = packed ? p.first_chunks[sequence + 1] : first + p.chunks_a_row;
-  const bool begins_before = first < p.begin, ends_after = last > p.begin + p.chunks;
+  const bool begins_before = first<p.begin, ends_after = last> p.begin + p.chunks;
   const int64_t begin = begins_before ? 0 : first - p.begin;
   const int64_t end = ends_after ? p.chunks : last - p.begin;
   const F rate = load_number<F>(p.A.at(d, n), p.A.dtype) * F(kLog2e);
@@ -196,7 +196,8 @@ __device__ __forceinline__ void pass_state(const BackwardArgs& p, bool reverse, 
 
 // Two blocks, one for each direction, take 128 states of every slots-th sequence of the span.
 template <typename F>
-__global__ void __launch_bounds__(128, sizeof(F) == 8 ? 1 : 7) pass_states(const BackwardArgs p, int64_t slots) {
+__global__ void __launch_bounds__(128, sizeof(F) == 8 ? 1 : 7)
+    pass_states(const BackwardArgs p, int64_t slots) {
   const int64_t i = static_cast<int64_t>(blockIdx.x / 2) * 128 + threadIdx.x;
   const int64_t a_sequence = p.dim * p.dstate, slot = i / a_sequence;
   const bool reverse = blockIdx.x % 2 != 0;

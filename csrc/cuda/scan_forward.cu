@@ -203,7 +203,8 @@ __device__ __forceinline__ typename K::F* exchange_row(Shared<K>& shared, const 
 }
 // Of the lane's steps there, those that are the warp's own.
 template <typename K>
-__device__ __forceinline__ void store_own_steps(const Place<K>& at, const typename K::F (&x)[K::kOwn],
+__device__ __forceinline__ void store_own_steps(const Place<K>& at,
+                                                const typename K::F (&x)[K::kOwn],
                                                 typename K::F* row) {
 #pragma unroll
   for (int i = 0; i < K::kOwn; i += Tile<K>::kVector) {
@@ -242,8 +243,7 @@ __device__ __forceinline__ void end_loads(const ForwardArgs& p, Shared<K>& share
 }
 
 template <typename K>
-__device__ __forceinline__ void take_steps(Shared<K>& shared, const Place<K>& at,
-                                           Steps<K>& steps) {
+__device__ __forceinline__ void take_steps(Shared<K>& shared, const Place<K>& at, Steps<K>& steps) {
   if constexpr (K::SPLIT > 1) {
     Tile<K>::read(exchange_row(shared, at, 0), steps.dt);
     Tile<K>::read(exchange_row(shared, at, 1), steps.dtu);

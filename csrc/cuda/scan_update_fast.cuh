@@ -1,7 +1,7 @@
 // The update for the types and strides that models use: it keeps up with memory. A lane has PIECES
-// times 16 bytes of a channel's states, of ENTRIES batch entries, and starts all its loads before it
-// waits for one. What is done once for a channel and entry, a lane does for some of the entries and
-// hands to the others.
+// times 16 bytes of a channel's states, of ENTRIES batch entries, and starts all its loads before
+// it waits for one. What is done once for a channel and entry, a lane does for some of the entries
+// and hands to the others.
 #pragma once
 
 #include "scan_update.cuh"
@@ -25,7 +25,7 @@ struct FastUpdateArgs {
   StateRows rows;
   int64_t state_stride;
   uint32_t batch, heads, dim, heads_a_group;
-  int lane_bits;  // of a channel
+  int lane_bits;        // of a channel
   bool tied, softplus;  // tied: one A a channel
 };
 
