@@ -324,7 +324,7 @@ def test_scan_rows_are_of_the_same_computation(monkeypatch):
             torch, name, lambda *size, real=real, device=None, **more: real(*size, **more)
         )
 
-    def run_each(functions, repeats, calls):
+    def run_each(functions, repeats, calls, graph=True):
         return {name: float(len(function())) for name, function in functions.items()}
 
     class Peer:

@@ -142,6 +142,9 @@ RUN_BY = {
     "tests/test_benchmarks.py::test_scan_rows_are_of_the_same_computation": [
         "python benchmarks/benchmark_scan.py --json docs/benchmark_scan_h200.json"
     ],
+    "tests/test_scan_benchmark.py::test_on_the_cpu": [
+        "python benchmarks/benchmark_scan.py --device cpu --json docs/benchmark_scan_cpu.json"
+    ],
     "tests/test_benchmarks.py::test_the_cpus_rows": [
         "python benchmarks/benchmark_cpu.py --json docs/benchmark_cpu.json"
     ],
