@@ -70,6 +70,7 @@ def test_other_examples_are_run_by_a_test():
 
 
 FUNCTIONS = ("causal_conv1d_fn", "causal_conv1d_update", "causal_conv1d_varlen_states")
+FUNCTIONS += ("causal_conv1d_varlen_fn", "CausalConv1d")
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
