@@ -498,7 +498,8 @@ __global__ void __launch_bounds__(kThreads, kLastBlocks<K>)
 template <typename T>
 cudaError_t launch_backward_channel_last(const BackwardArgs<T>& args, const BackwardPlan& plan,
                                          cudaStream_t stream) {
-  const Case wanted{args.width, args.seq_idx.data != nullptr, Access::kStrided, plan.vector};
+  const bool fused = args.pre_gate.given() || args.post_gate.given() || args.add_dout;
+  const Case wanted{args.width, args.seq_idx.data != nullptr, Access::kStrided, plan.vector, fused};
   const auto launch_variant = [&](auto variant) {
     using K = decltype(variant);
     BackwardArgs<T> p = args;

@@ -2,7 +2,8 @@
 //
 // Most tiles have one id and need no more care than without seq_idx: OneId, mixed_groups() and
 // ChunkMatches tell which. The others are "mixed", and ask for each tap of each step: takes() and
-// is_padding() of IdMatches, which holds ids, or of Matches, which holds a byte per step.
+// is_padding() of IdMatches, which holds ids, of Matches, which holds a byte per step, or of
+// WarpMatches, which holds a word per tap. IdCuts tells where ids begin instead.
 #pragma once
 
 #include "pack.cuh"
