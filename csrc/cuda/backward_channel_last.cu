@@ -330,7 +330,9 @@ class LastWalk {
 #pragma unroll
       for (int c = 0; c < C; ++c) r.dz[u][c] = next.of[c];
     }
-    if (PLACE == kAny ? inside && t + u < c_.count : WHOLE || u == 0) {
+    // The inputs of padding may be anything.
+    if ((PLACE == kAny ? t + u < c_.count : WHOLE || u == 0) &&
+        (inside || !(MIXED || PLACE == kAny))) {
 #pragma unroll
       for (int c = 0; c < C; ++c) {
         r.db[c] += r.dz[u][c];
