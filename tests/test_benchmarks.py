@@ -263,11 +263,17 @@ def test_the_cpus_rows(small, tmp_path, monkeypatch):
         rows = list(benchmark_cpu.rows(((1, 8, 20),), ("fp32",), ("first",), (1,), 1, False))
         found = list(benchmark_cpu.model_rows((1,), 1, False, seqlen=16, batch=2))
         updates = list(benchmark_cpu.update_rows(((2, 8),), ("bf16",), (1,)))
+        forms_found = [
+            benchmark_cpu.form_row((1, 8, 256), "bf16", layout, form, 1, 1)
+            for layout in benchmark_cpu.LAYOUTS
+            for form in benchmark_cpu.FORMS
+        ]
     finally:
         torch.set_num_threads(threads)
     forms = [(row["model"], row["width"], row["dtype"], row["options"]) for row in found]
     assert forms == [(m.name, m.width, m.dtype, list(models.options(m))) for m in models.MODELS]
-    for name, section in (("rows", rows), ("model_rows", found), ("update_rows", updates)):
+    sections = {"rows": rows, "model_rows": found, "update_rows": updates, "form_rows": forms_found}
+    for name, section in sections.items():
         monkeypatch.setattr(benchmark_cpu, name, lambda *_, section=section, **__: section)
     path = tmp_path / "benchmark_cpu.json"
     benchmark_cpu.main(["--json", str(path)])
