@@ -8,8 +8,9 @@
     python benchmarks/benchmark.py --list              # what would be timed; needs no GPU
 
 rows: the plain case by shape, type and layout. models: the convolutions of released models
-(models.py). options: what states, seq_idx, widths and views cost. update: one token. host: the time
-of a call. write_pages.py makes tables of the --json.
+(models.py). options: what states, seq_idx, widths and views cost. packed, gates, dilation: calls
+with those (option_rows.py). update: one token. host: the time of a call. write_pages.py makes
+tables of the --json.
 
 GPU times are medians of CUDA graph replays over buffers that are rotated so that none is served
 from L2, with a pause before each. "of copy" is the time of a copy of x divided by the forward's
@@ -31,6 +32,7 @@ import sys
 from time import perf_counter, sleep
 
 import models
+import option_rows
 import peers
 import torch
 
@@ -49,7 +51,7 @@ SHAPES = (
 )
 OPTIONS_SHAPE = (2, 4096, 8192)
 UPSTREAM_WIDTH = 4
-SECTIONS = ("rows", "models", "options", "update", "host")
+SECTIONS = ("rows", "models", "options", "packed", "gates", "dilation", "update", "host")
 UPDATE_SHAPES = ((1, 2048), (64, 4096), (256, 8192))
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 LAYOUTS = ("first", "last")
@@ -396,10 +398,44 @@ def measure_updates(args, time, names):
         yield row
 
 
+def print_special(row, base):
+    """A row of option_rows.py beside what it is compared with: forward and backward."""
+    words = [
+        row.get("model", ""),
+        *(f"{k} {row[k]}" for k in ("documents", "dilation") if k in row),
+    ]
+    times = [f"{row[k]:.1f} us, {base[k]:.1f}" for k in ("forward_us", "backward_us")]
+    shape = f"{row['batch']} x {row['dim']} x {row['seqlen']}"
+    form = f"{row['dtype']} {row['layout']} W={row['width']}"
+    print(f"{' '.join(w for w in words if w)}: {shape} {form}: {' / '.join(times)}", flush=True)
+
+
+def measure_packed(args, time, names):
+    for row in option_rows.measure_packed(args, time, names[0], DTYPES[names[0]], tensor, copies):
+        print_special(row, row["dense"])
+        yield row
+
+
+def measure_gates(args, time, names):
+    for row in option_rows.measure_gates(args, time, DTYPES, tensor, copies):
+        copied = {"forward_us": row["copy_us"], "backward_us": row["backward_copy_us"]}
+        print_special(row, copied)
+        yield row
+
+
+def measure_dilation(args, time, names):
+    for row in option_rows.measure_dilation(args, time, names[0], DTYPES[names[0]], tensor, copies):
+        print_special(row, row["dense"])
+        yield row
+
+
 MEASURE = {
     "rows": measure_rows,
     "models": measure_models,
     "options": measure_options,
+    "packed": measure_packed,
+    "gates": measure_gates,
+    "dilation": measure_dilation,
     "update": measure_updates,
 }
 
@@ -425,6 +461,9 @@ def list_cases(args):
         "rows": row_cases(args.dtypes),
         "models": models.MODELS,
         "options": option_cases(),
+        "packed": option_rows.packed_cases(),
+        "gates": option_rows.gated_cases(),
+        "dilation": option_rows.dilated_cases(),
         "update": update_cases(args.dtypes),
         "host": ["calls of tiny tensors"],
     }

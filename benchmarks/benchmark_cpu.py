@@ -2,7 +2,8 @@
 
     python benchmarks/benchmark_cpu.py --json cpu.json
 
-Shapes first, then the convolutions of released models (models.py); --sections chooses.
+Shapes first, then the convolutions of released models (models.py), one token, and what gates, a
+residual, dilation and packed sequences cost; --sections chooses.
 
 Each row interleaves its contestants, round by round, and takes the least time of each, so that
 other load on the machine falls on all alike. "copies" is the forward's time divided by that of a
@@ -27,6 +28,7 @@ import torch.nn.functional as F
 
 import causal_conv1d
 from causal_conv1d import _library
+from causal_conv1d._ops import ops
 from causal_conv1d.cpp_functions import write_backward, write_forward, write_update
 
 # batch, dim, seqlen
@@ -34,7 +36,17 @@ SHAPES = ((2, 4096, 4096), (1, 2048, 2048))
 UPDATE_SHAPES = ((1, 2048), (64, 4096), (256, 8192))
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 LAYOUTS = ("first", "last")
-SECTIONS = ("rows", "models", "update")
+SECTIONS = ("rows", "models", "update", "forms")
+# Of x (1, dim, seqlen), beside the plain form of the same shape.
+FORM_SHAPE = (1, 2048, 8192)
+FORMS = {
+    "32 sequences": {"sequences": 32},
+    "128 sequences": {"sequences": 128},
+    "two gates": {"gates": True},
+    "two gates, width 3, no activation": {"gates": True, "width": 3, "silu": False},
+    "residual": {"residual": True},
+    "dilation 2": {"dilation": 2},
+}
 
 
 def least_times(contestants, rounds, slow=(), clock=time.perf_counter):
@@ -208,6 +220,61 @@ def model_rows(
             yield models.labels(model) | found | {"decode": decode}
 
 
+@torch.no_grad()
+def form_row(shape, name, layout, form, threads, rounds=15, clock=time.perf_counter):
+    """One of FORMS beside the plain form and a copy. "of a copy" is the speed at which it moves its
+    bytes, over that of a copy; the residual is x and adds none."""
+    torch.set_num_threads(threads)
+    _, dim, seqlen = shape
+    dtype, how = DTYPES[name], FORMS[form]
+    width, silu = how.get("width", 4), how.get("silu", True)
+    x, dout, out, dx, gate, gate2, dgate, dgate2 = (make(*shape, layout, dtype) for _ in range(8))
+    weight, bias = torch.randn(dim, width).to(dtype), torch.randn(dim).to(dtype)
+    dweight, dbias = torch.empty(dim, width), torch.empty(dim)
+    bounds = None
+    if "sequences" in how:
+        bounds = torch.arange(0, seqlen + 1, seqlen // how["sequences"], dtype=torch.int32)
+    gates = (gate, gate2) if "gates" in how else (None, None)
+    dgates = (dgate, dgate2) if "gates" in how else (None, None)
+    residual, dilation = (x if "residual" in how else None), how.get("dilation", 1)
+
+    def forward():
+        tensors = (None, bounds, None, *gates, residual, out, None)
+        ops.conv_forward_out(x, weight, bias, *tensors, dilation, silu)
+
+    def backward():
+        tensors = (None, bounds, None, None, *gates, dx, dweight, dbias, None, *dgates)
+        is_x = residual is not None
+        ops.conv_backward_out(x, weight, bias, dout, *tensors, dilation, is_x, silu)
+
+    contestants = {
+        "copy": lambda: out.copy_(x),
+        "plain_forward": lambda: write_forward(x, weight, bias, None, None, out, None, silu),
+        "plain_backward": lambda: write_backward(
+            x, weight, bias, dout, None, None, None, dx, dweight, dbias, None, silu
+        ),
+        "forward": forward,
+        "backward": backward,
+    }
+    best = least_times(contestants, rounds, (), clock)
+    result = {"dim": dim, "seqlen": seqlen, "dtype": name, "layout": layout, "form": form}
+    result |= {"threads": threads} | {f"{key}_ms": best[key] * 1e3 for key in contestants}
+    more = 2 if "gates" in how else 0
+    result["forward_of_a_copy"] = (2 + more) / 2 * best["copy"] / best["forward"]
+    result["backward_of_a_copy"] = (3 + 2 * more) / 2 * best["copy"] / best["backward"]
+    return result
+
+
+def form_rows(
+    dtypes=("bf16",), layouts=LAYOUTS, threads=(1, 2), rounds=15, clock=time.perf_counter
+):
+    for count in threads:
+        for name in dtypes:
+            for layout in layouts:
+                for form in FORMS:
+                    yield form_row(FORM_SHAPE, name, layout, form, count, rounds, clock)
+
+
 HEADER = (
     "threads batch    dim seqlen type layout  copy ms   fwd ms  copies   bwd ms  copies"
     "  conv1d+silu ms  / fwd  torch.compile ms"
@@ -229,6 +296,15 @@ def update_line(r):
     return (
         f"update {r['batch']:4d} x {r['dim']:5d} {r['dtype']}, {r['threads']} threads:"
         f" {r['update_us']:9.1f} us, in torch {r['torch_us']:9.1f}"
+    )
+
+
+def form_line(r):
+    return (
+        f"{r['form']:33s} {r['dim']} x {r['seqlen']} {r['dtype']} {r['layout']:5s}, {r['threads']}"
+        f" threads: forward {r['forward_ms']:6.2f} ms, {r['forward_of_a_copy']:.2f} of a copy"
+        f" (plain {r['plain_forward_ms']:.2f}), backward {r['backward_ms']:6.2f} ms,"
+        f" {r['backward_of_a_copy']:.2f} (plain {r['plain_backward_ms']:.2f})"
     )
 
 
@@ -282,14 +358,16 @@ def main(arguments=None):
         ),
         "models": model_rows(threads, args.rounds, with_compile, clock),
         "update": update_rows(dtypes=dtypes, threads=threads, clock=clock),
+        "forms": form_rows(layouts=args.layouts.split(","), threads=threads, rounds=args.rounds),
     }
+    lines = {"update": update_line, "forms": form_line}
     for section in args.sections.split(","):
         if section not in measured:
             parser.error(f"--sections: {section!r} is none of {', '.join(SECTIONS)}")
         report[section] = []
         for r in measured[section]:
             report[section].append(r)
-            print(update_line(r) if section == "update" else line(r), flush=True)
+            print(lines.get(section, line)(r), flush=True)
     if "models" in report:
         report["models_not_timed"] = models.NOT_TIMED
     if args.json:

@@ -2,16 +2,19 @@
 ``--compiled``, mamba_ssm's own kernels.
 
     python benchmarks/benchmark_scan.py [--compiled FILE] [--json docs/benchmark_scan_h200.json]
+    python benchmarks/benchmark_scan.py --sms 16     # the same on 16 of the GPU's SMs
+    python benchmarks/benchmark_scan.py --device cpu --json docs/benchmark_scan_cpu.json
 
 FILE is what benchmarks/mamba_kernels/build.sh makes of mamba_ssm's sources. Medians of CUDA graph
-replays over buffers in turn, so that none is served from L2 where there are several; both kernels
-are timed in turn. The backward includes all gradients. "copy" is one of u, for the update one of
-the state.
+replays (with --sms of plain calls) over buffers in turn, so that none is served from L2 where there
+are several; both kernels are timed in turn. The backward includes all gradients. "copy" is one of
+u, for the update one of the state, to other buffers in turn.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import json
 import math
@@ -50,6 +53,7 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 NAMES = "u delta A B C D z delta_bias".split()
 BYTES = 300e6  # of the buffers that take turns: several times L2
 MOST_SETS = 8
+AHEAD = 4_000_000  # clocks for the host to start calls in, so that it is not what is timed
 
 
 def graph_of(function):
@@ -64,15 +68,18 @@ def graph_of(function):
     return graph
 
 
-def medians(functions, repeats, calls):
+def medians(functions, repeats, calls, graph=True):
     """Times in ms of one of the calls that each function makes, measured in turn."""
-    graphs = {name: graph_of(function) for name, function in functions.items()}
+    if graph:
+        functions = {name: graph_of(function).replay for name, function in functions.items()}
     times = {name: [] for name in functions}
     for _ in range(repeats + 2):
-        for name, graph in graphs.items():
+        for name, function in functions.items():
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            if not graph:
+                torch.cuda._sleep(AHEAD)
             start.record()
-            graph.replay()
+            function()
             end.record()
             end.synchronize()
             times[name].append(start.elapsed_time(end) / calls)
@@ -99,7 +106,7 @@ def over_sets(sets, call):
     return lambda: [call(one) for one in sets]
 
 
-def scan_row(case, compiled, repeats):
+def scan_row(case, compiled, repeats, graph=True):
     batch, dim, seqlen, dstate, groups, dtype, z = case
     size = batch * dim * seqlen * DTYPES[dtype].itemsize * (7 if z else 5)
     sets = [scan_inputs(*case) for _ in range(max(1, min(MOST_SETS, int(BYTES / size))))]
@@ -136,7 +143,8 @@ def scan_row(case, compiled, repeats):
         if compiled:
             same(way, *(calls[name](sets[0]) for name in ("ours", "mamba_ssm")), dtype)
         functions = {name: over_sets(sets, call) for name, call in calls.items()}
-        found = medians(functions | (copy if way == "forward" else {}), repeats, len(sets))
+        functions |= copy if way == "forward" else {}
+        found = medians(functions, repeats, len(sets), graph)
         row |= {f"{way}_us": 1e3 * found["ours"]}
         if compiled:
             row[f"mamba_ssm_{way}_us"] = 1e3 * found["mamba_ssm"]
@@ -152,7 +160,7 @@ def same(way, ours, theirs, dtype):
     assert error < (1e-2 if dtype == "bf16" else 1e-4), (way, error.item())
 
 
-def update_row(case, repeats):
+def update_row(case, repeats, graph=True):
     batch, dim, dstate, dtype = case
 
     def rand(*shape, dtype=torch.bfloat16):
@@ -160,7 +168,7 @@ def update_row(case, repeats):
 
     count = max(1, min(3 * MOST_SETS, int(BYTES / (batch * dim * dstate * DTYPES[dtype].itemsize))))
     states = [rand(batch, dim, dstate, dtype=DTYPES[dtype]) for _ in range(count)]
-    room = torch.empty_like(states[0])
+    rooms = [torch.empty_like(state) for state in states]
     x, dt, z, B, C = (rand(batch, size) for size in (dim, dim, dim, dstate, dstate))
     A = -torch.rand(dim, dstate, device="cuda")
     D, bias = (rand(dim, dtype=torch.float32) for _ in range(2))
@@ -169,8 +177,8 @@ def update_row(case, repeats):
         return selective_state_update(state, x, dt, A, B, C, D, z, bias, True)
 
     functions = {"ours": over_sets(states, update)}
-    functions["copy"] = over_sets(states, lambda state: room.copy_(state))
-    found = medians(functions, repeats, count)
+    functions["copy"] = lambda: [a.copy_(b) for a, b in zip(rooms, states, strict=True)]
+    found = medians(functions, repeats, count, graph)
     # What has to be moved besides the state, which is read and written.
     more = sum(t.numel() * t.itemsize for t in (x, dt, z, x, A, D, bias, B, C))
     bytes_of_copy = 2 * states[0].numel() * states[0].itemsize
@@ -183,12 +191,30 @@ def update_row(case, repeats):
     }
 
 
+@contextlib.contextmanager
+def confined(sms):
+    """Everything runs on this many SMs, if any."""
+    if not sms:
+        yield
+        return
+    green = torch.cuda.green_contexts.GreenContext.create(sms, 0)
+    green.set_context()
+    yield
+    green.pop_context()
+
+
 def main(arguments=None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--compiled", metavar="FILE", help="mamba_ssm's kernels")
+    parser.add_argument("--sms", type=int, help="use this many of the GPU's SMs")
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args(arguments)
+    if args.device == "cpu":
+        import benchmark_scan_cpu
+
+        return benchmark_scan_cpu.main(["--json", str(args.json)] if args.json else [])
     if not torch.cuda.is_available():
         parser.error("no CUDA device")
     compiled = None
@@ -200,6 +226,7 @@ def main(arguments=None) -> int:
         peer = {"version": compiled.version}
     report = {
         "device": torch.cuda.get_device_name(),
+        "sms": args.sms,
         "torch": torch.__version__,
         "version": causal_conv1d.__version__,
         "date": datetime.date.today().isoformat(),
@@ -209,10 +236,11 @@ def main(arguments=None) -> int:
         "state_update": [],
     }
     torch.manual_seed(0)
-    with torch.no_grad():
+    graph = not args.sms  # graphs do not keep to them
+    with torch.no_grad(), confined(args.sms):
         for section, cases, measure in (
-            ("scan", ROWS, lambda case: scan_row(case, compiled, args.repeats)),
-            ("state_update", UPDATES, lambda case: update_row(case, args.repeats)),
+            ("scan", ROWS, lambda case: scan_row(case, compiled, args.repeats, graph)),
+            ("state_update", UPDATES, lambda case: update_row(case, args.repeats, graph)),
         ):
             for case in cases:
                 row = measure(case)

@@ -23,6 +23,7 @@ class Peer(NamedTuple):
     forward: Callable  # (x, weight, bias, silu)
     backward: Callable | None = None  # (x, dout, weight, bias, silu)
     layout: str | None = None  # the only one that it takes
+    packing: Callable | None = None  # keywords of both for cu_seqlens
 
 
 def conv1d_and_silu(x, weight, bias, silu):
@@ -54,15 +55,24 @@ def fla() -> Peer:
 
 def fla_peer(name, module):
     forward, backward = module.causal_conv1d_fwd, module.causal_conv1d_bwd
+
+    def packing(cu_seqlens):
+        """chunk_indices too, which it would compute with a synchronisation."""
+        from fla.ops.utils import prepare_chunk_indices
+
+        bounds = cu_seqlens.long()
+        return {"cu_seqlens": bounds, "chunk_indices": prepare_chunk_indices(bounds, 64)}
+
     return Peer(
         f"{version('fla-core')}, {name}",
-        lambda x, weight, bias, silu: forward(
-            x.mT, weight, bias, None, activation="silu" if silu else None
+        lambda x, weight, bias, silu, **more: forward(
+            x.mT, weight, bias, None, activation="silu" if silu else None, **more
         ),
-        lambda x, dout, weight, bias, silu: backward(
-            x.mT, dout.mT, None, weight, bias, activation="silu" if silu else None
+        lambda x, dout, weight, bias, silu, **more: backward(
+            x.mT, dout.mT, None, weight, bias, activation="silu" if silu else None, **more
         ),
         "last",
+        packing,
     )
 
 

@@ -266,6 +266,69 @@ def over_plain(row, way):
     return row[f"{way}_us"] / row["plain"][f"{way}_us"]
 
 
+def packed(report):
+    text = (
+        "Documents packed into one row by `cu_seqlens`, of random lengths: the time over that of "
+    )
+    text += (
+        "the same row as one sequence, forward / backward. FLA: its time over this library's.\n\n"
+    )
+    rows, cells = report["packed"], {}
+    for row in rows:
+        name = f"{shape(row)}, {row['dtype']}", row["documents"]
+        by = cells.setdefault(name, {})
+        by[row["layout"]] = times(*(over_dense(row, way) for way in ("forward", "backward")))
+        if row.get("others_us"):
+            by["FLA"] = other(row, "FLA")
+    head = ["batch x dim x seqlen", "documents", *LAYOUTS.values(), "FLA"]
+    lines = [
+        [*name, *(by.get(key, "-") for key in (*LAYOUTS, "FLA"))] for name, by in cells.items()
+    ]
+    # A peer has a reason for one layout and times for the other; that of all rows counts.
+    left = [row for row in rows if row.get("others_missing")]
+    left = left if not any(row.get("others_us") for row in rows) else []
+    return {"Packed sequences": text + table(head, lines) + absences(left)}
+
+
+def over_dense(row, way):
+    return row[f"{way}_us"] / row["dense"][f"{way}_us"]
+
+
+AROUND = {"pre_gate": "a gate before", "post_gate": "a gate after", "residual": "a residual"}
+
+
+def gates(report):
+    text = "What models have around the convolution, in the same kernels; no bias, no activation. "
+    text += "µs, in brackets the share of the speed of a copy of as many bytes as the call reads "
+    text += "and writes.\n\n"
+    lines = []
+    for row in report["gates"]:
+        cells = [row["model"], ", ".join(AROUND[name] for name in row["around"])]
+        words = f"W {row['width']}, {row['dtype']}, {LAYOUTS[row['layout']]}"
+        cells.append(f"{shape(row)}; {words}")
+        for way, copy in (("forward", "copy_us"), ("backward", "backward_copy_us")):
+            share = row[copy] / row[f"{way}_us"]
+            cells.append(f"{number(row[f'{way}_us'])} ({share:.2f})")
+        lines.append(cells)
+    head = ["model", "around it", "batch x dim x seqlen, form", "forward", "backward"]
+    return {"Gates and residual": text + table(head, lines)}
+
+
+def dilation(report):
+    cells = {}
+    for row in report["dilation"]:
+        name = (
+            f"{row['model']}, {row['dilation']}",
+            f"{shape(row)}, W {row['width']}, {row['dtype']}",
+        )
+        ratios = (over_dense(row, way) for way in ("forward", "backward"))
+        cells.setdefault(name, {})[row["layout"]] = times(*ratios)
+    head = ["model, dilation", "batch x dim x seqlen", *LAYOUTS.values()]
+    lines = [[*name, *(by.get(key, "-") for key in LAYOUTS)] for name, by in cells.items()]
+    text = "Time over that of the same call without dilation, forward / backward:\n\n"
+    return {"Dilation": text + table(head, lines)}
+
+
 def gpu_update(report):
     head = ["batch x dim", "type, state", "µs", "copy of the bytes read", "upstream"]
     lines = [
@@ -346,6 +409,9 @@ GPU = {
     "rows": gpu_rows,
     "models": gpu_models,
     "options": options,
+    "packed": packed,
+    "gates": gates,
+    "dilation": dilation,
     "update": gpu_update,
     "host_us": host,
     "blocks": blocks,

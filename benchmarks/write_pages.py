@@ -65,6 +65,7 @@ python benchmarks/benchmark.py --json docs/benchmark_h200.json
 python benchmarks/benchmark_blocks.py --json docs/benchmark_blocks_h200.json
 python benchmarks/benchmark_scan.py --json docs/benchmark_scan_h200.json
 python benchmarks/benchmark_cpu.py --json docs/benchmark_cpu.json
+python benchmarks/benchmark_scan.py --device cpu --json docs/benchmark_scan_cpu.json
 python benchmarks/write_pages.py
 ```
 """

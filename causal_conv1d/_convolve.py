@@ -39,6 +39,8 @@ def convolve(caller: str, tensors: dict, dilation, silu: bool, split_sizes, stat
         elif is_transformed(x):
             _check(caller, tensors)
             if _onnx.is_exporting():
+                if tensors["cu_seqlens"] is not None:
+                    raise RuntimeError(f"{caller}: cu_seqlens must not be given to an ONNX export")
                 found = _options_plain.conv_forward(*args)
             else:
                 found = _ops.conv_forward.default(*args)

@@ -16,14 +16,11 @@ from ._when_imported import when_imported
 
 # The dimension of each tensor that is sharded with the batch, and with the channels. None: it is
 # whole on every device; "partial": it is to be summed over them.
-_BATCH: dict[str, int | str] = dict.fromkeys(
-    "x dout out dx initial_states dfinal_states final_states".split(), 0
-)
-_BATCH |= dict.fromkeys("dinitial_states seq_idx conv_state cache_seqlens".split(), 0)
+_ROWS = "x dout out dx pre_gate post_gate residual dpre_gate dpost_gate conv_state".split()
+_ROWS += "initial_states dfinal_states final_states dinitial_states".split()
+_BATCH: dict[str, int | str] = dict.fromkeys((*_ROWS, "seq_idx", "cache_seqlens"), 0)
 _BATCH |= {"dweight": "partial", "dbias": "partial"}
-_CHANNELS = dict.fromkeys("x dout out dx initial_states dfinal_states final_states".split(), 1)
-_CHANNELS |= dict.fromkeys("dinitial_states conv_state".split(), 1)
-_CHANNELS |= dict.fromkeys("weight bias dweight dbias".split(), 0)
+_CHANNELS = dict.fromkeys(_ROWS, 1) | dict.fromkeys("weight bias dweight dbias".split(), 0)
 
 
 def _strategies(operator, outputs):
@@ -40,6 +37,13 @@ def _strategies(operator, outputs):
         given = dict(zip(names, args, strict=True))
         is_tensor = {name: hasattr(value, "placements") for name, value in given.items()}
         choices = [{}, _BATCH, _CHANNELS]
+        if given.get("cu_seqlens") is not None:
+            choices = [{}, _CHANNELS]
+        # What is not needed has size 0.
+        needed = given.get("needed", -1) | 1
+        present = {name for i, name in enumerate(outputs) if needed >> i & 1}
+        if given.get("return_final_states") is False:
+            present.remove("final_states")
         state = given.get("conv_state")
         if state is not None:
             # It is changed in place, so it stays as it is and the others follow.
@@ -53,7 +57,7 @@ def _strategies(operator, outputs):
                 choices = [c for c in choices if c is not _BATCH]
         return [
             (
-                [place(dims, name) for name in outputs],
+                [place(dims if name in present else {}, name) for name in outputs],
                 [place(dims, name) if is_tensor[name] else None for name in names],
             )
             for dims in choices
@@ -72,6 +76,11 @@ def _register() -> None:
         "forward_states": ["out", "final_states"],
         "backward": ["dx", "dweight", "dbias", "dinitial_states"],
         "update": ["out"],
+        "conv_forward": ["out", "final_states"],
+        "conv_backward": [
+            *("dx", "dweight", "dbias"),
+            *("dinitial_states", "dpre_gate", "dpost_gate"),
+        ],
     }
     for name, returned in outputs.items():
         operator = getattr(ops, name).default

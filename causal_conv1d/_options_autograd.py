@@ -51,7 +51,7 @@ class ConvForward(_SingleLevelFunction):
 
     @staticmethod
     def backward(ctx, dout, dfinal_states):
-        gradients: list = [None] * (TENSORS - 1)
+        gradients = [None] * (TENSORS - 1)
         needs = ctx.needs_input_grad[1 : 1 + TENSORS]
         wanted, needed = requested(needs)
         if wanted and (dout is not None or dfinal_states is not None):

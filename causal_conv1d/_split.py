@@ -124,7 +124,7 @@ class SplitForward(_SingleLevelFunction):
 
     @staticmethod
     def backward(ctx, *above):
-        gradients: list = [None] * (TENSORS - 1)
+        gradients = [None] * (TENSORS - 1)
         x, weight, bias, *ids, states, pre_gate, post_gate = ctx.saved_tensors
         dfinal_states = above[-1] if ctx.with_states else None
         douts = [

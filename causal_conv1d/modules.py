@@ -124,11 +124,12 @@ class CausalConv1d(torch.nn.Conv1d):
         around = (residual, pre_gate, post_gate)
         if is_step and cu_seqlens is None and all(tensor is None for tensor in around):
             return self.step(x, None, cache, output_final_state)
-        rows, residual_, pre, post = (
+        rows = x.flatten(2).transpose(1, 2)
+        added, pre, post = (
             None if tensor is None else tensor.flatten(2).to(x.dtype).transpose(1, 2)
-            for tensor in (x, residual, pre_gate, post_gate)
+            for tensor in around
         )
-        options: dict[str, Any] = {"residual": rows if residual is x else residual_}
+        options: dict[str, Any] = {"residual": rows if residual is x else added}
         options |= {"pre_gate": pre, "post_gate": post, "dilation": self.dilation[0]}
         options["initial_states"] = None if cache is None else cache[:, :, 1:]
         options["activation"] = self.activation

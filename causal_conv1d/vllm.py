@@ -145,8 +145,10 @@ def causal_conv1d_update(
         out, or x: with zeros for entries that are skipped and for rows of none.
     """
     try:
-        rest = (conv_state, weight, bias, _silu(activation), conv_state_indices)
-        rest = (*rest, num_accepted_tokens, null_block_id)
+        rest = (
+            conv_state, weight, bias, _silu(activation), conv_state_indices, num_accepted_tokens,
+            null_block_id,
+        )  # fmt: skip
         result = x if out is None else out
         if query_start_loc is not None:
             count = query_start_loc.shape[0] - 1

@@ -189,10 +189,10 @@ typedef struct causal_conv1d_option_gradients {
 
 // A pool of states, as serving engines keep them: sequences of any lengths, chunks of a prompt and
 // single tokens in one call, each continued from a row of conv_states that is changed in place.
-// Sequence i is the tokens query_start_loc[i] .. query_start_loc[i+1] - 1, or token i without those;
-// its slot is cache_indices[i], or i. If that is pad_slot (or out of range on CUDA; on the CPU an
-// error) the sequence is skipped: out is 0 there, as it is for tokens of no sequence, and no state
-// is touched.
+// Sequence i is the tokens query_start_loc[i] .. query_start_loc[i+1] - 1, or token i without
+// those; its slot is cache_indices[i], or i. If that is pad_slot (or out of range on CUDA; on the
+// CPU an error) the sequence is skipped: out is 0 there, as it is for tokens of no sequence, and no
+// state is touched.
 //
 // The history of a sequence, width - 1 inputs, is columns a-1 .. a+W-3 of its slot for a =
 // num_accepted_tokens[i] >= 1, and a = 1 without those; or zeros where has_initial_state[i] is

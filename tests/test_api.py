@@ -20,7 +20,8 @@ from causal_conv1d import causal_conv1d_fn, causal_conv1d_update
 from causal_conv1d.causal_conv1d_interface import CausalConv1dFn
 from causal_conv1d.reference import causal_conv1d_ref
 
-INSIDE = "causal_conv1d_interface causal_conv1d_varlen cpp_functions aiter onnx reference".split()
+INSIDE = "causal_conv1d_interface causal_conv1d_varlen cpp_functions aiter modules onnx".split()
+INSIDE.append("reference")
 TYPED = [
     "causal_conv1d",
     "causal_conv1d.selective_scan",

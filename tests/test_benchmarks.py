@@ -16,6 +16,7 @@ import benchmark_blocks  # noqa: E402
 import benchmark_cpu  # noqa: E402
 import benchmark_scan  # noqa: E402
 import models  # noqa: E402
+import option_rows  # noqa: E402
 import peers  # noqa: E402
 import tables  # noqa: E402
 import write_pages  # noqa: E402
@@ -46,6 +47,11 @@ def small(monkeypatch):
     monkeypatch.setattr(benchmark, "copies", lambda size: 2)
     # It compiles for a minute, and is no different from the others here.
     monkeypatch.delitem(peers.find()[0], "torch.compile")
+    monkeypatch.setattr(option_rows, "PACKED_SHAPES", ((1, 16, 700),))
+    monkeypatch.setattr(option_rows, "GATED_SEQLEN", 40)
+    gated = [case._replace(dim=case.dim // 256) for case in option_rows.GATED]
+    monkeypatch.setattr(option_rows, "GATED", gated)
+    monkeypatch.setattr(option_rows, "DILATED", (("a model", (1, 16, 40), 4, 3),))
     shrunk = tuple(model._replace(dim=model.dim // 256) for model in models.MODELS)
     monkeypatch.setattr(models, "MODELS", shrunk)
 
@@ -75,7 +81,39 @@ def test_every_section_gives_rows_and_a_table(args, small):
     for model in models.MODELS:
         assert f"| {model.name} |" in page
     assert "upstream has no number: it has no width above 4." in page
-    assert "Not timed: Qwen4-Exp's PLE, 10240: dilation 3" in page
+    assert "Not timed: Qwen4-Exp's PLE, 10240: it has a dilation" in page
+    for title in ("Packed sequences", "Gates and residual", "Dilation"):
+        assert f"### {title}\n" in page
+    assert "| 1 x 16 x 700, bf16 | 512 | 1.00 / 1.00 | 1.00 / 1.00 |\n" in page
+    assert "| LFM3-1.7B | a gate before, a gate after | 4 x 8 x 40; W 7, bf16" in page
+    assert "| a model, 3 | 1 x 16 x 40, W 4, bf16 | 1.00 / 1.00 | 1.00 / 1.00 |\n" in page
+    for row in report["gates"]:
+        assert row["copy_us"] == row["backward_copy_us"] == row["forward_us"] == 2.0
+
+
+def test_the_calls_of_option_rows(small, device):
+    """What is timed has the values of the public functions."""
+    bounds = option_rows.bounds_of(5, 40, device)
+    assert bounds[0] == 0 and bounds[-1] == 40 and (bounds.diff() > 0).all()
+
+    def make():
+        return torch.randn(1, 8, 40, device=device)
+
+    weight, bias = torch.randn(8, 4, device=device), torch.randn(8, device=device)
+    names = ("pre_gate", "post_gate", "residual")
+    buffers = option_rows.Buffers(make, weight, bias, names, bounds)
+    inputs = [buffers.x, weight, buffers.around["pre_gate"], buffers.around["post_gate"]]
+    inputs = [tensor.requires_grad_() for tensor in inputs]
+    expected = causal_conv1d.causal_conv1d_varlen_fn(
+        *inputs[:2], bias, bounds, None, False, "silu", **buffers.around
+    )
+    with torch.no_grad():
+        buffers.forward(1, True)
+        assert torch.equal(buffers.out, expected)
+        buffers.backward(1, True)
+    found = (buffers.dx, buffers.dweight, *buffers.dgates)
+    for a, b in zip(found, torch.autograd.grad(expected, inputs, buffers.out), strict=True):
+        assert torch.equal(a, b)
 
 
 def test_a_peer_that_is_missing_is_named_with_the_reason(args, small, monkeypatch):
@@ -225,11 +263,17 @@ def test_the_cpus_rows(small, tmp_path, monkeypatch):
         rows = list(benchmark_cpu.rows(((1, 8, 20),), ("fp32",), ("first",), (1,), 1, False))
         found = list(benchmark_cpu.model_rows((1,), 1, False, seqlen=16, batch=2))
         updates = list(benchmark_cpu.update_rows(((2, 8),), ("bf16",), (1,)))
+        forms_found = [
+            benchmark_cpu.form_row((1, 8, 256), "bf16", layout, form, 1, 1)
+            for layout in benchmark_cpu.LAYOUTS
+            for form in benchmark_cpu.FORMS
+        ]
     finally:
         torch.set_num_threads(threads)
     forms = [(row["model"], row["width"], row["dtype"], row["options"]) for row in found]
     assert forms == [(m.name, m.width, m.dtype, list(models.options(m))) for m in models.MODELS]
-    for name, section in (("rows", rows), ("model_rows", found), ("update_rows", updates)):
+    sections = {"rows": rows, "model_rows": found, "update_rows": updates, "form_rows": forms_found}
+    for name, section in sections.items():
         monkeypatch.setattr(benchmark_cpu, name, lambda *_, section=section, **__: section)
     path = tmp_path / "benchmark_cpu.json"
     benchmark_cpu.main(["--json", str(path)])
@@ -324,7 +368,7 @@ def test_scan_rows_are_of_the_same_computation(monkeypatch):
             torch, name, lambda *size, real=real, device=None, **more: real(*size, **more)
         )
 
-    def run_each(functions, repeats, calls):
+    def run_each(functions, repeats, calls, graph=True):
         return {name: float(len(function())) for name, function in functions.items()}
 
     class Peer:

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from distributed_run import check, run
 from helpers import make_case, randn
 
-from causal_conv1d import causal_conv1d_fn, causal_conv1d_update
+from causal_conv1d import causal_conv1d_fn, causal_conv1d_update, causal_conv1d_varlen_fn
 
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch is without distributed")
 ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -157,6 +157,41 @@ def _sequence_and_more(mesh):
 
 def test_sequence_and_another_dimension_sharded(tmp_path, device):
     spawn(_sequence_and_more, tmp_path, device, ranks=4)
+
+
+def _dtensor_options(mesh):
+    x, weight, _, _, _ = arguments()
+    pre, post = randn(4, 8, 21, seed=7), randn(4, 8, 21, seed=8)
+    bounds = torch.tensor([0, 5, 21])
+
+    def dense(x, weight, pre, post):
+        return causal_conv1d_fn(x, weight, pre_gate=pre, post_gate=post, residual=x, dilation=2)
+
+    def packed(x, weight, pre, post):
+        own = _distribute(bounds, None, mesh) if hasattr(x, "placements") else bounds
+        return causal_conv1d_varlen_fn(x[:1], weight, None, own, None, True, None, pre[:1])[0]
+
+    for how, dims in SHARDED.items():
+        for function in (dense, packed):
+            if function is packed and how == "batch":
+                continue
+            leaves = [tensor.detach().clone().requires_grad_() for tensor in (x, weight, pre, post)]
+            places = (dims[0], dims[1], dims[0], dims[0])
+            given = [
+                _distribute(leaf.detach(), dim, mesh).requires_grad_()
+                for leaf, dim in zip(leaves, places, strict=True)
+            ]
+            out, expected = function(*given), function(*leaves)
+            assert torch.equal(out.full_tensor(), expected), how
+            used = slice(0, 4 if function is dense else 3)
+            found = torch.autograd.grad(out.square().sum(), given[used])
+            wanted = torch.autograd.grad(expected.square().sum(), leaves[used])
+            for a, b in zip(found, wanted, strict=True):
+                torch.testing.assert_close(a.full_tensor(), b)
+
+
+def test_dtensor_with_options(tmp_path, device):
+    spawn(_dtensor_options, tmp_path, device)
 
 
 def _dtensor_update(mesh):

@@ -71,6 +71,7 @@ def test_other_examples_are_run_by_a_test():
 
 
 FUNCTIONS = ("causal_conv1d_fn", "causal_conv1d_update", "causal_conv1d_varlen_states")
+FUNCTIONS += ("causal_conv1d_varlen_fn", "CausalConv1d")
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
@@ -142,6 +143,9 @@ RUN_BY = {
     ],
     "tests/test_benchmarks.py::test_scan_rows_are_of_the_same_computation": [
         "python benchmarks/benchmark_scan.py --json docs/benchmark_scan_h200.json"
+    ],
+    "tests/test_scan_benchmark.py::test_on_the_cpu": [
+        "python benchmarks/benchmark_scan.py --device cpu --json docs/benchmark_scan_cpu.json"
     ],
     "tests/test_benchmarks.py::test_the_cpus_rows": [
         "python benchmarks/benchmark_cpu.py --json docs/benchmark_cpu.json"

@@ -13,7 +13,12 @@ import pytest
 import torch
 from helpers import ALL_FLOATS, make_case, run_backward, run_forward
 
-from causal_conv1d import _library, causal_conv1d_update
+from causal_conv1d import (
+    _library,
+    causal_conv1d_fn,
+    causal_conv1d_update,
+    causal_conv1d_varlen_fn,
+)
 
 VARIABLE = "CAUSAL_CONV1D_CPU_ISA"
 TESTS = Path(__file__).parent
@@ -129,9 +134,35 @@ def digests():
             results["state"] = state
         for name, tensor in results.items():
             if tensor is not None:
-                bits = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
                 key = f"{dtype} {activation} {width} {layout} {seq_idx} {name}"
-                found[key] = hashlib.sha256(bits).hexdigest()
+                found[key] = digest(tensor)
+    for dtype, activation, width, layout in itertools.product(
+        ALL_FLOATS, (None, "silu"), widths[1:], layouts
+    ):
+        case = make_case((1, 37, 131), width, dtype, activation=activation, layout=layout)
+        found |= option_digests(case, f"{dtype} {activation} {width} {layout} options")
+    return found
+
+
+def digest(tensor):
+    bits = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    return hashlib.sha256(bits).hexdigest()
+
+
+def option_digests(case, key):
+    """Gates, a residual, dilation and packed sequences."""
+    gates = {"pre_gate": case.x.flip(1), "post_gate": case.x.flip(2), "residual": case.x}
+    bounds = torch.tensor([0, 1, 1, 60, 100, 131], dtype=torch.int32)
+    found = {}
+    for dilation in (1, 3):
+        arguments = (case.x, case.weight, case.bias)
+        options = gates | {"activation": case.activation, "dilation": dilation}
+        whole = causal_conv1d_fn(*arguments, **options)
+        packed, states = causal_conv1d_varlen_fn(
+            *arguments, cu_seqlens=bounds, return_final_states=True, **options
+        )
+        results = {"out": whole, "packed": packed, "final_states": states}
+        found |= {f"{key}{dilation} {name}": digest(t) for name, t in results.items()}
     return found
 
 

@@ -221,6 +221,32 @@ def test_compiled_with_dynamic_shapes_and_export(device):
     assert torch.equal(program.module()(x, bounds), Layer()(x, bounds))
 
 
+def test_onnx(tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    weight = randn(8, 3)
+
+    class Layer(torch.nn.Module):
+        def forward(self, x, gate):
+            around = {"pre_gate": gate, "post_gate": gate, "residual": x, "dilation": 2}
+            return causal_conv1d_fn(x, weight, activation="silu", **around)
+
+    inputs = randn(2, 8, 12), randn(2, 8, 12, seed=1)
+    path = str(tmp_path / "layer.onnx")
+    torch.onnx.export(Layer(), inputs, path, dynamo=False)
+    session = onnxruntime.InferenceSession(path)
+    given = {i.name: t.numpy() for i, t in zip(session.get_inputs(), inputs, strict=True)}
+    (out,) = session.run(None, given)
+    torch.testing.assert_close(torch.from_numpy(out), Layer()(*inputs), rtol=1e-4, atol=1e-5)
+
+    class Packed(torch.nn.Module):
+        def forward(self, x, bounds):
+            return causal_conv1d_varlen_fn(x, weight, None, bounds)
+
+    packed = inputs[0][:1], torch.tensor([0, 3, 12])
+    with pytest.raises(RuntimeError, match="cu_seqlens must not be given to an ONNX export"):
+        torch.onnx.export(Packed(), packed, path, dynamo=False)
+
+
 def test_compiled_update_with_a_dilation(device):
     x, weight = randn(2, 4, 5, device=device), randn(4, 3, device=device)
     state = randn(2, 4, 4, device=device)

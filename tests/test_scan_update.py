@@ -111,6 +111,33 @@ def test_any_number_of_states(device, dstate):
     assert_update(make_update(dstate=dstate, device=device), True)
 
 
+@pytest.mark.parametrize("token", FLOATS, ids=dtype_id)
+@pytest.mark.parametrize("same", [True, False], ids=["state_of_that_type", "state_fp32"])
+def test_many_states(device, token, same):
+    """Enough that a thread of the CUDA kernel has several entries, and at the end fewer."""
+    types = dict.fromkeys(("A", "D", "dt_bias"), torch.float32)
+    types["state"] = token if same else torch.float32
+    for batch, heads, dim, dstate in ((35, 1, 1902, 16), (9, 4, 234, 128), (6, 2, 400, 256)):
+        rows = list(range(batch + 2, 2, -1))
+        rows[1] = rows[-1] = -1
+        for indices in (None, rows):
+            arguments = make_update(
+                batch,
+                heads,
+                dim,
+                dstate,
+                min(heads, 2),
+                token,
+                dtypes=types,
+                indices=indices,
+                rows=batch + 3,
+                device=device,
+            )
+            if indices is None:
+                arguments["state"] = arguments["state"][:batch]
+            assert_update(arguments, True)
+
+
 @pytest.mark.parametrize("where", STATE_LAYOUTS)
 def test_strides_of_the_state(device, where):
     arguments = make_update(where=where, device=device)

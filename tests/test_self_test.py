@@ -14,6 +14,7 @@ import types
 import warnings
 
 import helpers
+import options_cases
 import pytest
 import torch
 from helpers import LAYOUTS, assert_backward, assert_forward, dtype_id, make_case, ops, randn
@@ -333,6 +334,18 @@ def test_a_wrong_scan_is_replaced(broken):
     with pytest.warns(RuntimeWarning, match="self-test on cuda:0 .*: " + re.escape(NO_IMAGE)):
         assert_scan(inputs, True)
     assert_update(make_update(device=broken), True)
+
+
+def test_options_are_replaced(broken):
+    for lengths in (None, [3, 0, 40, 21]):
+        case = options_cases.make_case(
+            (1, 24, 70), 4, lengths=lengths, states=True, dilation=2, device=broken
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)
+            found = options_cases.assert_case(case)
+            outs, _ = options_cases.call(case, split_sizes=[8, 16])
+        assert torch.equal(torch.cat(outs, 1), found["out"])
 
 
 @pytest.mark.parametrize("dtype", (*DTYPES, torch.float64), ids=dtype_id)

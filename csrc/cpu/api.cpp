@@ -107,8 +107,11 @@ Status forward(const ForwardParams* params, const Options* given_options, int nu
   Status status = check(params, given_options, &options);
   if (status.code != CAUSAL_CONV1D_OK || !has_work(*params)) return status;
   if (active_kernels == nullptr) return no_kernels("causal_conv1d_fwd");
-  ForwardProblem p = {*params, options.pre_gate, options.post_gate, options.residual, {}, {},
-                      false};
+  ForwardProblem p = {};
+  static_cast<ForwardParams&>(p) = *params;
+  p.pre_gate = options.pre_gate;
+  p.post_gate = options.post_gate;
+  p.residual = options.residual;
   std::vector<int64_t> bounds;
   status =
       read_sequences("causal_conv1d_fn", p.seq_idx, options, p.x.sizes[2], &p.sequences, &bounds);
@@ -123,14 +126,13 @@ Status backward(const BackwardParams* params, const Options* given_options,
   Status status = check(params, given_options, given_gradients, &options, &gradients);
   if (status.code != CAUSAL_CONV1D_OK || !has_work(*params)) return status;
   if (active_kernels == nullptr) return no_kernels("causal_conv1d_bwd");
-  BackwardProblem p = {*params,
-                       options.pre_gate,
-                       options.post_gate,
-                       gradients.dpre_gate,
-                       gradients.dpost_gate,
-                       {},
-                       gradients.residual_is_x != 0,
-                       nullptr};
+  BackwardProblem p = {};
+  static_cast<BackwardParams&>(p) = *params;
+  p.pre_gate = options.pre_gate;
+  p.post_gate = options.post_gate;
+  p.dpre_gate = gradients.dpre_gate;
+  p.dpost_gate = gradients.dpost_gate;
+  p.residual_is_x = gradients.residual_is_x != 0;
   std::vector<int64_t> bounds;
   status =
       read_sequences("causal_conv1d_bwd", p.seq_idx, options, p.x.sizes[2], &p.sequences, &bounds);

@@ -2,10 +2,12 @@
 // those in one order.
 #include <algorithm>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "dispatch.h"
 #include "index_tensor.h"
+#include "joined.h"
 #include "operations.h"
 #include "outside.h"
 #include "parallel.h"
@@ -17,11 +19,10 @@ void run_backward(BackwardProblem p, int num_threads) {
   const KernelTable& kernels = *active_kernels;
   std::vector<int32_t> ids;
   p.seq_idx = with_int32_ids(p.seq_idx, &ids);
-  const Sequences& s = p.sequences;
   Demand demand = {Operation::kBackward, kernels.has_direct};
   demand.seq_idx = given(p.seq_idx);
   demand.gated = given(p.pre_gate) || given(p.post_gate) || p.residual_is_x;
-  demand.dilation = s.dilation;
+  demand.dilation = p.sequences.dilation;
   Tensor x = p.x;
   // Without elements it gives sums of 0 whatever its sizes, which need no loop over them.
   if (!has_elements(x) && !has_elements(p.dinitial_states)) x.sizes[0] = x.sizes[2] = 0;
@@ -35,6 +36,15 @@ void run_backward(BackwardProblem p, int num_threads) {
   if (given(p.seq_idx) && given(p.dfinal_states)) {
     for (int64_t b = 0; b < tiling.batch; ++b) ends.push_back(end_of_row(p.seq_idx, b));
     p.ends = ends.data();
+  }
+  std::optional<Joining> joining;
+  const bool has_states = has_elements(p.initial_states) || has_elements(p.dfinal_states) ||
+                          has_elements(p.dinitial_states);
+  const Sequences s = p.sequences;
+  if (should_join(s, tiling, has_states)) {
+    joining.emplace(s, p.x, tiling.width);
+    p.sequences = joining->sequences();
+    p.joined = joining->joined();
   }
   parallel_for(units_of(tiling), num_threads, work_of(tiling, 3),
                kernels.scratch_bytes(tiling, Operation::kBackward),

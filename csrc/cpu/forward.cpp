@@ -1,9 +1,10 @@
 // The forward on the threads.
-#include <algorithm>
+#include <optional>
 #include <vector>
 
 #include "dispatch.h"
 #include "index_tensor.h"
+#include "joined.h"
 #include "operations.h"
 #include "outside.h"
 #include "parallel.h"
@@ -58,9 +59,16 @@ void run_forward(ForwardProblem p, int num_threads) {
   const bool has_states = has_elements(p.final_states_out);
   // The last chunk of a row may be done before the first one has read the initial state, and
   // phases have other columns at the end than at the start; padding is looked for when all is done.
-  const bool late = has_states && p.final_states_out.data == p.initial_states.data &&
-                    (tiling.chunks > 1 || demand.seq_idx || s.dilation > 1);
+  bool late = has_states && p.final_states_out.data == p.initial_states.data &&
+              (tiling.chunks > 1 || demand.seq_idx || s.dilation > 1);
   ForwardProblem early = p;
+  std::optional<Joining> joining;
+  if (should_join(s, tiling, has_elements(p.initial_states))) {
+    joining.emplace(s, p.x, tiling.width);
+    early.sequences = joining->sequences();
+    early.joined = joining->joined();
+  }
+  late = late || (has_states && joining.has_value());
   if (late) early.final_states_out = {};
   parallel_for(units_of(tiling), num_threads, work_of(tiling, 1),
                kernels.scratch_bytes(tiling, Operation::kForward),

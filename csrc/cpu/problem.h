@@ -24,10 +24,18 @@ struct Sequences {
   const PoolSequence* pool;  // null: none
 };
 
+// Of packed sequences without states whose steps the direct kernels for channel_first walk as one
+// sequence: for each step, how many of its sequence are before it, and how many behind it, at most
+// width - 1, as (1, dim, total) of x's type. A tap counts if it is not farther away.
+struct Joined {
+  Tensor before, behind;
+};
+
 // Of a pool, initial_states are its states, which are changed.
 struct ForwardProblem : ForwardParams {
   Tensor pre_gate, post_gate, residual;
   Sequences sequences;
+  Joined joined;
   Tensor windows;
   bool keeps_accepted;  // the states afterwards go back to the second input of the history
 };
@@ -35,6 +43,7 @@ struct ForwardProblem : ForwardParams {
 struct BackwardProblem : BackwardParams {
   Tensor pre_gate, post_gate, dpre_gate, dpost_gate;
   Sequences sequences;
+  Joined joined;
   bool residual_is_x;
   // For each batch entry the time that its final states precede; null: all of its times.
   const int64_t* ends;

@@ -13,9 +13,15 @@
 namespace causal_conv1d::gpu {
 namespace {
 
+template <typename T>
+constexpr bool kIsHalf = std::is_same_v<T, __half>;
+
 // Blocks that an SM has registers for.
 template <typename K>
-constexpr int kLastBlocks = K::WMAX == 8 && K::SEQ && !K::EXACT ? 2 : 4;
+constexpr int kLastBlocks = K::FUSED                                      ? (K::WMAX > 4 ? 2 : 3)
+                            : K::WMAX == 8 && K::SEQ && !K::EXACT         ? 2
+                            : K::WMAX > 4 && kIsHalf<typename K::Element> ? 3
+                                                                          : 4;
 
 // Rows that are walked along at a time, at least W: as many as registers go round in.
 template <typename K>
@@ -31,12 +37,12 @@ struct alignas(sizeof(float) * C) PerChannel {
 template <typename K>
 struct LastShared {
   using T = typename K::Element;
-  static constexpr int kGroups = 16 / kGroupRows<K>;  // in flight
+  static constexpr int kGroups = K::FUSED ? 2 : 16 / kGroupRows<K>;  // in flight
   using Reader = RowPairs<T, K::C, kGroupRows<K>, kGroups>;
   // The dz of each warp's first rows, for the warp before.
   using FirstDz = PerChannel<K::C>[kBackwardLines - 1][K::H][32];
   union Room {
-    typename Reader::Shared ring;
+    typename Reader::Shared ring[K::FUSED ? 2 : 1];  // x and dout; pre_gate and post_gate
     PerChannel<K::C> sums[K::WMAX + 1][kBackwardLines][32];
     char room[kRoomFor<kLastBlocks<K>, sizeof(FirstDz)>];
   };
@@ -48,6 +54,8 @@ struct LastRegisters {
   static constexpr int C = K::C, WMAX = K::WMAX, ROWS = kGroupRows<K>;
   float w[WMAX][C], bias[C], dw[WMAX][C], db[C];
   float h[ROWS][C], dz[ROWS][C];  // x~ and dz of the last rows
+  Pack<typename K::Element, C> x[K::FUSED ? ROWS : 1], pre_gate[K::FUSED ? ROWS : 1],
+      dout[K::FUSED ? ROWS : 1];
 };
 
 // What is known of a group of rows, t being its first. kWhole: all are in the chunk; kSilu,
@@ -111,7 +119,7 @@ class LastWalk {
   static constexpr int C = K::C, H = K::H, WMAX = K::WMAX, ROWS = kGroupRows<K>;
   static constexpr int kGroups = Shared::kGroups;
   static constexpr bool SEQ = K::SEQ, EXACT = K::EXACT;
-  using Inputs = History<T, H, C>;
+  using Inputs = History<T, H, C, K::FUSED>;
   using Same = WarpMatches<ROWS, H>;
 
  public:
@@ -119,14 +127,22 @@ class LastWalk {
       std::conditional_t<ROWS == 8, uint32_t, uint64_t>;  // a bit each, of up to 136 rows
 
   __device__ __forceinline__ LastWalk(const Args& p, const LastChunk<K>& c, Reader& reader,
-                                      FirstDz& first_dz)
+                                      Reader& gates, FirstDz& first_dz)
       : p_(p),
         c_(c),
         reader_(reader),
+        gates_(gates),
         first_dz_(first_dz),
         first_(EXACT ? 0 : WMAX - p.width),
         b_(c.b),
-        dx_(reinterpret_cast<char*>(p.dx.at(c.b, c.d0(), c.t0(p) - H))) {}
+        d0_(c.d0()),
+        t0_(c.t0(p)),
+        dx_(reinterpret_cast<char*>(p.dx.at(c.b, c.d0(), c.t0(p) - H))) {
+    if constexpr (K::FUSED) {
+      dpre_gate_ = p.dpre_gate.at(c.b, c.d0(), c.t0(p) - H);
+      dpost_gate_ = p.dpost_gate.at(c.b, c.d0(), c.t0(p));
+    }
+  }
 
   // Loads weights and the inputs before the chunk.
   __device__ __forceinline__ void start(Registers& r) {
@@ -134,10 +150,7 @@ class LastWalk {
     Inputs::load_first(p_, c_.b, c_.d0(), c_.t0(p_), history);
     const Inputs rows_before(p_, c_.b, c_.d0(), c_.t0(p_));
     const Parameters<WMAX, C, EXACT, true> parameters(p_, c_.d0());
-    for (int i = 0; i < kGroups; ++i) {
-      reader_.start(p_.x_row, p_.dout_row, p_.wide);
-      commit_copies();
-    }
+    for (int i = 0; i < kGroups; ++i) start_group();
     rows_before.get(p_, c_.t0(p_), history);
     parameters.get(p_.scale, r.w, r.bias);
 #pragma unroll
@@ -153,28 +166,17 @@ class LastWalk {
   // All rows. mixed_from: a bit for each group that has several ids.
   __device__ __forceinline__ void walk(Groups mixed_from, Registers& r) {
     int t = 0;
-    const int end = min(c_.count, c_.dfinal_from);
     if constexpr (SEQ) {
-#pragma unroll 1
-      for (; t < c_.total(); t += ROWS) {
-        if ((mixed_from & 1) == 0 && t + ROWS <= end) {
-          whole_group(t, r);
-        } else {
-          special_group((mixed_from & 1) != 0, t, end, r);
-        }
-        mixed_from >>= 1;
+      while (t < c_.total()) {
+        // Up to the next group that has several ids.
+        const Groups left = mixed_from >> t / ROWS;
+        const int next = left == 0 ? c_.count : t + ROWS * (__ffsll(left) - 1);
+        t = whole_groups(t, min(next, end()), r);
+        special_group((mixed_from >> t / ROWS & 1) != 0, t, r);
+        t += ROWS;
       }
     } else {
-      if (!EXACT && WMAX == 4) {
-#pragma unroll 1
-        for (; t + ROWS <= end; t += ROWS) whole_group(t, r);
-      } else if (p_.silu) {
-#pragma unroll 1
-        for (; t + ROWS <= end; t += ROWS) group<kSilu, false>(t, Same(), r);
-      } else {
-#pragma unroll 1
-        for (; t + ROWS <= end; t += ROWS) group<kLinear, false>(t, Same(), r);
-      }
+      t = whole_groups(t, end(), r);
       if (c_.has_next) {
         group<kShared, false>(t, Same(), r);
       } else if (EXACT && t + 1 == c_.count && c_.dfinal_from == c_.total()) {
@@ -187,23 +189,42 @@ class LastWalk {
   }
 
  private:
+  // The end of the steps that take no dfinal_states.
+  __device__ __forceinline__ int end() const { return min(c_.count, c_.dfinal_from); }
+
   // Where the entry of the row n rows before row u of a group is.
   static __device__ __forceinline__ constexpr int before(int u, int n) {
     return (u + ROWS - n) % ROWS;
   }
 
-  __device__ __forceinline__ void whole_group(int t, Registers& r) {
-    if constexpr (!EXACT && WMAX == 4) {
-      group<kWhole, false>(t, Same(), r);
-    } else if (p_.silu) {
-      group<kSilu, false>(t, Same(), r);
-    } else {
-      group<kLinear, false>(t, Same(), r);
+  // Starts to copy the next group of rows.
+  __device__ __forceinline__ void start_group() {
+    reader_.start(p_.x_row, p_.dout_row, p_.wide);
+    if constexpr (K::FUSED) {
+      gates_.start(p_.pre_gate.time * static_cast<int64_t>(sizeof(T)),
+                   p_.post_gate.time * static_cast<int64_t>(sizeof(T)), p_.wide,
+                   p_.pre_gate.given(), p_.post_gate.given());
     }
+    commit_copies();
+  }
+
+  // Whole groups of one id, up to end.
+  __device__ __forceinline__ int whole_groups(int t, int end, Registers& r) {
+    if constexpr (K::FUSED) {
+      return groups<kWhole>(t, end, r);
+    } else {
+      return p_.silu ? groups<kSilu>(t, end, r) : groups<kLinear>(t, end, r);
+    }
+  }
+  template <Place PLACE>
+  __device__ __forceinline__ int groups(int t, int end, Registers& r) {
+#pragma unroll 1
+    for (; t + ROWS <= end; t += ROWS) group<PLACE, false>(t, Same(), r);
+    return t;
   }
 
   // A group that has several ids, or is not whole.
-  __device__ __forceinline__ void special_group(bool mixed, int t, int end, Registers& r) {
+  __device__ __forceinline__ void special_group(bool mixed, int t, Registers& r) {
     if (!mixed && c_.has_next) {
       group<kShared, false>(t, Same(), r);
       return;
@@ -212,10 +233,14 @@ class LastWalk {
       if constexpr (EXACT) group<kLast, false>(t, Same(), r);
       return;
     }
-    b_ = ColumnChunk(p_.columns, block_again()).b;
+    // Again, as it is not kept while whole groups need all registers.
+    const ColumnChunk at(p_.columns, block_again());
+    b_ = at.b;
+    d0_ = min(int64_t(at.column), p_.columns.count - 1) * C;
+    t0_ = at.chunk * p_.chunk;
     Same same;
-    same.find(p_.seq_idx.from(b_, 0), c_.t0(p_) + t, p_.seqlen);
-    if (t + ROWS <= end) {
+    same.find(p_.seq_idx.from(b_, 0), t0_ + t, p_.seqlen);
+    if (t + ROWS <= end()) {
       group<kWhole, true>(t, same, r);
     } else {
       group<kAny, true>(t, same, r);
@@ -243,8 +268,7 @@ class LastWalk {
     if (t == 0) share_first_dz(r);
     if (PLACE == kShared || PLACE == kLast) return;
     __syncwarp();  // all have read the group that start() overwrites
-    reader_.start(p_.x_row, p_.dout_row, p_.wide);
-    commit_copies();
+    start_group();
   }
 
   __device__ __forceinline__ void share_first_dz(const Registers& r) {
@@ -267,16 +291,27 @@ class LastWalk {
     constexpr bool WHOLE = PLACE <= kWhole;
     const bool inside = (WHOLE || t + u < c_.left) && !(MIXED && same.is_padding(u));
     float xk[WMAX][C], g[C];
+    Pack<T, C> x = xs;
+    if constexpr (K::FUSED) {
+      r.x[u] = xs;
+      r.dout[u] = gs;
+      r.pre_gate[u] = gates_.read_x(u);
+      if (p_.pre_gate.given()) x = product(xs, r.pre_gate[u]);
+    }
 #pragma unroll
     for (int c = 0; c < C; ++c) {
       g[c] = gs.get(c);
-      r.h[u][c] = xs.get(c);
+      r.h[u][c] = x.get(c);
       r.dz[u][c] = convolve<WMAX>(
           r.bias[c], first_, [&](int k) { return r.w[k][c]; },
           [&](int k) {
             const float x = r.h[before(u, H - k)][c];
             return xk[k][c] = !MIXED || same.takes(u, H - k) ? x : 0.0f;
           });
+    }
+    if constexpr (K::FUSED) {
+      const bool own = PLACE == kAny ? t + u < c_.count : WHOLE || u == 0;
+      after_activation(own, inside, gates_.read_g(u), r.dz[u], g);
     }
     if constexpr (PLACE == kSilu) {
 #pragma unroll
@@ -295,7 +330,9 @@ class LastWalk {
 #pragma unroll
       for (int c = 0; c < C; ++c) r.dz[u][c] = next.of[c];
     }
-    if (PLACE == kAny ? inside && t + u < c_.count : WHOLE || u == 0) {
+    // The inputs of padding may be anything.
+    if ((PLACE == kAny ? t + u < c_.count : WHOLE || u == 0) &&
+        (inside || !(MIXED || PLACE == kAny))) {
 #pragma unroll
       for (int c = 0; c < C; ++c) {
         r.db[c] += r.dz[u][c];
@@ -326,20 +363,61 @@ class LastWalk {
                                                              : u >= H || t > 0;
     if (PLACE == kAny && exists && s >= c_.dfinal_from) {
 #pragma unroll
-      for (int c = 0; c < C; ++c) a[c] += p_.dfinal(b_, c_.d0() + c, c_.t0(p_) + s);
+      for (int c = 0; c < C; ++c) a[c] += p_.dfinal(b_, d0_ + c, t0_ + s);
+    }
+    if constexpr (K::FUSED) {
+      before_convolution(exists, MIXED && same.is_padding(u - H), before(u, H), r, a);
     }
     pack<T>(a).store_if(exists, dx_);
     dx_ += p_.dx_row;
     opaque(dx_);  // or the sum of all rows is computed beside
   }
 
+  // Turns dout of a row into the gradient of the activation, and stores dpost_gate. z: the row's
+  // pre-activations.
+  __device__ __forceinline__ void after_activation(bool own, bool inside, const Pack<T, C>& gate,
+                                                   const float (&z)[C], float (&g)[C]) {
+    if (p_.dpost_gate.given()) {
+      float d[C];
+#pragma unroll
+      for (int c = 0; c < C; ++c) {
+        d[c] = inside ? __fmul_rn(g[c], p_.silu ? silu<T>(z[c]) : z[c]) : 0.0f;
+      }
+      pack<T>(d).store_if(own, dpost_gate_);
+      dpost_gate_ += p_.dpost_gate.time;
+    }
+    if (p_.post_gate.given()) {
+#pragma unroll
+      for (int c = 0; c < C; ++c) g[c] = __fmul_rn(g[c], gate.get(c));
+    }
+  }
+
+  // Turns the gradient of x' into that of x, and stores dpre_gate. i: the row's entry.
+  __device__ __forceinline__ void before_convolution(bool exists, bool padding, int i,
+                                                     const Registers& r, float (&a)[C]) {
+    if (p_.dpre_gate.given()) {
+      float d[C];
+#pragma unroll
+      for (int c = 0; c < C; ++c) d[c] = padding ? 0.0f : __fmul_rn(a[c], r.x[i].get(c));
+      pack<T>(d).store_if(exists, dpre_gate_);
+      dpre_gate_ += p_.dpre_gate.time;
+    }
+    const bool gated = p_.pre_gate.given() && !padding;
+#pragma unroll
+    for (int c = 0; c < C; ++c) {
+      const float dout = p_.add_dout ? r.dout[i].get(c) : -0.0f;
+      a[c] = fmaf(a[c], gated ? r.pre_gate[i].get(c) : 1.0f, dout);
+    }
+  }
+
   const Args& p_;
   const LastChunk<K>& c_;
-  Reader& reader_;
+  Reader &reader_, &gates_;
   FirstDz& first_dz_;
   int first_;
-  uint32_t b_;
+  int64_t b_, d0_, t0_;
   char* dx_;  // of the next row
+  T *dpre_gate_, *dpost_gate_;
 };
 
 // Adds up the sums of a block's warps.
@@ -393,10 +471,15 @@ __global__ void __launch_bounds__(kThreads, kLastBlocks<K>)
     for (int k = 0; k < K::WMAX; ++k) r.dw[k][i] = 0.0f;
   }
   if (c.t0(p) < p.seqlen) {
-    typename Shared::Reader reader(&shared.ring, p.x.at(c.b, c.d0(), c.t0(p)),
+    typename Shared::Reader reader(&shared.ring[0], p.x.at(c.b, c.d0(), c.t0(p)),
                                    p.dout.at(c.b, c.d0(), c.t0(p)), p.x_row, p.dout_row, c.columns,
                                    c.left, p.wide);
-    LastWalk<K> walk(p, c, reader, first_dz);
+    const View<typename K::Element>&a = K::FUSED ? p.pre_gate : p.x,
+                        &b = K::FUSED ? p.post_gate : p.dout;
+    typename Shared::Reader gates(&shared.ring[K::FUSED], a.at(c.b, c.d0(), c.t0(p)),
+                                  b.at(c.b, c.d0(), c.t0(p)), a.time * int64_t(sizeof(*a.data)),
+                                  b.time * int64_t(sizeof(*b.data)), c.columns, c.left, p.wide);
+    LastWalk<K> walk(p, c, reader, gates, first_dz);
     walk.start(r);
     typename LastWalk<K>::Groups mixed_from = 0;
     if (K::SEQ && p.seq_idx.data != nullptr) {
@@ -417,7 +500,8 @@ __global__ void __launch_bounds__(kThreads, kLastBlocks<K>)
 template <typename T>
 cudaError_t launch_backward_channel_last(const BackwardArgs<T>& args, const BackwardPlan& plan,
                                          cudaStream_t stream) {
-  const Case wanted{args.width, args.seq_idx.data != nullptr, Access::kStrided, plan.vector};
+  const bool fused = args.pre_gate.given() || args.post_gate.given() || args.add_dout;
+  const Case wanted{args.width, args.seq_idx.data != nullptr, Access::kStrided, plan.vector, fused};
   const auto launch_variant = [&](auto variant) {
     using K = decltype(variant);
     BackwardArgs<T> p = args;

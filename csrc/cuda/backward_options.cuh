@@ -38,7 +38,8 @@ template <typename T, typename Dz>
 __device__ __forceinline__ Compute<T> correlate_any(const BackwardArgs<T>& p, const AnyOptions& o,
                                                     int64_t b, int64_t d, int64_t s, int id,
                                                     int64_t t0, int64_t t1, Compute<T> a, Dz&& dz) {
-  for (int64_t j = ceil_div(t0 - s, o.dilation); j < p.width; ++j) {
+#pragma unroll 1
+  for (int64_t j = t0 == s ? 0 : ceil_div(t0 - s, o.dilation); j < p.width; ++j) {
     const int64_t t = s + j * o.dilation;
     if (t >= t1) break;
     if (p.seq_idx.at(b, t) != id) continue;
@@ -118,10 +119,12 @@ __global__ void __launch_bounds__(kThreads, 4)
   const int64_t count = d < p.dim ? t1 - t0 : 0;  // of the channel's steps
   const auto at = [&](int64_t i) { return static_cast<int>(i) * channels + lane; };
 
+#pragma unroll 1
   for (int64_t i = line; i < count; i += lines) dx_of[at(i)] = 0;
   for (int64_t w0 = t0; w0 < min(t1 + state_columns(p, o), p.seqlen); w0 += p.chunk) {
     const int64_t w1 = min(min(w0 + p.chunk, t1 + state_columns(p, o)), p.seqlen);
     __syncthreads();
+#pragma unroll 1
     for (int64_t t = w0 + line; t < w1 && d < p.dim; t += lines) {
       const int id = p.seq_idx.at(b, t);
       F dz = 0, dpost = 0;
@@ -136,6 +139,7 @@ __global__ void __launch_bounds__(kThreads, 4)
       if (w0 == t0 && p.dpost_gate.given()) *p.dpost_gate.at(b, d, t) = from_compute<T>(dpost);
     }
     __syncthreads();
+#pragma unroll 1
     for (int64_t i = line; i < count; i += lines) {
       const auto dz = [&](int64_t t) { return dz_of[at(t - w0)]; };
       const int id = p.seq_idx.at(b, t0 + i);
@@ -145,6 +149,7 @@ __global__ void __launch_bounds__(kThreads, 4)
     if (w0 == t0 && p.partials != nullptr) {
       for (int k = 0; k <= p.width; ++k) {
         F sum = 0;
+#pragma unroll 1
         for (int64_t i = line; i < count; i += lines) {
           const int64_t t = t0 + i, s = t - (p.width - 1 - k) * o.dilation;
           const int id = p.seq_idx.at(b, t);
@@ -160,6 +165,7 @@ __global__ void __launch_bounds__(kThreads, 4)
       }
     }
   }
+#pragma unroll 1
   for (int64_t i = line; i < count; i += lines) {
     const int64_t s = t0 + i;
     const int id = p.seq_idx.at(b, s);

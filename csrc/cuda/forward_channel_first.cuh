@@ -268,7 +268,7 @@ class ForwardTiles {
 
 template <typename K>
 constexpr int kForwardFirstBlocks =
-    K::EXACT ? (K::WMAX > 4 ? (K::SEQ ? 6 : 8 - (K::WMAX == 8))
+    K::EXACT ? (K::WMAX > 4 ? 8 - (K::WMAX == 8) - 2 * K::SEQ
                             : (K::ACCESS == Access::kUnit ? 7 : 9 - K::SEQ))
              : (K::WMAX > 4 && !K::FUSED ? 4 - K::SEQ
                                          : (K::SEQ ? 5 : (K::ACCESS == Access::kUnit ? 7 : 9)));

@@ -8,11 +8,11 @@
 
 namespace causal_conv1d::gpu {
 
-// Steps that a thread loads at once, and in all.
+// Steps that a thread has in flight, as many as registers allow, and in all.
 template <typename K>
-constexpr int kBurst = K::WMAX > 4 || K::FUSED ? 8 : 16;
+constexpr int kBurst = K::FUSED ? 4 : (K::WMAX == 8 ? 12 : 16);
 template <typename K>
-constexpr int kChunk = K::WMAX > 4 ? 32 : 16;
+constexpr int kChunk = K::WMAX == 4 ? 16 : (kBurst<K> == 12 ? 36 : 32);
 
 // A thread's columns over its chunk.
 template <typename K>
@@ -37,21 +37,8 @@ class ForwardColumns {
     go_to(0);
   }
 
-  // The first rows of a whole chunk. full: the warp has 32 columns.
-  __device__ __forceinline__ Rows<N> load_first(bool full) {
-    const Rows<N> rows = load<N>(N);
-    // What a warp loads later comes as far as L2 now, a row per lane. fp32 has enough in flight
-    // without, and is slower with it.
-    if (sizeof(T) == 2 && N < kChunk<K> && full) {
-      prefetch(p_.x);
-      if constexpr (K::FUSED) {
-        prefetch(p_.pre_gate);
-        prefetch(p_.post_gate);
-        if (p_.residual.data != p_.x.data) prefetch(p_.residual);
-      }
-    }
-    return rows;
-  }
+  // The first rows of a whole chunk.
+  __device__ __forceinline__ Rows<N> load_first() { return load<N>(N); }
 
   // The inputs before a chunk near the row's beginning: before the others, for fewer registers.
   __device__ __forceinline__ void load_first_inputs(float (&h)[H][C]) const {
@@ -71,21 +58,19 @@ class ForwardColumns {
   // the warp's lanes have the same steps. Returns the first step that is not done: ids that come
   // back within W steps are left to any().
   template <bool CUT>
-  __device__ __forceinline__ int whole(Rows<N> next, const float (&w)[WMAX][C],
+  __device__ __forceinline__ int whole(Rows<N>& rows, const float (&w)[WMAX][C],
                                        const float (&bias)[C], float (&h)[H][C]) {
 #pragma unroll 1
     for (int t = 0; t < kChunk<K>; t += N) {
       IdCuts<N, H> cuts;
       if (CUT && !cuts.find(p_.seq_idx.from(b_, 0), t0_ + t, p_.seqlen)) return t;
-      const Rows<N> rows = next;
-      if (t + N < kChunk<K>) next = load<N>(N);
       if constexpr (CUT) {
 #pragma unroll
         for (int j = 0; j < H; ++j) {
           if (cuts.begins_after(j)) clear(h[j]);
         }
       }
-      steps<CUT ? kCut : kPlain>(cuts, N, rows, w, bias, h);
+      steps<CUT ? kCut : kPlain>(cuts, N, t + N < kChunk<K>, rows, w, bias, h);
     }
     return kChunk<K>;
   }
@@ -102,7 +87,8 @@ class ForwardColumns {
     for (; t < count; t += 4) {
       IdMatches<4, H> same;
       if (K::SEQ) load_ids(p_.seq_idx.from(b_, 0), t0_ + t - H, p_.seqlen, same.id);
-      steps<kAny>(same, count - t, load<4>(count - t), w, bias, h);
+      Rows<4> rows = load<4>(count - t);
+      steps<kAny>(same, count - t, false, rows, w, bias, h);
     }
   }
 
@@ -121,37 +107,30 @@ class ForwardColumns {
     }
   }
 
-  // Starts to bring the rows after the first ones to L2, in sectors of 32 bytes.
-  __device__ __forceinline__ void prefetch(const View<T>& view) const {
-    const int lane = threadIdx.x % 32;
-    if (lane >= kChunk<K> - N || !view.given()) return;
-    const T* row = view.at(b_, d0_ - lane * C, t0_ + N + lane);
-#pragma unroll
-    for (int i = 0; i < C * static_cast<int>(sizeof(T)); ++i)
-      prefetch_l2(row + i * (32 / sizeof(T)));
-  }
-
   // The next rows, of which count are inside.
   template <int ROWS>
   __device__ __forceinline__ Rows<ROWS> load(int count) {
     Rows<ROWS> rows;
-    load(p_.x, count, x_, rows.x);
-    if constexpr (K::FUSED) {
-      load(p_.pre_gate, count, pre_gate_, rows.pre_gate);
-      load(p_.post_gate, count, post_gate_, rows.post_gate);
-      // The residual that is x itself comes from L1 then.
-      load(p_.residual, count, residual_, rows.residual);
-    }
+#pragma unroll
+    for (int u = 0; u < ROWS; ++u) load_row(u < count, rows, u);
     return rows;
   }
   template <int ROWS>
-  __device__ __forceinline__ void load(const View<T>& view, int count, const T*& from,
-                                       Pack<T, C> (&rows)[ROWS]) const {
-#pragma unroll
-    for (int u = 0; u < ROWS; ++u) {
-      if (u < count && (!K::FUSED || view.given())) rows[u] = Pack<T, C>::load(from);
-      from += view.time;
+  __device__ __forceinline__ void load_row(bool inside, Rows<ROWS>& rows, int u) {
+    if (inside) rows.x[u] = Pack<T, C>::load(x_);
+    x_ += p_.x.time;
+    if constexpr (K::FUSED) {
+      load_row(inside, p_.pre_gate, pre_gate_, rows.pre_gate[u]);
+      load_row(inside, p_.post_gate, post_gate_, rows.post_gate[u]);
+      // The residual that is x itself comes from L1 then.
+      load_row(inside, p_.residual, residual_, rows.residual[u]);
     }
+  }
+  static __device__ __forceinline__ void load_row(bool inside, const View<T>& view, const T*& from,
+                                                  Pack<T, C>& row) {
+    if (!view.given()) return;
+    if (inside) row = Pack<T, C>::load(from);
+    from += view.time;
   }
 
   static __device__ __forceinline__ void clear(float (&v)[C]) {
@@ -159,11 +138,12 @@ class ForwardColumns {
     for (int c = 0; c < C; ++c) v[c] = 0.0f;
   }
 
-  // The next rows; count of them are inside. ids: IdCuts or IdMatches.
+  // The next rows; count of them are inside. more: each row then takes the one ROWS later, so that
+  // as many are in flight all the time. ids: IdCuts or IdMatches.
   template <Ids IDS, int ROWS, typename IdsOfSteps>
-  __device__ __forceinline__ void steps(const IdsOfSteps& ids, int count, const Rows<ROWS>& rows,
-                                        const float (&w)[WMAX][C], const float (&bias)[C],
-                                        float (&h)[H][C]) {
+  __device__ __forceinline__ void steps(const IdsOfSteps& ids, int count, bool more,
+                                        Rows<ROWS>& rows, const float (&w)[WMAX][C],
+                                        const float (&bias)[C], float (&h)[H][C]) {
     constexpr bool MIXED = K::SEQ && IDS == kAny;
     float v[H + ROWS][C];
 #pragma unroll
@@ -195,12 +175,16 @@ class ForwardColumns {
 #pragma unroll
         for (int c = 0; c < C; ++c) z[c] = silu<T>(z[c]);
       }
-      if constexpr (MIXED || IDS == kCut) {
-        if (__builtin_expect(ids.is_padding(u), 0)) clear(z);
-      }
       if constexpr (K::FUSED) finish(rows, u, z);
+      if constexpr (MIXED || IDS == kCut) {
+        if (__builtin_expect(ids.is_padding(u), 0)) {
+          clear(z);
+          if constexpr (K::FUSED) take_residual(rows, u, z);
+        }
+      }
       if (IDS != kAny || u < count) pack<T>(z).store(out_);
       out_ += p_.out.time;
+      if (IDS != kAny && kChunk<K> > N) load_row(more, rows, u);
     }
 #pragma unroll
     for (int j = 0; j < H; ++j) {
@@ -229,6 +213,15 @@ class ForwardColumns {
     }
   }
 
+  // The outputs of padding.
+  template <int ROWS>
+  __device__ __forceinline__ void take_residual(const Rows<ROWS>& rows, int u,
+                                                float (&z)[C]) const {
+    if (!p_.residual.given()) return;
+#pragma unroll
+    for (int c = 0; c < C; ++c) z[c] = rows.residual[u].get(c);
+  }
+
   const Args& p_;
   int64_t b_, d0_, t0_;
   int first_;
@@ -236,10 +229,12 @@ class ForwardColumns {
   T* out_;
 };
 
+// Blocks that an SM has registers for.
 template <typename K>
-constexpr int kForwardLastBlocks = K::FUSED || (K::WMAX > 4 && K::C == 4)
-                                       ? 4
-                                       : (sizeof(typename K::Element) == 4 && K::WMAX == 4 ? 6 : 5);
+constexpr int kForwardLastBlocks = K::FUSED                   ? (K::WMAX > 4 ? 3 : 4)
+                                   : K::WMAX > 4 && K::C == 4 ? 4
+                                   : sizeof(typename K::Element) == 4 && K::WMAX == 4 ? 6
+                                                                                      : 5;
 
 template <typename K>
 __global__ void __launch_bounds__(kThreads, kForwardLastBlocks<K>)
@@ -247,31 +242,31 @@ __global__ void __launch_bounds__(kThreads, kForwardLastBlocks<K>)
   if (kSmallPtx && !K::kAnyStride) return;
   constexpr int N = kChunk<K>;
   const ColumnChunk at(p.columns);
-  [[maybe_unused]] const int lanes = __popc(__ballot_sync(0xffffffff, at.inside));
-  if (!at.inside || at.b >= p.batch) return;
-  // The last chunk may overlap the one before it: both write the same there.
+  if (at.chunk >= p.columns.chunks || at.b >= p.batch) return;
+  // Lanes after the last column do as that one's, so that warps are whole; the last chunk may
+  // overlap the one before it. What is written twice is the same.
+  const int64_t d0 = min(int64_t(at.column), p.columns.count - 1) * K::C;
   const int64_t t0 = max(min(int64_t(at.chunk) * N, p.seqlen - N), int64_t(0));
-  ForwardColumns<K> columns(p, at.b, int64_t(at.column) * K::C, t0);
+  ForwardColumns<K> columns(p, at.b, d0, t0);
   pdl_wait();
   if (gridDim.x > kManyBlocks) pdl_launch();
 
   const bool one_chunk = p.columns.bits == 5;  // per warp
   const int count = static_cast<int>(min(p.seqlen, int64_t(N)));
-  bool plain = count == N;
+  const bool has_ids = K::SEQ && p.seq_idx.data != nullptr;
+  OneId<N + K::H> ids;
+  if (has_ids && one_chunk && count == N) {
+    ids.load(p.seq_idx.from(at.b, t0), -static_cast<int>(min(t0, int64_t(K::H))), N);
+  }
   float w[K::WMAX][K::C], bias[K::C], h[K::H][K::C];
   typename ForwardColumns<K>::template Rows<kBurst<K>> rows;
   columns.load_first_inputs(h);
-  if (plain) rows = columns.load_first(lanes == 32 && one_chunk);
-  if (K::SEQ && plain && p.seq_idx.data != nullptr) {
-    const int before = static_cast<int>(min(t0, int64_t(K::H)));
-    // Where a warp has one chunk, it is quick to tell whether that has one id.
-    plain = one_chunk && one_id(p.seq_idx.from(at.b, t0), -before, N, lanes);
-  }
+  if (count == N) rows = columns.load_first();
   columns.start(w, bias, h);
   int done = 0;
-  if (plain) {
+  if (count == N && (!has_ids || (one_chunk && ids.one()))) {
     done = columns.template whole<false>(rows, w, bias, h);
-  } else if (K::SEQ && !K::kAnyStride && count == N && one_chunk && lanes == 32) {
+  } else if (K::SEQ && !K::kAnyStride && count == N && one_chunk) {
     done = columns.template whole<true>(rows, w, bias, h);
   }
   if (done < count) columns.any(done, count, w, bias, h);

@@ -54,6 +54,7 @@ __device__ __forceinline__ int least_after(int v) {
 // ones before needs no care so: the first one after the step is the same with and without.
 __device__ __forceinline__ void write_ids_of(const CuSeqlens& cu, int64_t t0, int32_t* ids) {
   __shared__ int first[kIdsPerBlock];  // the first bound that is the step after this one
+#pragma unroll 1
   for (int i = threadIdx.x; i < kIdsPerBlock; i += kThreads) first[i] = INT_MAX;
   __syncthreads();
   int after = INT_MAX;  // the first one after the block's steps
@@ -95,6 +96,7 @@ __device__ __forceinline__ void write_bounds_of(const CuSeqlens& cu, int64_t i0,
   greatest[threadIdx.x] = before;
   __syncthreads();
   if (threadIdx.x < 32) {
+#pragma unroll 1
     for (int j = threadIdx.x + 32; j < kThreads; j += 32) before = max(before, greatest[j]);
 #pragma unroll
     for (int n = 16; n > 0; n /= 2) {
@@ -107,6 +109,7 @@ __device__ __forceinline__ void write_bounds_of(const CuSeqlens& cu, int64_t i0,
   if (threadIdx.x == 0) before_all = before;
   __syncthreads();
   int64_t own = before_all;
+#pragma unroll 1
   for (int j = 0; j <= static_cast<int>(threadIdx.x); ++j) own = max(own, greatest[j]);
   if (i < cu.count) bounds[i] = own;
 }

@@ -209,7 +209,7 @@ struct Pool {
   using Element = T;
   static constexpr int WMAX = WMAX_, H = WMAX - 1, C = C_;
   static constexpr int N = WMAX == 4 ? 8 : 4;  // tokens that are loaded at once
-  static constexpr int kBlocks = 5;
+  static constexpr int kBlocks = 4;
 };
 
 // A thread's C channels of pool_walk.
@@ -218,6 +218,11 @@ struct PoolColumns {
   using T = typename K::Element;
   using F = Compute<T>;
   static constexpr int C = K::C, H = K::H, WMAX = K::WMAX, N = K::N;
+  // Weights and bias on their way; of single channels nothing.
+  struct Nothing {
+    __device__ __forceinline__ Nothing(const PoolArgs<T>&, int64_t) {}
+  };
+  using Loaded = std::conditional_t<C == 1, Nothing, Parameters<WMAX, C>>;
 
   // Of x or out.
   static __device__ __forceinline__ void load(const T* from, F (&values)[C]) {
@@ -238,7 +243,8 @@ struct PoolColumns {
   }
 
   static __device__ __forceinline__ void parameters(const PoolArgs<T>& p, int64_t d0,
-                                                    F (&w)[WMAX][C], F (&bias)[C]) {
+                                                    const Loaded& loaded, F (&w)[WMAX][C],
+                                                    F (&bias)[C]) {
     if constexpr (C == 1) {
 #pragma unroll
       for (int k = 0; k < WMAX; ++k) {
@@ -247,7 +253,6 @@ struct PoolColumns {
       }
       bias[0] = load_bias(p, d0);
     } else {
-      const Parameters<WMAX, C> loaded(p, d0);
       loaded.get(p.scale, w, bias);
     }
   }
@@ -329,13 +334,13 @@ struct PoolColumns {
 template <typename K, typename T>
 __device__ __forceinline__ void walk_sequence(const PoolArgs<T>& p, const Sequence<T>& s, int64_t i,
                                               int64_t d0, int64_t from, int64_t to,
-                                              const Compute<T> (&w)[K::WMAX][K::C],
-                                              const Compute<T> (&bias)[K::C]) {
+                                              const typename PoolColumns<K>::Loaded& loaded) {
   using Columns = PoolColumns<K>;
-  Compute<T> h[K::H][K::C];
+  Compute<T> w[K::WMAX][K::C], bias[K::C], h[K::H][K::C];
   Columns::history(p, s, d0, from, h);
   if (p.windows.given()) write_windows<K::C>(p, s, i, d0, from, to);
   if (from == s.begin) write_state<K::C>(p, s, d0);
+  Columns::parameters(p, d0, loaded, w, bias);
 #pragma unroll 1
   for (; from < to; from += K::N) {
     const int count = static_cast<int>(min(to - from, int64_t(K::N)));
@@ -348,13 +353,10 @@ __global__ void __launch_bounds__(kThreads, K::kBlocks)
     pool_walk(const PoolArgs<typename K::Element> p) {
   if (kSmallPtx && K::C > 1) return;
   using T = typename K::Element;
-  using F = Compute<T>;
   const ColumnChunk at(p.columns);
   if (!at.inside) return;
   const int64_t d0 = int64_t(at.column) * K::C;
   pdl_wait();
-  F w[K::WMAX][K::C], bias[K::C];
-  PoolColumns<K>::parameters(p, d0, w, bias);
   int64_t i, t, end;
   if (p.tile == 0) {
     i = int64_t(at.chunk) - 1;
@@ -365,10 +367,11 @@ __global__ void __launch_bounds__(kThreads, K::kBlocks)
     end = min(t + p.tile, p.seqlen);
     i = p.sequence_of(t);
   }
+  int64_t stop = p.start(i + 1), slot = p.slot_of(i);
+  const typename PoolColumns<K>::Loaded loaded(p, d0);  // after what all else waits for
 #pragma unroll 1
   while (t < end) {
-    const int64_t begin = min(p.start(i), t), stop = p.start(i + 1);
-    const int64_t slot = p.slot_of(i);
+    const int64_t begin = min(p.start(i), t);
     int64_t to = min(stop, end);
     if (slot < 0) {
       PoolColumns<K>::zeros(p, d0, t, to);
@@ -378,12 +381,14 @@ __global__ void __launch_bounds__(kThreads, K::kBlocks)
       if (t > begin) t = max(t, both);
       if (t == begin) to = max(to, both);
       const Sequence<T> s(p, i, slot, begin, stop);
-      if (t < to) walk_sequence<K>(p, s, i, d0, t, to, w, bias);
+      if (t < to) walk_sequence<K>(p, s, i, d0, t, to, loaded);
     }
     t = max(t, to);
     if (t >= end) break;
-    do ++i;
-    while (p.start(i + 1) <= t);
+    do {
+      stop = p.start(++i + 1);
+    } while (stop <= t);
+    slot = p.slot_of(i);
   }
 }
 

@@ -44,16 +44,17 @@ class RowPairs {
 
   // Starts to copy the next group, until commit_copies(): GROUPS times before the first read, then
   // once after the last read of each group. All lanes must call it. x_row and g_row, the bytes from
-  // a row to the next, and wide are parameters of the kernel, which cost no registers.
+  // a row to the next, wide, and whether the tensors are given (else they count as zeros) are
+  // parameters of the kernel, which cost no registers.
   __device__ __forceinline__ void start(const int64_t& x_row, const int64_t& g_row,
-                                        const bool& wide) {
+                                        const bool& wide, bool has_x = true, bool has_g = true) {
     const uint32_t to = to_ + slot_;
     if (kWide > 1 && !wide) {
 #pragma unroll 1
-      for (int u = 0; u < U; ++u) copy<1>(u, to, x_row, g_row);
+      for (int u = 0; u < U; ++u) copy<1>(u, to, x_row, g_row, has_x, has_g);
     } else {
 #pragma unroll
-      for (int u = 0; u < U; u += kWide) copy<kWide>(u, to, x_row, g_row);
+      for (int u = 0; u < U; u += kWide) copy<kWide>(u, to, x_row, g_row, has_x, has_g);
     }
     left_ -= U;
     slot_ = slot_ + kGroup == GROUPS * kGroup ? 0 : slot_ + kGroup;
@@ -71,9 +72,9 @@ class RowPairs {
   // The lane's part of N rows from u on, or zeros.
   template <int N>
   __device__ __forceinline__ void copy(int u, uint32_t to, const int64_t& x_row,
-                                       const int64_t& g_row) {
-    copy_async_or_zero<N * kBytes>(u < left_, to + 2 * u * kPitch, next_x_);
-    copy_async_or_zero<N * kBytes>(u < left_, to + (2 * u + 1) * kPitch, next_g_);
+                                       const int64_t& g_row, bool has_x, bool has_g) {
+    copy_async_or_zero<N * kBytes>(has_x && u < left_, to + 2 * u * kPitch, next_x_);
+    copy_async_or_zero<N * kBytes>(has_g && u < left_, to + (2 * u + 1) * kPitch, next_g_);
     next_x_ += N * x_row;
     next_g_ += N * g_row;
   }

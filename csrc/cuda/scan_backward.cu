@@ -1,5 +1,6 @@
-// Backward of the selective scan: the plan of its workspace, and its kernels one after another.
+// Backward of the selective scan: its kernels one after another.
 #include "scan_backward_gradients.cuh"
+#include "scan_backward_plan.h"
 #include "scan_backward_states.cuh"
 #include "scan_backward_sums.cuh"
 #include "scan_launch.cuh"
@@ -8,89 +9,101 @@
 namespace causal_conv1d::gpu::scan {
 namespace {
 
-// How many channels a block of `gradients` takes: as many as leave each multiprocessor this many
-// blocks. The fewer parts, the less memory.
-constexpr int64_t kBlocksEach = 16;
+template <typename F>
+BackwardProblem problem(const Inputs& p, int multiprocessors) {
+  BackwardProblem q{};
+  q.sequences = p.sequences.count;
+  q.seqlen = p.sequences.seqlen;
+  q.dim = p.dim;
+  q.groups = p.groups;
+  q.dstate = p.dstate;
+  q.packed = p.sequences.cu_seqlens != nullptr;
+  q.B_constant = p.B_constant;
+  q.C_constant = p.C_constant;
+  q.size = sizeof(F);
+  q.multiprocessors = multiprocessors;
+  q.steps = kSteps<F, kLanes>;
+  q.channels = kLaneChannels;
+  q.align = kAlign;
+  return q;
+}
 
 template <typename F>
-class BackwardPlan {
+class Backward {
  public:
   static constexpr int kRow = kSteps<F, kLanes>, kBlock = kLaneChannels;
 
-  BackwardPlan(const ScanBackwardParams& params, int multiprocessors) {
-    static_cast<Inputs&>(p) = make_inputs(params.inputs);
+  Backward(const ScanBackwardParams& params, int multiprocessors)
+      : p{{make_inputs(params.inputs)}}, plan(problem<F>(p, multiprocessors)) {
     set_views(params);
-    const int64_t seqlen = p.sequences.seqlen, sequences = p.sequences.count;
-    const bool packed = given(params.inputs.cu_seqlens);
-    p.chunks_a_row = ceil_div(seqlen, kRow);
-    p.chunks = sequences * p.chunks_a_row;
-    // A sequence of n steps has at most (n + kAlign - 1 + kRow - 1) / kRow chunks.
-    if (packed) p.chunks = (seqlen + sequences * (kRow + kAlign - 2)) / kRow;
-    const int64_t blocks = p.blocks_a_group(kBlock);
-    p.passes = p.chunks * p.groups * blocks / (kBlocksEach * multiprocessors);
-    if (p.passes > blocks) p.passes = blocks;
-    if (p.passes < 1) p.passes = 1;
-    p.parts = ceil_div(blocks, p.passes);
+    p.chunks_a_row = plan.chunks_a_row;
+    p.all_chunks = plan.chunks;
+    p.passes = plan.passes;
+    p.parts = plan.parts;
   }
 
-  // Workspace from base on; its size.
-  int64_t place(char* base) {
-    char* next = base;
-    const auto take = [&](auto& pointer, int64_t bytes) {
-      pointer = bytes > 0 ? reinterpret_cast<std::decay_t<decltype(pointer)>>(next) : nullptr;
-      next += ceil_div(bytes, 16) * 16;
+  int64_t workspace() const { return plan.workspace; }
+
+  void place(char* base) {
+    int next = 0;
+    const auto take = [&](auto& pointer) {
+      const int64_t bytes = plan.bytes[next++];
+      pointer = bytes > 0 ? reinterpret_cast<std::decay_t<decltype(pointer)>>(base) : nullptr;
+      base += bytes;
     };
-    const int64_t size = sizeof(F), channels = p.chunks * p.dim * size;
-    const int64_t states = channels * p.dstate;
-    const int64_t sums = p.parts * p.chunks * p.groups * p.dstate * kRow * size;
-    const bool packed = p.sequences.cu_seqlens != nullptr;
-    take(p.first_chunks, packed ? 8 * (p.sequences.count + 1) : 0);
-    take(p.h, states);
-    take(p.g, states);
-    take(p.dB_constant, p.B_constant ? states : 0);
-    take(p.dC_constant, p.C_constant ? states : 0);
-    take(p.sum_dt, channels);
-    take(p.sum_D, channels);
-    take(p.sum_bias, channels);
-    take(p.part_B, p.B_constant ? 0 : sums);
-    take(p.part_C, p.C_constant ? 0 : sums);
-    return next - base;
+    take(p.first_chunks);
+    take(p.h);
+    take(p.g);
+    take(p.dB_constant);
+    take(p.dC_constant);
+    take(p.sum_dt);
+    take(p.sum_D);
+    take(p.sum_bias);
+    take(p.part_B);
+    take(p.part_C);
+    take(borders);
+    take(totals);
   }
 
-  cudaError_t run(cudaStream_t stream) const {
+  cudaError_t run(cudaStream_t stream) {
     cudaError_t e = clear_outside_steps(stream);
     if (e == cudaSuccess && p.first_chunks != nullptr) {
       e = launch(count_chunks<kRow>, 1, dim3(kThreads), 0, stream, p);
     }
-    const bool fast = suits_vectors(p) && p.dout.vectors;
-    const bool y = p.dz.given() || p.out.given();
-    const int64_t blocks = p.groups * p.blocks_a_group(kBlock);
-    const int64_t states = p.sequences.count * p.dim * p.dstate;
-    if constexpr (sizeof(F) == 8) {
-      then(e, chunk_ends<F, false>, p.chunks * blocks, stream);
-    } else {
-      then(e, fast ? chunk_ends<F, true> : chunk_ends<F, false>, p.chunks * blocks, stream);
+    if (plan.sweep) {
+      for (int64_t i = 0; i + 1 < plan.spans && e == cudaSuccess; ++i) {
+        set_span(i);
+        p.h_after = border(i);
+        e = find_states(stream);
+      }
     }
-    if (e == cudaSuccess) {
-      e = launch(pass_states<F>, 2 * ceil_div(states, 128), dim3(128), 0, stream, p);
+    for (int64_t i = plan.spans; i-- > 0 && e == cudaSuccess;) {
+      set_span(i);
+      p.h_after = nullptr;
+      e = find_states(stream);
+      if (e == cudaSuccess) e = find_gradients(stream);
+      if (e == cudaSuccess) e = add_up(i, stream);
     }
-    const int64_t all = p.chunks * p.groups * p.parts;
-    if constexpr (sizeof(F) == 8) {
-      then(e, gradients<F, false, true>, all, stream);
-    } else {
-      then(e,
-           !fast ? gradients<F, false, true>
-           : y   ? gradients<F, true, true>
-                 : gradients<F, true, false>,
-           all, stream);
-    }
-    const int64_t numbers = p.chunks * p.groups * p.dstate * kRow;
-    then(e, add_parts<F>, 2 * ceil_div(numbers, kThreads), stream);
-    return e == cudaSuccess ? sum_chunks(stream) : e;
+    return e;
   }
 
  private:
-  BackwardArgs p{};
+  BackwardArgs p;
+  BackwardPlan plan;
+  F *borders = nullptr, *totals = nullptr;
+
+  // A state of all channels: of h at the end of span i, of g at the beginning of span i.
+  F* border(int64_t i) const { return borders + i * p.dim * p.dstate; }
+  F* border_of_g(int64_t i) const { return border(plan.spans - 1 + i % 2); }
+
+  void set_span(int64_t i) {
+    p.begin = i * plan.span;
+    p.chunks = std::min(plan.span, plan.chunks - p.begin);
+    if (!plan.sweep) return;
+    p.h_before = i > 0 ? border(i - 1) : nullptr;
+    p.g_after = border_of_g(i + 1);
+    p.g_before = border_of_g(i);
+  }
 
   void set_views(const ScanBackwardParams& params) {
     p.dout = view(params.dout);
@@ -121,14 +134,59 @@ class BackwardPlan {
     if (e == cudaSuccess) e = launch(kernel, blocks, dim3(kThreads), 0, stream, p);
   }
 
-  cudaError_t sum_chunks(cudaStream_t stream) const {
+  // h before and g after each chunk of the span.
+  cudaError_t find_states(cudaStream_t stream) const {
+    cudaError_t e = cudaSuccess;
+    const int64_t blocks = p.chunks * p.groups * p.blocks_a_group(kBlock);
+    if constexpr (sizeof(F) == 8) {
+      then(e, chunk_ends<F, false>, blocks, stream);
+    } else {
+      then(e, is_fast() ? chunk_ends<F, true> : chunk_ends<F, false>, blocks, stream);
+    }
+    if (e != cudaSuccess) return e;
+    int64_t slots = p.sequences.count;
+    if (plan.spans > 1) {
+      const int64_t rows = p.first_chunks != nullptr ? p.chunks : p.chunks / p.chunks_a_row + 2;
+      slots = std::min(slots, rows);
+    }
+    const int64_t pairs = ceil_div(slots * p.dim * p.dstate, 128);
+    return launch(pass_states<F>, 2 * pairs, dim3(128), 0, stream, p, slots);
+  }
+
+  cudaError_t find_gradients(cudaStream_t stream) const {
+    cudaError_t e = cudaSuccess;
+    const int64_t blocks = p.chunks * p.groups * p.parts;
+    if constexpr (sizeof(F) == 8) {
+      then(e, gradients<F, false, true>, blocks, stream);
+    } else {
+      const bool y = p.dz.given() || p.out.given();
+      then(e,
+           !is_fast() ? gradients<F, false, true>
+           : y        ? gradients<F, true, true>
+                      : gradients<F, true, false>,
+           blocks, stream);
+    }
+    const int64_t numbers = p.chunks * p.groups * p.dstate * kRow;
+    then(e, add_parts<F>, 2 * ceil_div(numbers, kThreads), stream);
+    return e;
+  }
+
+  bool is_fast() const { return suits_vectors(p) && p.dout.vectors; }
+
+  cudaError_t add_up(int64_t span, cudaStream_t stream) const {
     ColumnSums sums{};
+    sums.begin = p.begin;
     sums.chunks = p.chunks;
+    sums.first = span == plan.spans - 1;
+    sums.last = span == 0;
     if (p.first_chunks != nullptr) sums.known_chunks = p.first_chunks + p.sequences.count;
     sums.blocks = ceil_div(p.dim * p.dstate, 32);
     int tasks = 0;
+    F* total = totals;
     const auto add = [&](const void* from, const View& to, int64_t width) {
-      if (to.given()) sums.tasks[tasks++] = {from, to, p.dim * width, width};
+      if (!to.given()) return;
+      sums.tasks[tasks++] = {from, to, p.dim * width, width, total};
+      if (total != nullptr) total += p.dim * width;
     };
     add(p.h, p.dA, p.dstate);
     if (p.B_constant) add(p.dB_constant, p.dB, p.dstate);
@@ -158,9 +216,9 @@ int64_t causal_conv1d_cuda_scan_backward_workspace_size(
     return -1;
   }
   if (params->inputs.u.dtype == CAUSAL_CONV1D_FLOAT64) {
-    return BackwardPlan<double>(*params, count).place(nullptr);
+    return Backward<double>(*params, count).workspace();
   }
-  return BackwardPlan<float>(*params, count).place(nullptr);
+  return Backward<float>(*params, count).workspace();
 }
 
 causal_conv1d_status causal_conv1d_cuda_scan_backward(
@@ -175,11 +233,12 @@ causal_conv1d_status causal_conv1d_cuda_scan_backward(
                        int count = 0;
                        const cudaError_t e = multiprocessors_of(device, &count);
                        if (e != cudaSuccess) return e;
-                       BackwardPlan<decltype(zero)> plan(*params, count);
-                       const int64_t size = plan.place(static_cast<char*>(workspace));
+                       Backward<decltype(zero)> backward(*params, count);
+                       const int64_t size = backward.workspace();
                        if (size > workspace_size || (size > 0 && workspace == nullptr)) {
                          return cudaErrorInvalidValue;
                        }
-                       return plan.run(static_cast<cudaStream_t>(stream));
+                       backward.place(static_cast<char*>(workspace));
+                       return backward.run(static_cast<cudaStream_t>(stream));
                      });
 }

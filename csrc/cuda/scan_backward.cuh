@@ -1,5 +1,5 @@
 // What the kernels of the scan's backward share. Time is cut into chunks, each of one segment, and
-// all chunks are taken in parallel:
+// all chunks of a span (scan_backward_plan.h) are taken in parallel:
 //   1. chunk_ends: the state after each chunk from 0 (of h), and before it from 0 (of g);
 //   2. pass_states: hands states on from chunk to chunk, h forward and g in reverse;
 //   3. gradients: every chunk once more, now with the right states before and after it;
@@ -18,8 +18,14 @@ struct BackwardArgs : Inputs {
   View dout, dlast_states, du, ddelta, dA, dB, dC, dD, dz, ddelta_bias, dinitial_states, out;
   // In chunks: all (with cu_seqlens there may be less), those of a row, and with cu_seqlens each
   // sequence's first one and their number.
-  int64_t chunks, chunks_a_row;
+  int64_t all_chunks, chunks_a_row;
   int64_t* first_chunks;
+  // Those of the span. Buffers of chunks begin with its first.
+  int64_t begin, chunks;
+  // (dim, dstate), of the sequence that a border of the span divides: h before the span and g
+  // after it, both known; g before it; and in a sweep, which is for it alone, h after it.
+  const void *h_before, *g_after;
+  void *g_before, *h_after;
   // Blocks of channels that one block of `gradients` takes, one after another; parts a group.
   int64_t passes, parts;
   // Workspace. (chunks, dim, dstate): h before and a g after each chunk; later dA in place of h.
@@ -38,9 +44,10 @@ struct Chunk {
   bool exists;
 };
 
-// The index-th chunk. There are as many blocks or more, so an index has 32 bits.
+// The span's index-th chunk. All chunks have numbers of 32 bits.
 template <int STEPS>
 __device__ __forceinline__ Chunk find_chunk(const BackwardArgs& p, int64_t index) {
+  index += p.begin;
   if (p.first_chunks == nullptr) {
     const uint32_t a_row = static_cast<uint32_t>(p.chunks_a_row), i = static_cast<uint32_t>(index);
     const uint32_t row = i / a_row;

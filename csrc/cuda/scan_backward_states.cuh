@@ -23,10 +23,10 @@ __global__ void __launch_bounds__(kThreads) count_chunks(const BackwardArgs p) {
   for (int i = 0; i < static_cast<int>(threadIdx.x); ++i) next += before[i];
   for (int64_t i = first; i < last; ++i) {
     // No more than there is memory for, whatever cu_seqlens holds.
-    p.first_chunks[i] = min(next, p.chunks);
+    p.first_chunks[i] = min(next, p.all_chunks);
     next += chunks(i);
   }
-  if (threadIdx.x == kThreads - 1) p.first_chunks[all] = min(next, p.chunks);
+  if (threadIdx.x == kThreads - 1) p.first_chunks[all] = min(next, p.all_chunks);
 }
 
 // A lane's part of a sum over the lanes of a channel: x is added up for the even lanes and y for
@@ -119,47 +119,94 @@ __global__ void __launch_bounds__(kThreads, sizeof(F) == 8 ? 1
   }
 }
 
-// A thread takes a state of a channel over the chunks of a segment.
+struct SequenceRange {
+  int64_t first, end;
+};
+
+// The sequences that have chunks in the span; each without any is in one of the spans too.
+__device__ __forceinline__ SequenceRange sequences_of_span(const BackwardArgs& p) {
+  const int64_t all = p.sequences.count, end = p.begin + p.chunks;
+  if (p.chunks == p.all_chunks) return {0, all};
+  if (p.first_chunks == nullptr) {
+    return {p.begin / p.chunks_a_row, (end + p.chunks_a_row - 1) / p.chunks_a_row};
+  }
+  const auto first_from = [&](int64_t chunk) {  // of the sequences that begin there or later
+    int64_t low = 0, high = all;
+    while (low < high) {
+      const int64_t middle = (low + high) / 2;
+      if (p.first_chunks[middle] < chunk) {
+        low = middle + 1;
+      } else {
+        high = middle;
+      }
+    }
+    return low;
+  };
+  const int64_t first = first_from(p.begin);
+  const bool divided = first > 0 && p.first_chunks[first] > p.begin;
+  return {divided ? first - 1 : first, end == p.all_chunks ? all : first_from(end)};
+}
+
+// A thread takes a state of a channel over a sequence's chunks in the span.
 template <typename F>
 __device__ __forceinline__ void pass_state(const BackwardArgs& p, bool reverse, int64_t sequence,
                                            int64_t d, int64_t n) {
   const bool packed = p.first_chunks != nullptr;
   const int64_t first = packed ? p.first_chunks[sequence] : sequence * p.chunks_a_row;
-  const int64_t end = packed ? p.first_chunks[sequence + 1] : first + p.chunks_a_row;
+  const int64_t last = packed ? p.first_chunks[sequence + 1] : first + p.chunks_a_row;
+  const bool begins_before = first<p.begin, ends_after = last> p.begin + p.chunks;
+  const int64_t begin = begins_before ? 0 : first - p.begin;
+  const int64_t end = ends_after ? p.chunks : last - p.begin;
   const F rate = load_number<F>(p.A.at(d, n), p.A.dtype) * F(kLog2e);
   F* const states = static_cast<F*>(reverse ? p.g : p.h) + d * p.dstate + n;
   const F* const sums = static_cast<const F*>(p.sum_dt) + d;
-  const int64_t pitch = p.dim * p.dstate;
-  F state = load_or(reverse ? p.dlast_states : p.initial_states, F(0), sequence, d, n);
-  constexpr int ahead = sizeof(F) == 8 ? 4 : 8;
-  for (int64_t done = 0; done < end - first; done += ahead) {
+  const int64_t pitch = p.dim * p.dstate, place = d * p.dstate + n;
+  F state;
+  if (reverse ? ends_after : begins_before) {
+    state = static_cast<const F*>(reverse ? p.g_after : p.h_before)[place];
+  } else {
+    state = load_or(reverse ? p.dlast_states : p.initial_states, F(0), sequence, d, n);
+  }
+  constexpr int ahead = sizeof(F) == 8 ? 2 : 8;
+  for (int64_t done = 0; done < end - begin; done += ahead) {
     F own[ahead], decay[ahead];
 #pragma unroll
     for (int k = 0; k < ahead; ++k) {
-      if (done + k >= end - first) break;
-      const int64_t i = reverse ? end - 1 - done - k : first + done + k;
+      if (done + k >= end - begin) break;
+      const int64_t i = reverse ? end - 1 - done - k : begin + done + k;
       own[k] = states[i * pitch];
       decay[k] = sums[i * p.dim];
     }
 #pragma unroll
     for (int k = 0; k < ahead; ++k) {
-      if (done + k >= end - first) break;
-      const int64_t i = reverse ? end - 1 - done - k : first + done + k;
+      if (done + k >= end - begin) break;
+      const int64_t i = reverse ? end - 1 - done - k : begin + done + k;
       states[i * pitch] = state;
       state = fma(exp2_of(decay[k] * rate), state, own[k]);
     }
   }
-  if (reverse && p.dinitial_states.given()) {
+  if (!reverse) {
+    if (ends_after && p.h_after != nullptr) static_cast<F*>(p.h_after)[place] = state;
+  } else if (begins_before) {
+    static_cast<F*>(p.g_before)[place] = state;
+  } else if (p.dinitial_states.given()) {
     store(p.dinitial_states.at(sequence, d, n), p.dinitial_states.dtype, state);
   }
 }
 
+// Two blocks, one for each direction, take 128 states of every slots-th sequence of the span.
 template <typename F>
-__global__ void __launch_bounds__(128) pass_states(const BackwardArgs p) {
+__global__ void __launch_bounds__(128, sizeof(F) == 8 ? 1 : 7)
+    pass_states(const BackwardArgs p, int64_t slots) {
   const int64_t i = static_cast<int64_t>(blockIdx.x / 2) * 128 + threadIdx.x;
-  const int64_t a_sequence = p.dim * p.dstate;
-  if (i >= p.sequences.count * a_sequence) return;
-  pass_state<F>(p, blockIdx.x % 2 != 0, i / a_sequence, i % a_sequence / p.dstate, i % p.dstate);
+  const int64_t a_sequence = p.dim * p.dstate, slot = i / a_sequence;
+  const bool reverse = blockIdx.x % 2 != 0;
+  if (slot >= slots || (reverse && p.h_after != nullptr)) return;
+  const int64_t d = i % a_sequence / p.dstate, n = i % p.dstate;
+  const SequenceRange range = sequences_of_span(p);
+  for (int64_t s = range.first + slot; s < range.end; s += slots) {
+    pass_state<F>(p, reverse, s, d, n);
+  }
 }
 
 }  // namespace causal_conv1d::gpu::scan

@@ -25,17 +25,20 @@ __global__ void __launch_bounds__(kThreads) add_parts(const BackwardArgs p) {
   store(to.at(chunk.segment.batch, group, n) + t * to.step, to.dtype, sum);
 }
 
-// Sums over chunks of (chunks, columns) to (columns / width, width).
+// Sums over chunks of (chunks, columns) to (columns / width, width). Spans add to a total, the last
+// of them to be taken writes it out.
 struct ColumnSums {
   struct Task {
     const void* from;
     View to;
     int64_t columns, width;
+    void* total;
   };
   static constexpr int kMost = 5;
   Task tasks[kMost];
-  int64_t chunks, blocks;       // blocks a task
-  const int64_t* known_chunks;  // with cu_seqlens: how many of chunks there are
+  int64_t begin, chunks, blocks;  // of the span; blocks a task
+  bool first, last;               // of the spans to be taken
+  const int64_t* known_chunks;    // with cu_seqlens: how many there are in all
 };
 
 template <typename F>
@@ -44,7 +47,8 @@ __global__ void __launch_bounds__(kThreads) add_chunks(const ColumnSums p) {
   const ColumnSums::Task& task = p.tasks[blockIdx.x / p.blocks];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int64_t column = blockIdx.x % p.blocks * 32 + lane;
-  const int64_t chunks = p.known_chunks != nullptr ? *p.known_chunks : p.chunks;
+  int64_t chunks = p.chunks;
+  if (p.known_chunks != nullptr) chunks = min(chunks, *p.known_chunks - p.begin);
   F sum = 0;
   if (column < task.columns) {
     const F* from = static_cast<const F*>(task.from) + column;
@@ -55,6 +59,12 @@ __global__ void __launch_bounds__(kThreads) add_chunks(const ColumnSums p) {
   __syncthreads();
   if (warp != 0 || column >= task.columns) return;
   for (int w = 1; w < kWarps; ++w) sum += sums[w][lane];
+  F* const total = static_cast<F*>(task.total) + column;
+  if (!p.first) sum += *total;
+  if (!p.last) {
+    *total = sum;
+    return;
+  }
   store(task.to.at(column / task.width, column % task.width), task.to.dtype, sum);
 }
 

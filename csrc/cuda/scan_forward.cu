@@ -15,15 +15,21 @@ struct ForwardArgs : Inputs {
   int64_t batch;
 };
 
-// One choice of kernel.
-template <typename Float, int LANES, int ITEMS, int SPLIT_, bool FAST_>
+// One choice of kernel. BYTES: of the elements of u, delta, z, B and C, 2 or 4; 0: any.
+template <typename Float, int LANES, int ITEMS, int SPLIT_, bool FAST_, int BYTES_ = 0,
+          int WARPS = kWarps>
 struct Form {
   using F = Float;
-  static constexpr int TL = LANES, SPLIT = SPLIT_, kChannels = kWarps / SPLIT * (32 / TL);
+  static constexpr int kThreads = 32 * WARPS;
+  static constexpr int TL = LANES, SPLIT = SPLIT_, kChannels = WARPS / SPLIT * (32 / TL);
   static constexpr int N = ITEMS, kOwn = N / SPLIT, kRow = TL * N;
   static constexpr int kPiece = kOwn < kItems<F> ? kOwn : kItems<F>;  // in one Raw
   static constexpr bool FAST = FAST_;  // suits_vectors(), as all tensors do
+  static constexpr int BYTES = BYTES_;
 };
+
+template <typename K>
+using Tile = TileRow<typename K::F, K::TL, K::N, K::kThreads>;
 
 // What is needed once a chunk is kept here too, to leave the registers to the loop over states.
 // Behind it lie the states, dstate * kChannels.
@@ -34,8 +40,8 @@ struct Shared {
     F B[K::kRow], C[K::kRow], A[K::kChannels];  // A times log2(e)
   };
   Row rows[kStates];
-  // Of SPLIT warps: dt, dt u, and y of what is another's.
-  alignas(16) F exchange[K::SPLIT == 1 ? 4 : 3 * K::kChannels * K::kRow];
+  // Of SPLIT warps, in rows as of a tile: dt, dt u, and each warp's part of y.
+  alignas(16) F exchange[K::SPLIT == 1 ? 4 : (2 + K::SPLIT) * K::kChannels * K::kRow];
   F bias[K::kChannels], skip[K::kChannels];
   int64_t u[K::kChannels], delta[K::kChannels], z[K::kChannels], out[K::kChannels];  // rows
   Segment segment;
@@ -85,7 +91,7 @@ __device__ __forceinline__ void begin_block(const ForwardArgs& p, Shared<K>& sha
   }
   const int dstate = static_cast<int>(p.dstate);
   for (int n0 = 0; n0 < dstate; n0 += kStates) {
-    PendingChannels<F, kStates, channels> states;
+    PendingChannels<F, kStates, channels, K::kThreads> states;
     states.load(dstate - n0, own.count, [&](int channel, int n, bool there) {
       return there ? load_or(p.initial_states, F(0), sequence, own.first + channel, n0 + n) : F(0);
     });
@@ -100,16 +106,15 @@ __device__ __forceinline__ void begin_block(const ForwardArgs& p, Shared<K>& sha
 template <typename K>
 __device__ __forceinline__ void fill_tiles(const ForwardArgs& p, Shared<K>& shared, int n0,
                                            int many, int64_t t0) {
-  using Tile = TileRow<typename K::F, K::TL, K::N>;
   const Segment s = shared.segment;
   const int64_t group = shared.channels.group;
   if (K::FAST || !p.B_constant) {
-    Tile::fill_any(p.B, s, group, n0, many, t0, shared.rows[0].B, kPitch<K>);
+    Tile<K>::fill_any(p.B, s, group, n0, many, t0, shared.rows[0].B, kPitch<K>);
   }
   if (K::FAST || !p.C_constant) {
-    Tile::fill_any(p.C, s, group, n0, many, t0, shared.rows[0].C, kPitch<K>);
+    Tile<K>::fill_any(p.C, s, group, n0, many, t0, shared.rows[0].C, kPitch<K>);
   }
-  PendingRates<typename K::F, kStates, K::kChannels> rates;
+  PendingRates<typename K::F, kStates, K::kChannels, K::kThreads> rates;
   rates.load(p, shared.channels.first, n0, many, shared.channels.count);
   rates.store(p, many, shared.rows[0].A, kPitch<K>);
 }
@@ -130,7 +135,7 @@ struct Own {
 // What a thread knows of its lane's steps.
 template <typename K>
 struct Steps {
-  typename K::F dt[K::N], dtu[K::N], y[K::N], sum;
+  typename K::F dt[K::N], dtu[K::N], y[K::N], sum;  // sum: of dt
 };
 
 // A thread's own steps of a tensor on their way.
@@ -190,6 +195,26 @@ struct Loads {
   }
 };
 
+// A row of a channel in shared.exchange: row 0 and 1, or 2 and a warp's part.
+template <typename K>
+__device__ __forceinline__ typename K::F* exchange_row(Shared<K>& shared, const Place<K>& at,
+                                                       int row) {
+  return shared.exchange + (row * K::kChannels + at.channel) * K::kRow + at.lane * Tile<K>::kVector;
+}
+// Of the lane's steps there, those that are the warp's own.
+template <typename K>
+__device__ __forceinline__ void store_own_steps(const Place<K>& at,
+                                                const typename K::F (&x)[K::kOwn],
+                                                typename K::F* row) {
+#pragma unroll
+  for (int i = 0; i < K::kOwn; i += Tile<K>::kVector) {
+    typename K::F v[Tile<K>::kVector];
+#pragma unroll
+    for (int j = 0; j < Tile<K>::kVector; ++j) v[j] = x[i + j];
+    store_vector(row + (at.part * K::kOwn + i) * K::TL, v);
+  }
+}
+
 // The steps that come with loads; after a barrier take_steps() has all of the lane's.
 template <typename K>
 __device__ __forceinline__ void end_loads(const ForwardArgs& p, Shared<K>& shared,
@@ -212,23 +237,46 @@ __device__ __forceinline__ void end_loads(const ForwardArgs& p, Shared<K>& share
 #pragma unroll
     for (int i = 0; i < K::N; ++i) steps.dt[i] = dt[i], steps.dtu[i] = u[i];
   } else {
-    F* const to = shared.exchange + (at.channel * K::TL + at.lane) * K::N + at.part * K::kOwn;
-    store_vector(to, dt);
-    store_vector(to + K::kChannels * K::kRow, u);
+    store_own_steps(at, dt, exchange_row(shared, at, 0));
+    store_own_steps(at, u, exchange_row(shared, at, 1));
   }
 }
 
 template <typename K>
-__device__ __forceinline__ void take_steps(const Shared<K>& shared, const Place<K>& at,
-                                           Steps<K>& steps) {
+__device__ __forceinline__ void take_steps(Shared<K>& shared, const Place<K>& at, Steps<K>& steps) {
   if constexpr (K::SPLIT > 1) {
-    const auto* const from = shared.exchange + (at.channel * K::TL + at.lane) * K::N;
-    load_vector(from, steps.dt);
-    load_vector(from + K::kChannels * K::kRow, steps.dtu);
+    Tile<K>::read(exchange_row(shared, at, 0), steps.dt);
+    Tile<K>::read(exchange_row(shared, at, 1), steps.dtu);
   }
   steps.sum = 0;
 #pragma unroll
   for (int i = 0; i < K::N; ++i) steps.sum += steps.dt[i];
+}
+
+// Adds up the warps' parts of y: a warp writes all steps and takes its own.
+template <typename K>
+__device__ __forceinline__ void add_parts(Shared<K>& shared, const Place<K>& at,
+                                          const Steps<K>& steps, typename K::F (&y)[K::kOwn]) {
+  using F = typename K::F;
+  F* const row = exchange_row(shared, at, 2 + at.part);
+#pragma unroll
+  for (int i = 0; i < K::N; i += Tile<K>::kVector) {
+    F v[Tile<K>::kVector];
+#pragma unroll
+    for (int j = 0; j < Tile<K>::kVector; ++j) v[j] = steps.y[i + j];
+    store_vector(row + i * K::TL, v);
+  }
+  __syncthreads();
+#pragma unroll
+  for (int i = 0; i < K::kOwn; i += Tile<K>::kVector) {
+#pragma unroll
+    for (int part = 0; part < K::SPLIT; ++part) {
+      F v[Tile<K>::kVector];
+      load_vector(exchange_row(shared, at, 2 + part) + (at.part * K::kOwn + i) * K::TL, v);
+#pragma unroll
+      for (int j = 0; j < Tile<K>::kVector; ++j) y[i + j] = part == 0 ? v[j] : y[i + j] + v[j];
+    }
+  }
 }
 
 // The chunk's steps and its first tile: all loads start before anything waits for one.
@@ -237,8 +285,8 @@ __device__ __forceinline__ void begin_chunk(const ForwardArgs& p, Shared<K>& sha
                                             const Place<K>& at, int64_t t0, Steps<K>& steps) {
   const int many = static_cast<int>(min(p.dstate, static_cast<int64_t>(kStates)));
   Loads<K> loads;
-  Projections<typename K::F, K::TL, K::N, kStates, K::FAST> projections;
-  PendingRates<typename K::F, kStates, K::kChannels> rates;
+  Projections<typename K::F, K::TL, K::N, kStates, K::FAST, K::kThreads> projections;
+  PendingRates<typename K::F, kStates, K::kChannels, K::kThreads> rates;
   loads.start(p, shared, at, Own<K>(shared, at, t0));
   projections.load(p, shared.segment, shared.channels.group, 0, many, t0);
   // Else A is there: all states are in one tile.
@@ -258,23 +306,11 @@ __device__ __forceinline__ void store_steps(const ForwardArgs& p, Shared<K>& sha
                                             const Place<K>& at, int64_t t0, const Steps<K>& steps) {
   using F = typename K::F;
   F y[K::kOwn];
-#pragma unroll
-  for (int i = 0; i < K::kOwn; ++i) y[i] = steps.y[i];
   if constexpr (K::SPLIT > 1) {
-    static_assert(K::SPLIT == 2, "each gives the other's half and takes its own");
-    F other[K::kOwn];
-    F* const place =
-        shared.exchange + (2 * K::kChannels * K::TL + at.channel * K::TL + at.lane) * K::N;
+    add_parts(shared, at, steps, y);
+  } else {
 #pragma unroll
-    for (int i = 0; i < K::kOwn; ++i) {
-      other[i] = at.part == 0 ? steps.y[K::kOwn + i] : steps.y[i];
-      y[i] = at.part == 0 ? steps.y[i] : steps.y[K::kOwn + i];
-    }
-    store_vector(place + at.part * K::kOwn, other);
-    __syncthreads();
-    load_vector(place + (1 - at.part) * K::kOwn, other);
-#pragma unroll
-    for (int i = 0; i < K::kOwn; ++i) y[i] += other[i];
+    for (int i = 0; i < K::kOwn; ++i) y[i] = steps.y[i];
   }
   const Own<K> own(shared, at, t0);
   if (p.ungated.given()) {
@@ -305,7 +341,7 @@ __device__ __forceinline__ void read_projection(const View& v, bool constant, co
 #pragma unroll
     for (int i = 0; i < K::N; ++i) x[i] = value;
   } else {
-    TileRow<F, K::TL, K::N>::read(row, x);
+    Tile<K>::read(row, x);
   }
 }
 
@@ -347,8 +383,22 @@ __device__ __forceinline__ void add_states(const ForwardArgs& p, Shared<K>& shar
   }
 }
 
-template <typename K, int BLOCKS>
-__global__ void __launch_bounds__(kThreads, BLOCKS) forward(const ForwardArgs p) {
+// The arguments, with what follows from BYTES as constants.
+template <int BYTES>
+__device__ __forceinline__ ForwardArgs of_bytes(ForwardArgs p) {
+  for (View* v : {&p.u, &p.delta, &p.z, &p.B, &p.C}) {
+    const bool bfloat16 = v->dtype == CAUSAL_CONV1D_BFLOAT16;
+    v->dtype = BYTES == 4 ? CAUSAL_CONV1D_FLOAT32
+               : bfloat16 ? CAUSAL_CONV1D_BFLOAT16
+                          : CAUSAL_CONV1D_FLOAT16;
+    v->step = BYTES;
+    v->vectors = true;
+  }
+  return p;
+}
+
+template <typename K>
+__device__ __forceinline__ void forward_sequence(const ForwardArgs& p) {
   extern __shared__ __align__(16) char memory[];
   Shared<K>& shared = *reinterpret_cast<Shared<K>*>(memory);
   const Place<K> at;
@@ -372,7 +422,7 @@ __global__ void __launch_bounds__(kThreads, BLOCKS) forward(const ForwardArgs p)
   }
   if (!p.last_states.given()) return;
   __syncthreads();
-  for (int i = threadIdx.x; i < shared.channels.count * dstate; i += kThreads) {
+  for (int i = threadIdx.x; i < shared.channels.count * dstate; i += K::kThreads) {
     const int n = i % dstate, channel = i / dstate;
     store(p.last_states.at(shared.sequence, shared.channels.first + channel, n),
           p.last_states.dtype, shared.states()[n * K::kChannels + channel]);
@@ -380,21 +430,63 @@ __global__ void __launch_bounds__(kThreads, BLOCKS) forward(const ForwardArgs p)
 }
 
 template <typename K, int BLOCKS>
+__global__ void __launch_bounds__(K::kThreads, BLOCKS) forward(const ForwardArgs p) {
+  if constexpr (K::BYTES == 0) {
+    forward_sequence<K>(p);
+  } else {
+    forward_sequence<K>(of_bytes<K::BYTES>(p));
+  }
+}
+
+template <typename K, int BLOCKS>
 cudaError_t run_form(const ForwardArgs& p, cudaStream_t stream) {
   const int64_t blocks = p.sequences.count * p.groups * p.blocks_a_group(K::kChannels);
   const size_t bytes = sizeof(Shared<K>) + sizeof(typename K::F) * p.dstate * K::kChannels;
-  return launch(forward<K, BLOCKS>, blocks, dim3(kThreads), bytes, stream, p);
+  return launch(forward<K, BLOCKS>, blocks, dim3(K::kThreads), bytes, stream, p);
 }
 
 // With few channels a channel is more lanes, up to two warps. The bounds are what was fastest on an
 // H200, which has 132 multiprocessors, as channels for each of them.
+template <int BYTES>
 cudaError_t run_fast(const ForwardArgs& p, int multiprocessors, cudaStream_t stream) {
   const int64_t channels = p.sequences.count * p.dim / multiprocessors;
   const bool is_short = p.sequences.count * 512 > p.sequences.seqlen * p.batch;
-  if (channels >= 96 && !is_short) return run_form<Form<float, 8, 16, 1, true>, 2>(p, stream);
-  if (channels >= 24 || is_short) return run_form<Form<float, 16, 8, 1, true>, 3>(p, stream);
-  if (channels >= 8) return run_form<Form<float, 32, 16, 1, true>, 2>(p, stream);
-  return run_form<Form<float, 32, 8, 2, true>, 3>(p, stream);
+  if constexpr (BYTES != 0) {
+    if (channels >= 96 && !is_short) {
+      return run_form<Form<float, 8, 16, 1, true, BYTES>, 2>(p, stream);
+    }
+    if (channels >= 64 && !is_short) {
+      return run_form<Form<float, 16, 16, 1, true, BYTES>, 2>(p, stream);
+    }
+    if (channels < 8 && !is_short) {
+      return run_form<Form<float, 32, 8, 2, true, BYTES>, 2>(p, stream);
+    }
+  }
+  if (channels >= 24 || is_short) {
+    return run_form<Form<float, 16, 8, 1, true, BYTES>, 3>(p, stream);
+  }
+  if constexpr (BYTES == 2) {
+    // Blocks of more warps where they leave a multiprocessor fewer of them.
+    const auto most_warps = [&](int a_block) {
+      const int64_t blocks = p.sequences.count * p.groups * p.blocks_a_group(a_block);
+      return ceil_div(blocks, multiprocessors) * a_block;
+    };
+    if (most_warps(12) < most_warps(8)) {
+      return run_form<Form<float, 32, 16, 1, true, BYTES, 12>, 1>(p, stream);
+    }
+    return run_form<Form<float, 32, 16, 1, true, BYTES>, 2>(p, stream);
+  }
+  // Of 4 bytes it would spill.
+  return run_form<Form<float, 32, 16, 1, true>, 2>(p, stream);
+}
+
+// The size of all elements that are read in time, 0 if they differ.
+int bytes_of(const ForwardArgs& p) {
+  const int bytes = static_cast<int>(p.u.step);
+  for (const View* v : {&p.delta, &p.z, &p.B, &p.C}) {
+    if (v->given() && v->step != bytes) return 0;
+  }
+  return bytes;
 }
 
 template <typename F>
@@ -418,7 +510,12 @@ cudaError_t run(const ScanForwardParams& params, int device, cudaStream_t stream
     int multiprocessors = 0;
     const cudaError_t e =
         cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
-    return e == cudaSuccess ? run_fast(p, multiprocessors, stream) : e;
+    if (e != cudaSuccess) return e;
+    switch (bytes_of(p)) {
+      case 2: return run_fast<2>(p, multiprocessors, stream);
+      case 4: return run_fast<4>(p, multiprocessors, stream);
+      default: return run_fast<0>(p, multiprocessors, stream);
+    }
   }
 }
 

@@ -75,11 +75,11 @@ struct Channels {
 
 // A row of a tile holds a state's numbers of a chunk, N of each lane, so that lanes which read 16
 // bytes each meet no bank twice: first 16 bytes of every lane, then the next.
-template <typename F, int TL, int N>
+template <typename F, int TL, int N, int THREADS = kThreads>
 struct TileRow {
   static constexpr int kVector = 16 / sizeof(F), kSize = TL * N;
   static constexpr int kVectors = kSize / kVector, kOfLane = N / kVector;
-  static constexpr int kTogether = kThreads / kVectors;  // rows that the block fills at a time
+  static constexpr int kTogether = THREADS / kVectors;  // rows that the block fills at a time
 
   static __device__ __forceinline__ int place(int vector) {
     return (vector % kOfLane * TL + vector / kOfLane) * kVector;
@@ -119,7 +119,7 @@ struct TileRow {
                                                   int n0, int count, int64_t t0, F* to, int pitch) {
     const bool states_adjacent = v.strides[2] < v.step;
 #pragma unroll 1
-    for (int i = threadIdx.x; i < count * kVectors; i += kThreads) {
+    for (int i = threadIdx.x; i < count * kVectors; i += THREADS) {
       const int n = states_adjacent ? i % count : i / kVectors;
       const int q = states_adjacent ? i / count : i % kVectors;
       F x[kVector];
@@ -144,10 +144,10 @@ struct TileRow {
 // What a thread loads for up to STATES states of CHANNELS channels: load() calls f(channel, state,
 // whether there is such a one), store() calls f(channel, state, what came) for the states there
 // are.
-template <typename T, int STATES, int CHANNELS>
+template <typename T, int STATES, int CHANNELS, int THREADS = kThreads>
 struct PendingChannels {
-  static constexpr int kAll = STATES * CHANNELS, kRounds = (kAll + kThreads - 1) / kThreads;
-  static_assert(kThreads % STATES == 0, "a thread has one state");
+  static constexpr int kAll = STATES * CHANNELS, kRounds = (kAll + THREADS - 1) / THREADS;
+  static_assert(THREADS % STATES == 0, "a thread has one state");
   T x[kRounds];
 
   template <typename Function>
@@ -155,16 +155,16 @@ struct PendingChannels {
     const int n = threadIdx.x % STATES, first = threadIdx.x / STATES;
 #pragma unroll
     for (int i = 0; i < kRounds; ++i) {
-      const int channel = first + i * (kThreads / STATES);
+      const int channel = first + i * (THREADS / STATES);
       x[i] = f(channel, n, n < states && channel < count);
     }
   }
   template <typename Function>
   __device__ __forceinline__ void store(int states, Function&& f) const {
     const int n = threadIdx.x % STATES, first = threadIdx.x / STATES;
-    if (n >= states || (kAll < kThreads && threadIdx.x >= kAll)) return;
+    if (n >= states || (kAll < THREADS && threadIdx.x >= kAll)) return;
 #pragma unroll
-    for (int i = 0; i < kRounds; ++i) f(first + i * (kThreads / STATES), n, x[i]);
+    for (int i = 0; i < kRounds; ++i) f(first + i * (THREADS / STATES), n, x[i]);
   }
 };
 
@@ -182,9 +182,9 @@ __device__ __forceinline__ void to_dt(const Inputs& p, F bias, Part part, F (&dt
 }
 
 // A times log2(e) likewise.
-template <typename F, int STATES, int CHANNELS>
+template <typename F, int STATES, int CHANNELS, int THREADS = kThreads>
 struct PendingRates {
-  PendingChannels<RawNumber<F>, STATES, CHANNELS> raw;
+  PendingChannels<RawNumber<F>, STATES, CHANNELS, THREADS> raw;
 
   __device__ __forceinline__ void load(const Inputs& p, int64_t first, int n0, int states,
                                        int count) {
@@ -202,9 +202,9 @@ struct PendingRates {
 };
 
 // B and C of the states from n0 on to two tiles; load() starts as much as registers allow.
-template <typename F, int TL, int N, int STATES, bool FAST>
+template <typename F, int TL, int N, int STATES, bool FAST, int THREADS = kThreads>
 struct Projections {
-  using Tile = TileRow<F, TL, N>;
+  using Tile = TileRow<F, TL, N, THREADS>;
   typename Tile::template Pending<STATES> B, C;
 
   static __device__ __forceinline__ bool whole(const Segment& s, int64_t t0) {

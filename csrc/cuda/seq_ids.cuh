@@ -1,8 +1,9 @@
 // seq_idx: an input counts for a step if both have one id; a step whose id is negative is padding.
 //
-// Most tiles have one id and need no more care than without seq_idx: one_id(), mixed_groups() and
+// Most tiles have one id and need no more care than without seq_idx: OneId, mixed_groups() and
 // ChunkMatches tell which. The others are "mixed", and ask for each tap of each step: takes() and
-// is_padding() of IdMatches, which holds ids, or of Matches, which holds a byte per step.
+// is_padding() of IdMatches, which holds ids, of Matches, which holds a byte per step, or of
+// WarpMatches, which holds a word per tap. IdCuts tells where ids begin instead.
 #pragma once
 
 #include "pack.cuh"
@@ -65,17 +66,31 @@ __device__ __forceinline__ void load_ids(const SeqIdx& ids, int64_t t, int64_t s
   for (int i = 0; i < N; ++i) id[i] = t + i < seqlen ? ids.at(0, max(t + i, int64_t(0))) : -1;
 }
 
-// Whether the steps [first, last) have one id, and that is not negative. The first `lanes` lanes of
-// the warp share the work. ids.data is at 0.
-__device__ __forceinline__ bool one_id(const SeqIdx& ids, int first, int last, int lanes) {
-  const int any = ids.at(0, first);
-  bool same = any >= 0;
-#pragma unroll 4
-  for (int t = first + static_cast<int>(threadIdx.x) % 32; t < last; t += lanes) {
-    same &= ids.at(0, t) == any;
+// Whether N steps have one id, and that is not negative: load() starts to load them, one() answers.
+// All lanes of a warp must call both.
+template <int N>
+class OneId {
+ public:
+  // The steps before `last`; those before `first` count as that one. ids.data is at 0.
+  __device__ __forceinline__ void load(const SeqIdx& ids, int first, int last) {
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) {
+      const int step = min(static_cast<int>(threadIdx.x) % 32 + i * 32, N - 1);
+      id_[i] = ids.at(0, max(last - N + step, first));
+    }
   }
-  return __all_sync(lanes == 32 ? 0xffffffff : (1u << lanes) - 1, same);
-}
+  __device__ __forceinline__ bool one() const {
+    const int any = __shfl_sync(0xffffffff, id_[0], 0);
+    bool same = any >= 0;
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) same &= id_[i] == any;
+    return __all_sync(0xffffffff, same);
+  }
+
+ private:
+  static constexpr int kEach = (N + 31) / 32;
+  int id_[kEach] = {};
+};
 
 // A bit for each group of U of the rows [0, count), up to as many groups as Groups has bits: not
 // set if the group and the U - 1 rows before it have one id, and that is not negative. Rows outside

@@ -43,17 +43,21 @@ struct UpdateArgs : CommonArgs<T> {
 
   __device__ __forceinline__ bool is_ring() const { return cache_seqlens.data != nullptr; }
 
-  // The state row of batch entry b by its index, or -1 if it has none: then its outputs, of
-  // channels d .. d + channels - 1, are written here. An index out of range gives NaN: reading that
-  // row would be worse, and the host cannot be told.
-  __device__ __forceinline__ int64_t state_row(int64_t b, int64_t d, int count) const {
-    const int64_t row = conv_state_indices.at(b);
-    if (row >= 0 && row < states) return row;
-    const Compute<T> v = row < 0 ? Compute<T>(0) : Compute<T>(NAN);
+  // An index as a row of the state, or -1 if it is none.
+  __device__ __forceinline__ int64_t row_of(int64_t index) const {
+    return index >= 0 && index < states ? index : -1;
+  }
+
+  // The outputs of a batch entry whose index is no row, of channels d .. d + count - 1. One out of
+  // range gives NaN: reading that row would be worse, and the host cannot be told.
+  __device__ __forceinline__ void write_without_row(int64_t index, int64_t b, int64_t d,
+                                                    int count) const {
+    const Compute<T> v = index < 0 ? Compute<T>(0) : Compute<T>(NAN);
+#pragma unroll 1
     for (int c = 0; c < count; ++c) {
+#pragma unroll 1
       for (int64_t t = 0; t < this->seqlen; ++t) *out.at(b, d + c, t) = from_compute<T>(v);
     }
-    return -1;
   }
 
   // The first batch entry of [from, to) with that row, or to.

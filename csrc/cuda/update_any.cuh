@@ -68,8 +68,12 @@ __global__ void __launch_bounds__(kThreads, 8) update_any(const UpdateArgs<T> p)
   int64_t row = b;
   if (p.conv_state_indices.data != nullptr) {  // a block has channels of one batch entry
     const SharedRows<1> shared_rows(p);
-    row = p.state_row(b, d < p.dim ? d : 0, 1);
-    if (row < 0) return;
+    const int64_t index = p.conv_state_indices.at(b);
+    row = p.row_of(index);
+    if (row < 0) {
+      if (d < p.dim) p.write_without_row(index, b, d, 1);
+      return;
+    }
     const int rows[1] = {static_cast<int>(row & 0x7fffffff)};
     shared = shared_rows.seen(p, b, 1, rows);
   }

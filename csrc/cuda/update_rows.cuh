@@ -13,7 +13,7 @@ struct Rows {
   using Element = T;
   static constexpr int C = 8 / sizeof(T), S = S_, WMAX = 4;
   static constexpr int N = 4;  // tokens that are loaded at once
-  static constexpr int kBlocks = 7;
+  static constexpr int kBlocks = S == 4 ? 6 : 7;
 };
 
 // The next tokens, of which `count` are there: outputs, and the state in order of time.
@@ -59,10 +59,9 @@ __global__ void __launch_bounds__(kThreads, K::kBlocks)
   int64_t d0 = inside ? int64_t(column) * C : 0;
   pdl_wait();
   pdl_launch();
+  // All that needs no index of the state first: nothing waits in between.
   const SharedRows<1> shared_rows(p);
-  const int64_t row = indexed ? p.state_row(b, d0, C) : b;
-  const Parameters<K::WMAX, C> parameters(p, d0);
-  if (row < 0) return;
+  const int64_t index = indexed ? p.conv_state_indices.at(b) : b;
   const int start = p.is_ring() ? p.ring_start(b, S) : 0;
   Row x[N], state[S];
   const auto load_tokens = [&](int64_t t) {
@@ -72,6 +71,12 @@ __global__ void __launch_bounds__(kThreads, K::kBlocks)
     }
   };
   load_tokens(0);
+  const Parameters<K::WMAX, C> parameters(p, d0);
+  const int64_t row = indexed ? p.row_of(index) : index;
+  if (row < 0) {
+    if (inside) p.write_without_row(index, b, d0, C);
+    return;
+  }
   T* const at = static_cast<T*>(p.state.data) + row * p.state.strides[0] + d0;
 #pragma unroll
   for (int j = 0; j < S; ++j) {

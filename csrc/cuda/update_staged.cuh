@@ -82,15 +82,16 @@ __global__ void __launch_bounds__(kThreads, 12) update_staged(const UpdateArgs<T
   pdl_launch();
   const bool indexed = p.conv_state_indices.data != nullptr;
   const SharedRows<1> shared_rows(p);
+  const int64_t index = indexed ? p.conv_state_indices.at(b) : b;
   stage(x, p.x.at(b, d0, 0), x_bytes);
-  int64_t row = b;
-  if (indexed) {
-    row = p.conv_state_indices.at(b);
-    if (row < 0 || row >= p.states) {
-      for (int d = threadIdx.x; d < channels; d += kThreads) p.state_row(b, d0 + d, 1);
-      wait_for_copies<0>();
-      return;
+  const int64_t row = indexed ? p.row_of(index) : index;
+  if (row < 0) {
+#pragma unroll 1
+    for (int d = threadIdx.x; d < channels; d += kThreads) {
+      p.write_without_row(index, b, d0 + d, 1);
     }
+    wait_for_copies<0>();
+    return;
   }
   T* const state = static_cast<T*>(p.state.data) + row * p.state.strides[0] + d0 * p.state_len;
   stage(states, state, state_bytes);

@@ -82,33 +82,41 @@ __global__ void __launch_bounds__(kThreads, K::kBlocks)
   const int64_t d0 = inside ? int64_t(column) * C : 0;
   pdl_wait();
   pdl_launch();
+  // All that needs no index of the state first, then the states: nothing waits in between.
   const SharedRows<kEntries> shared_rows(p);
-  const Parameters<K::WMAX, C> parameters(p, d0);
-  // In flight, per batch entry.
-  int row[kEntries], at[kEntries];
+  int64_t index[kEntries];
+  int at[kEntries] = {};  // where x goes in a ring
   Pack<T, C> x[kEntries];
-  typename K::State old[kEntries];
 #pragma unroll
   for (int i = 0; i < kEntries; ++i) {
     const int64_t b = b0 + i;
-    row[i] = -1 - i;
-    at[i] = 0;
-    if (i >= p.entries || b >= p.batch) continue;
-    x[i] = Pack<T, C>::load(p.x.at(b, d0, 0));
-    if (p.is_ring()) at[i] = p.ring_start(b, S);
-    const int64_t r = INDEXED ? p.state_row(b, d0, C) : b;
-    if (r >= 0) row[i] = static_cast<int>(r);
+    index[i] = -1;
+    if (i < p.entries && b < p.batch) {
+      index[i] = INDEXED ? p.conv_state_indices.at(b) : b;
+      x[i] = Pack<T, C>::load(p.x.at(b, d0, 0));
+    }
   }
+  const Parameters<K::WMAX, C> parameters(p, d0);
+  int row[kEntries] = {};
+  typename K::State old[kEntries];
   const auto state = [&](int i) {
     return static_cast<T*>(p.state.data) + row[i] * p.state.strides[0] + d0 * p.state.strides[1];
   };
 #pragma unroll
   for (int i = 0; i < kEntries; ++i) {
+    const int64_t r = INDEXED ? p.row_of(index[i]) : index[i];
+    row[i] = r < 0 ? -1 - i : static_cast<int>(r);
     if (row[i] >= 0) old[i] = K::State::load(state(i));
   }
   if constexpr (INDEXED) {
     const bool shared = shared_rows.seen(p, b0, p.entries, row);
     if (!inside) return;
+#pragma unroll
+    for (int i = 0; i < kEntries; ++i) {
+      if (row[i] < 0 && i < p.entries && b0 + i < p.batch) {
+        p.write_without_row(index[i], b0 + i, d0, C);
+      }
+    }
     if (shared) {  // rare enough for code that is small, and takes no registers from the other
       asm volatile("" : "+r"(column));
 #pragma unroll 1
@@ -121,6 +129,12 @@ __global__ void __launch_bounds__(kThreads, K::kBlocks)
       return;
     }
   }
+  if (p.is_ring()) {
+#pragma unroll
+    for (int i = 0; i < kEntries; ++i) {
+      if (row[i] >= 0) at[i] = p.ring_start(b0 + i, S);
+    }
+  }
   float w[K::WMAX][C], bias[C];
   parameters.get(p.scale, w, bias);
 #pragma unroll
@@ -129,7 +143,7 @@ __global__ void __launch_bounds__(kThreads, K::kBlocks)
     if (p.is_ring()) {
       update_entry<K, true>(p, b0 + i, d0, state(i), old[i], x[i], at[i], w, bias);
     } else {
-      update_entry<K, false>(p, b0 + i, d0, state(i), old[i], x[i], at[i], w, bias);
+      update_entry<K, false>(p, b0 + i, d0, state(i), old[i], x[i], 0, w, bias);
     }
   }
 }

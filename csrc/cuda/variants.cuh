@@ -85,7 +85,7 @@ struct Tables<T, 4> {
   using Last =
       Variants<ChannelLast<T, C, 4, kExact, kNoSeqIdx>, ChannelLast<T, C, 4, kUpTo, kNoSeqIdx>,
                ChannelLast<T, C, 4, kExact, kSeqIdx>, ChannelLast<T, C, 4, kUpTo, kSeqIdx>,
-               ChannelLast<T, 1, 4, kUpTo, kSeqIdx>>;
+               ChannelLast<T, C, 4, kUpTo, kSeqIdx, kFused>, ChannelLast<T, 1, 4, kUpTo, kSeqIdx>>;
   using LastBackward = Last;
 };
 
@@ -117,7 +117,7 @@ struct Tables<T, 8> {
       sizeof(T) == 2,
       Variants<ChannelLast<T, C, 8, kExact, kSeqIdx>, ChannelLast<T, C, 7, kExact, kSeqIdx>,
                ChannelLast<T, C, 6, kExact, kSeqIdx>, ChannelLast<T, C, 5, kExact, kSeqIdx>,
-               ChannelLast<T, 1, 8, kUpTo, kSeqIdx>>,
+               ChannelLast<T, C, 8, kUpTo, kSeqIdx, kFused>, ChannelLast<T, 1, 8, kUpTo, kSeqIdx>>,
       Variants<ChannelLast<T, C, 8, kUpTo, kNoSeqIdx>, ChannelLast<T, C, 8, kUpTo, kSeqIdx>,
                ChannelLast<T, 1, 8, kUpTo, kSeqIdx>>>;
   using Last = LastOf<C>;

@@ -256,5 +256,52 @@ TEST(PoolOfStates, ContinuesSequencesBitwise) {
   }
 }
 
+// Values of index tensors that fit no call: an error that names the tensor, and nothing is written.
+TEST(PoolOfStates, ValuesAreChecked) {
+  PoolChoice c;
+  c.base.batch = 1;
+  c.base.layout = Layout::kChannelLast;
+  c.state_len = 5;
+  c.slots = 6;
+  c.pad_slot = 0;
+  c.bounds = {0, 20, 30, 53};
+  const auto refused = [&](const char* start, auto spoil) {
+    std::mt19937 random(1);
+    PoolCall call(c, random);
+    for (int64_t i = 0; i < 3; ++i) {
+      call.slots.set(static_cast<double>(i + 1), i);
+      if (c.accepted) call.accepted.set(1, i);
+      if (c.windows) call.window_rows.set(static_cast<double>(i), i);
+    }
+    spoil(call);
+    const std::vector<char> out = call.out.memory, states = call.states.memory;
+    const causal_conv1d_status status = causal_conv1d_cpu_pool(&call.params, 0);
+    EXPECT_EQ(status.code, CAUSAL_CONV1D_INVALID_ARGUMENT);
+    EXPECT_EQ(std::string(status.message).rfind(start, 0), 0U) << status.message;
+    EXPECT_EQ(call.out.memory, out);
+    EXPECT_EQ(call.states.memory, states);
+  };
+  refused("causal_conv1d_pool: query_start_loc must not decrease and lie within 0..53",
+          [](PoolCall& call) { call.starts.set(19, 2); });
+  refused("causal_conv1d_pool: cache_indices must be pad_slot or a slot of conv_states, got 6 at 1",
+          [](PoolCall& call) { call.slots.set(6, 1); });
+  refused(
+      "causal_conv1d_pool: cache_indices must be pad_slot or a slot of conv_states, got -1 at 2",
+      [](PoolCall& call) { call.slots.set(-1, 2); });
+  refused("causal_conv1d_pool: cache_indices must differ, got 3 twice",
+          [](PoolCall& call) { call.slots.set(3, 0); });
+  c.accepted = true;
+  for (double accepted : {0.0, 4.0}) {
+    refused("causal_conv1d_pool: num_accepted_tokens must be >= 1 and leave width - 1 columns",
+            [&](PoolCall& call) { call.accepted.set(accepted, 1); });
+  }
+  c.accepted = false;
+  c.windows = true;
+  refused("causal_conv1d_pool: window_indices must be < the rows of windows_out, got 5 at 0",
+          [](PoolCall& call) { call.window_rows.set(5, 0); });
+  refused("causal_conv1d_pool: window_indices must differ, got 2 twice",
+          [](PoolCall& call) { call.window_rows.set(2, 1); });
+}
+
 }  // namespace
 }  // namespace test

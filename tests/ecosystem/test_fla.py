@@ -197,3 +197,88 @@ def test_what_the_benchmark_times_is_the_convolution(device):
     command = [sys.executable, "-c", BENCHMARK, device]
     done = subprocess.run(command, cwd="/", env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+LAYERS = """
+import sys
+import torch
+from triton.runtime.autotuner import Autotuner
+
+init = Autotuner.__init__
+Autotuner.__init__ = lambda self, fn, names, configs, *rest, **options: init(
+    self, fn, names, configs[:1], *rest, **options
+)
+import causal_conv1d
+from fla.modules import ShortConvolution
+
+device = sys.argv[1]
+torch.manual_seed(0)
+
+
+def normal(*shape):
+    return torch.randn(*shape, device=device)
+
+
+def results(layer, x, residual, options):
+    options = dict(options)
+    leaves = [x.clone().requires_grad_(), *layer.parameters()]
+    if "cache" in options and device == "cuda":  # the interpreter cannot run FLA's gradient of it
+        leaves.append(options["cache"].clone().requires_grad_())
+        options["cache"] = leaves[-1]
+    out, state = layer(leaves[0] * 1, residual, **options)  # FLA changes x where there is a mask
+    if "cache" in options and device == "cpu":
+        return [out, state]
+    torch.manual_seed(1)
+    return [out, state, *torch.autograd.grad((out * torch.randn_like(out)).sum(), leaves)]
+
+
+bounds = torch.tensor([0, 3, 4, 20], device=device)
+final = {"output_final_state": True}
+for width, bias, activation in ((4, True, "silu"), (3, False, None)):
+    theirs = ShortConvolution(16, width, bias, activation, device=device)
+    ours = causal_conv1d.ShortConvolution(16, width, bias, activation, device=device)
+    ours.load_state_dict(theirs.state_dict())
+    x, residual = normal(2, 20, 16), normal(2, 20, 16)
+    mask = torch.ones(2, 20, device=device)
+    mask[0, :4] = 0
+    for call in (
+        (x, None, {}),
+        (x, residual, final),
+        (x, None, {"mask": mask}),
+        (x, residual, final | {"cache": normal(2, 16, width)}),
+        (x[:, :2], None, final | {"cache": normal(2, 16, width)}),
+        (x[:1], residual[:1], final | {"cu_seqlens": bounds}),
+        (x[:1], residual[:1], final | {"cu_seqlens": bounds, "cache": normal(3, 16, width)}),
+    ):
+        for found, expected in zip(results(ours, *call), results(theirs, *call), strict=True):
+            assert (found is None) == (expected is None)
+            if found is not None:
+                torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    with torch.no_grad():
+        caches = [torch.zeros(2, 16, width, device=device) for _ in range(2)]
+        tokens = [(x[:, t : t + 1], residual[:, t : t + 1]) for t in range(5)]
+        for token, added in [*tokens, (x[:, 5:6], None)]:
+            (a, _), (b, after) = (
+                layer(token, added, cache=cache, **final)
+                for layer, cache in zip((theirs, ours), caches, strict=True)
+            )
+            torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+            assert torch.equal(*caches) and after is caches[1]
+        caches = [normal(5, 16, width)] * 2
+        caches[1] = caches[0].clone()
+        a, b = (
+            layer(x[:1, :5], cache=cache, cu_seqlens=torch.arange(6, device=device), **final)[0]
+            for layer, cache in zip((theirs, ours), caches, strict=True)
+        )
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+        assert torch.equal(*caches)
+"""
+
+
+def test_our_layer_has_the_results_of_flas(device):
+    """On the CPU FLA's kernels run in Triton's interpreter."""
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    env |= {"TRITON_INTERPRET": "1"} if device == "cpu" else {}
+    command = [sys.executable, "-W", "ignore", "-c", LAYERS, device]
+    done = subprocess.run(command, cwd="/", env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -49,6 +49,17 @@ CAUSAL_CONV1D_INLINE void slide_forth(Vec dz, Vec after, Vec* window) {
   }
 }
 
+// Of joined sequences, makes taps 0 that are farther away than their sequence goes: window[k] at
+// distance width - 1 - k back, or k on. reach: `before` or `behind` of the group.
+template <class T, int kWidth, bool kBack>
+CAUSAL_CONV1D_INLINE void keep_own(const T* reach, Vec* window) {
+  const Vec steps = load_group(reach);
+  for (int distance = 1; distance < kWidth; ++distance) {
+    Vec* const tap = window + (kBack ? kWidth - 1 - distance : distance);
+    *tap = select_or_zero(not_less(steps, Vec::set(static_cast<float>(distance))), *tap);
+  }
+}
+
 // The group before x, of which only the last width - 1 elements matter.
 template <class T, int kWidth>
 void group_before(float* halo, float* before) {
@@ -57,10 +68,11 @@ void group_before(float* halo, float* before) {
   for (int i = 0; i < kWidth - 1; ++i) before[lane_of<T>(kGroup - (kWidth - 1) + i)] = halo[i];
 }
 
-// before: the group before x, in the order of groups. Returns the last one of x.
-template <class T, int kWidth>
-CAUSAL_CONV1D_INLINE Vec sum_groups(const T* x, int64_t groups, const float* w, float bias,
-                                    Vec before, float* sums) {
+// before: the group before x, in the order of groups. reach: of joined sequences. Returns the last
+// group of x.
+template <class T, int kWidth, bool kJoined>
+CAUSAL_CONV1D_INLINE Vec sum_groups_as(const T* x, const T* reach, int64_t groups, const float* w,
+                                       float bias, Vec before, float* sums) {
   Vec taps[kWidth];
   for (int k = 0; k < kWidth; ++k) taps[k] = Vec::set(w[k]);
   const Vec start = Vec::set(bias);
@@ -70,9 +82,20 @@ CAUSAL_CONV1D_INLINE Vec sum_groups(const T* x, int64_t groups, const float* w, 
     Vec window[kWidth];
     slide_back<T, kWidth>(before, current, window);
     before = current;
+    if (kJoined) keep_own<T, kWidth, true>(reach + g * kGroup, window);
     weighted<kWidth>(start, taps, window).store(sums + g * kGroup);
   }
   return before;
+}
+
+// reach may be null.
+template <class T, int kWidth>
+CAUSAL_CONV1D_INLINE Vec sum_groups(const T* x, const T* reach, int64_t groups, const float* w,
+                                    float bias, Vec before, float* sums) {
+  if (reach != nullptr) {
+    return sum_groups_as<T, kWidth, true>(x, reach, groups, w, bias, before, sums);
+  }
+  return sum_groups_as<T, kWidth, false>(x, reach, groups, w, bias, before, sums);
 }
 
 // ---- forward --------------------------------------------------------------------------------
@@ -93,7 +116,7 @@ void forward_groups(const ForwardGroups<T>& all, int64_t groups, const float* w,
       multiply_groups(at.x, at.pre_gate, 1, count, ahead(at.pre_gate), products);
       x = products;
     }
-    before = sum_groups<T, kWidth>(x, count, w, bias, before, run.sums);
+    before = sum_groups<T, kWidth>(x, at.before.data, count, w, bias, before, run.sums);
     if (at.post_gate.data != nullptr || at.residual.data != nullptr) {
       store_gated(&run, 1, count, at, ahead(at.x), ahead(at.post_gate), ahead(at.residual),
                   with_silu, stream);
@@ -117,7 +140,8 @@ void advance(const T* x, int64_t n, float* halo) {
 // One tensor's stage, if it is given: n steps of a channel, with zeros to the end of the last
 // group.
 template <class T>
-Groups<const T> staged(const Plane& p, int64_t d, int64_t t, int64_t n, T* stage) {
+__attribute__((noinline)) Groups<const T> staged(const Plane& p, int64_t d, int64_t t, int64_t n,
+                                                 T* stage) {
   if (!is_given(p)) return {nullptr, 0};
   __builtin_memset(stage + n / kGroup * kGroup, 0, n % kGroup == 0 ? 0 : kGroup * sizeof(T));
   gather(address(p, d, t), p.time, n, stage);
@@ -138,7 +162,7 @@ void forward_row(const ForwardRow& row, int64_t d, int64_t t0, int64_t n, const 
                  float bias, float* halo, bool with_silu, bool stream) {
   constexpr int64_t kSize = sizeof(T);
   static_assert(64 / kSize <= kStage);
-  alignas(64) T stage[5][kStage];
+  alignas(64) T stage[6][kStage];
   alignas(64) float last_group[kGroup];
   const bool unit_strides = has_unit_strides(row.in.x) && has_unit_strides(row.out) &&
                             has_unit_strides(row.in.pre_gate) && has_unit_strides(row.post_gate) &&
@@ -151,10 +175,12 @@ void forward_row(const ForwardRow& row, int64_t d, int64_t t0, int64_t n, const 
   for (TimeStep step; steps.next(&step);) {
     const int64_t t = t0 + step.begin;
     if (!step.staged) {
-      const ForwardGroups<T> at = {
-          groups_of<const T>(row.in.x, d, t), groups_of<const T>(row.in.pre_gate, d, t),
-          groups_of<const T>(row.post_gate, d, t), groups_of<const T>(row.residual, d, t),
-          groups_of<T>(row.out, d, t)};
+      const ForwardGroups<T> at = {groups_of<const T>(row.in.x, d, t),
+                                   groups_of<const T>(row.in.pre_gate, d, t),
+                                   groups_of<const T>(row.post_gate, d, t),
+                                   groups_of<const T>(row.residual, d, t),
+                                   groups_of<T>(row.out, d, t),
+                                   groups_of<const T>(row.before, d, t)};
       forward_groups<T, kWidth>(at, step.count / kGroup, w, bias, last_group, with_silu, stream);
       continue;
     }
@@ -167,7 +193,7 @@ void forward_row(const ForwardRow& row, int64_t d, int64_t t0, int64_t n, const 
       multiply_groups(x, pre_gate, 1, groups, Ahead<T>(x.data, 0, 0), stage[0]);
     }
     const ForwardGroups<T> at = {
-        x, {}, take(row.post_gate, 2), take(row.residual, 3), {stage[4], 0}};
+        x, {}, take(row.post_gate, 2), take(row.residual, 3), {stage[4], 0}, take(row.before, 5)};
     forward_groups<T, kWidth>(at, groups, w, bias, last_group, with_silu, false);
     scatter(stage[4], step.count, address(row.out, d, t), row.out.time);
     if (step.begin < to_line) {
@@ -205,8 +231,8 @@ CAUSAL_CONV1D_INLINE void accumulate(Vec dz, const Vec* window, Native* acc) {
 // null) has all bits of a lane set where x exists. (Apart from dx: together they overflow the
 // registers.)
 template <class T, int kWidth>
-__attribute__((noinline)) void sum_dweight(const T* x, const float* dz, const float* mask,
-                                           int64_t groups, Carried* carried) {
+__attribute__((noinline)) void sum_dweight(const T* x, const T* reach, const float* dz,
+                                           const float* mask, int64_t groups, Carried* carried) {
   Vec before = Vec::load(carried->x);
   // Both vectors of a group would wait for each other's sums, but 16 registers hold no more.
   Native acc[kWidth + 1], more[kWidth + 1];
@@ -217,14 +243,15 @@ __attribute__((noinline)) void sum_dweight(const T* x, const float* dz, const fl
     Vec window[kWidth];
     slide_back<T, kWidth>(before, current, window);
     before = current;
-    if (masked) {
+    if (masked && mask != nullptr) {
       for (int k = 0; k < kWidth; ++k) window[k] = both_bits(window[k], Vec::load(mask));
     }
+    if (masked && reach != nullptr) keep_own<T, kWidth, true>(reach + g * kGroup, window);
     const Vec here = Vec::load(dz + g * kGroup);
     accumulate<kWidth, 0>(here, window, acc);
     accumulate<kWidth, 1>(here, window, kHas32Registers ? more : acc);
   };
-  if (mask == nullptr) {
+  if (mask == nullptr && reach == nullptr) {
     for (int64_t g = 0; g < groups; ++g) add_group(g, Flag<false>());
   } else {
     for (int64_t g = 0; g < groups; ++g) add_group(g, Flag<true>());
@@ -238,11 +265,11 @@ __attribute__((noinline)) void sum_dweight(const T* x, const float* dz, const fl
 
 // dx of the groups one before those of dz, as floats in the order of groups to `floats` if that is
 // not null, and of the first one to `edge` if that is not; carried->dz is the group before dz, and
-// then its last one.
-template <class T, int kWidth>
-__attribute__((noinline)) void store_dx(const float* dz, T* dx, float* edge, float* floats,
-                                        int64_t groups, const float* w, Carried* carried,
-                                        bool stream) {
+// then its last one. reach: of joined sequences.
+template <class T, int kWidth, bool kJoined>
+__attribute__((noinline)) void store_dx_as(const float* dz, T* dx, const T* reach, float* edge,
+                                           float* floats, int64_t groups, const float* w,
+                                           Carried* carried, bool stream) {
   Vec reversed[kWidth];
   for (int k = 0; k < kWidth; ++k) reversed[kWidth - 1 - k] = Vec::set(w[k]);
   Vec before = Vec::load(carried->dz);
@@ -251,6 +278,7 @@ __attribute__((noinline)) void store_dx(const float* dz, T* dx, float* edge, flo
     Vec window[kWidth];
     slide_forth<T, kWidth>(before, current, window);
     before = current;
+    if (kJoined) keep_own<T, kWidth, false>(reach + g * kGroup, window);
     return weighted<kWidth>(Vec::set(0.0f), reversed, window);
   };
   int64_t g = 0;
@@ -281,11 +309,11 @@ void backward_groups(const GradientGroups<T>& at, const DxGroups<T>& dx, float* 
     x = products;
   }
   if (at.post_gate.data != nullptr) {
-    sum_groups<T, kWidth>(x, groups, w, bias, Vec::load(carried->x), run.sums);
+    sum_groups<T, kWidth>(x, at.before.data, groups, w, bias, Vec::load(carried->x), run.sums);
     to_gated_gradients(&run, 1, groups, at, x_ahead, dout_ahead, ahead(at.post_gate), with_silu,
                        stream);
   } else if (with_silu) {
-    sum_groups<T, kWidth>(x, groups, w, bias, Vec::load(carried->x), run.sums);
+    sum_groups<T, kWidth>(x, at.before.data, groups, w, bias, Vec::load(carried->x), run.sums);
     to_gradients(&run, 1, groups, at.dout.data, 0, x_ahead, dout_ahead);
   } else {
     for (int64_t g = 0; g < groups; ++g) {
@@ -299,14 +327,15 @@ void backward_groups(const GradientGroups<T>& at, const DxGroups<T>& dx, float* 
       both_bits(Vec::load(run.sums + g * kGroup), Vec::load(mask)).store(run.sums + g * kGroup);
     }
   }
-  sum_dweight<T, kWidth>(x, run.sums, mask, groups, carried);
+  sum_dweight<T, kWidth>(x, at.before.data, run.sums, mask, groups, carried);
   const bool gated = dx.is_gated();
-  store_dx<T, kWidth>(run.sums, dx.dx.data, edge, gated ? run.denominators : nullptr, groups, w,
-                      carried, stream);
+  (dx.behind.data == nullptr ? store_dx_as<T, kWidth, false>
+                             : store_dx_as<T, kWidth, true>)(run.sums, dx.dx.data, dx.behind.data,
+                                                             edge, gated ? run.parts : nullptr,
+                                                             groups, w, carried, stream);
   const int64_t skipped = edge == nullptr ? 0 : 1;
   if (gated) {
-    finish_dx(run.denominators + skipped * kGroup, 1, groups - skipped, dx.at(skipped * kGroup),
-              stream);
+    finish_dx(run.parts + skipped * kGroup, 1, groups - skipped, dx.at(skipped * kGroup), stream);
   }
 }
 
@@ -316,6 +345,7 @@ void store_last_dx(const float* w, const Carried& carried, bool stream, const Dx
   Vec reversed[kWidth], window[kWidth];
   for (int k = 0; k < kWidth; ++k) reversed[kWidth - 1 - k] = Vec::set(w[k]);
   slide_forth<T, kWidth>(Vec::load(carried.dz), Vec::set(0.0f), window);
+  if (dx.behind.data != nullptr) keep_own<T, kWidth, false>(dx.behind.data, window);
   const Vec last = weighted<kWidth>(Vec::set(0.0f), reversed, window);
   if (!dx.is_gated()) return store_group(last, stream, dx.dx.data);
   float floats[kGroup];
@@ -385,16 +415,23 @@ class BackwardWalk {
   GradientGroups<T> gradient_groups(const GroupStep& step) const {
     const int64_t t = t0_ + step.begin;
     const auto read = [&](const Plane& p) { return groups_of<const T>(p, d_, t); };
-    return {read(row_.in.x), read(row_.in.pre_gate), read(row_.dout), read(row_.post_gate),
-            step.owned ? groups_of<T>(row_.dpost_gate, d_, t) : Groups<T>{}};
+    return {read(row_.in.x),
+            read(row_.in.pre_gate),
+            read(row_.dout),
+            read(row_.post_gate),
+            step.owned ? groups_of<T>(row_.dpost_gate, d_, t) : Groups<T>{},
+            read(row_.before)};
   }
   // Its first group need not exist.
   DxGroups<T> dx_groups(const GroupStep& step) const {
     const int64_t t = t0_ + step.begin - kGroup;
     const auto read = [&](const Plane& p) { return groups_of<const T>(p, d_, t); };
-    return {groups_of<T>(row_.dx, d_, t), read(row_.in.x), read(row_.in.pre_gate),
+    return {groups_of<T>(row_.dx, d_, t),
+            read(row_.in.x),
+            read(row_.in.pre_gate),
             row_.residual_is_x ? read(row_.dout) : Groups<const T>{},
-            groups_of<T>(row_.dpre_gate, d_, t)};
+            groups_of<T>(row_.dpre_gate, d_, t),
+            read(row_.behind)};
   }
 
   void flush() {
@@ -404,7 +441,7 @@ class BackwardWalk {
     __builtin_memset(carried_.sums, 0, sizeof(carried_.sums));
   }
 
-  void take_staged(const GroupStep& step, bool whole, float* edge) {
+  __attribute__((noinline)) void take_staged(const GroupStep& step, bool whole, float* edge) {
     if (!whole) {
       for (int i = 0; i < kGroup; ++i) {
         const uint32_t bits = i < step.present ? 0xffffffffu : 0u;
@@ -419,9 +456,12 @@ class BackwardWalk {
     const auto give = [&](const Plane& p, int i) {
       return is_given(p) ? Groups<T>{stage_[i], 0} : Groups<T>{};
     };
-    GradientGroups<T> at = {take(row_.in.x, 0), take(row_.in.pre_gate, 1), take(row_.dout, 2),
+    GradientGroups<T> at = {take(row_.in.x, 0),
+                            take(row_.in.pre_gate, 1),
+                            take(row_.dout, 2),
                             take(row_.post_gate, 3),
-                            step.owned ? give(row_.dpost_gate, 4) : Groups<T>{}};
+                            step.owned ? give(row_.dpost_gate, 4) : Groups<T>{},
+                            take(row_.before, 10)};
     if (step.present == 0) at.post_gate = {};
     // dx of the groups before, but for an edge.
     const int64_t skipped = edge == nullptr ? 0 : 1, n = (step.groups - skipped) * kGroup;
@@ -433,6 +473,14 @@ class BackwardWalk {
         give(row_.dx, 5), {}, take_at_dx(row_.in.pre_gate, 6), {}, give(row_.dpre_gate, 7)};
     if (dx.dpre_gate.data != nullptr) dx.x = take_at_dx(row_.in.x, 8);
     if (row_.residual_is_x) dx.dout = take_at_dx(row_.dout, 9);
+    if (is_given(row_.behind)) {  // of an edge too
+      const int64_t from = larger(t0_, t - kGroup);
+      const int64_t to = smaller(row_.length, t + (step.groups - 1) * kGroup);
+      __builtin_memset(stage_[11], 0, sizeof(stage_[11]));
+      gather(address(row_.behind, 0, from), 1, larger(0, to - from),
+             stage_[11] + (from - (t - kGroup)));
+      dx.behind = {stage_[11], 0};
+    }
     // Of nothing dz is 0 without the derivative.
     backward_groups<T, kWidth>(at, dx, edge, whole ? nullptr : mask_, step.groups, w_, bias_,
                                &carried_, with_silu_ && step.present > 0, false);
@@ -447,7 +495,7 @@ class BackwardWalk {
 
   // Times first to first + kGroup - 1, of which those before t0 belong to another chunk or, for
   // t0 = 0, to the initial state.
-  void take_edge(int64_t first) {
+  __attribute__((noinline)) void take_edge(int64_t first) {
     const bool before = first < t0_;
     if (!before || is_given(row_.dinitial)) from_groups<T>(edge_, kGroup);
     for (int64_t j = 0; is_given(row_.dfinal) && j < kHalo; ++j) {
@@ -477,7 +525,7 @@ class BackwardWalk {
   double* const totals_;
   const GateScratch<float>& gates_;
   Carried carried_;
-  alignas(64) T stage_[10][kStage];
+  alignas(64) T stage_[12][kStage];
   alignas(64) float edge_[kGroup + kPad] = {};  // whole vectors are read of it
   alignas(64) float mask_[kGroup];
 };

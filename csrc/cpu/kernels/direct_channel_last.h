@@ -23,7 +23,10 @@ namespace {
 namespace channel_last {
 
 // Rows that are walked at a time, and the groups of them that are worked on together.
-constexpr int64_t kRows = 8, kStrip = kMostInRun / kRows;
+constexpr int64_t kRows = 8;
+// Fewer with gates: rows are often a multiple of 4096 bytes apart, and lines of so many tensors at
+// that distance would push each other out of the L1 cache.
+constexpr int64_t kGatedRows = 4;
 // Rows that are summed in fp32.
 constexpr int64_t kSummed = 256;
 // Elements of a stage: a group of some rows.
@@ -38,31 +41,50 @@ CAUSAL_CONV1D_INLINE Ahead<T> ahead_of(const T* x, int64_t stride, int64_t rows,
   return Ahead<T>(x, kDistance < left ? kDistance : rows * stride + kDistance - all, stride);
 }
 
-// Whole groups of rows are whole lines, which can be stored past the caches.
+// `groups` groups of rows are whole lines, which can be stored past the caches: by rows, where a
+// line is more than one group.
 template <class T>
-CAUSAL_CONV1D_INLINE bool has_whole_lines(const Plane& out, int64_t d, int64_t t) {
+CAUSAL_CONV1D_INLINE bool has_whole_lines(const Plane& out, int64_t d, int64_t t, int64_t groups) {
   constexpr int64_t kSize = sizeof(T);
-  return kGroup * kSize >= 64 && out.time * kSize % 64 == 0 && past_line(address(out, d, t)) == 0;
+  return groups * kGroup * kSize % 64 == 0 && out.time * kSize % 64 == 0 &&
+         past_line(address(out, d, t)) == 0;
 }
 
-// Sums of rows x groups; s.x holds the rows before, and with kKeep then the last ones of x.
+// Of a group, sums of kCount vectors from kFirst on: 16 registers hold no more than one. s.x holds
+// the rows before, and with kKeep then the last ones of x.
+template <class T, int kWidth, bool kKeep, int kFirst, int kCount>
+CAUSAL_CONV1D_INLINE void sum_part(const T* x, int64_t stride, int64_t rows, const DirectScratch& s,
+                                   int64_t pitch, int64_t offset, int64_t row, float* sums) {
+  using Part = VecOf<kCount>;
+  constexpr int kAt = kFirst * Native::kLanes;
+  Part taps[kWidth], window[kWidth];
+  for (int k = 0; k < kWidth; ++k) taps[k] = Part::load(s.w + k * pitch + offset + kAt);
+  for (int k = 0; k + 1 < kWidth; ++k) window[k + 1] = Part::load(s.x + k * pitch + offset + kAt);
+  const Part start = Part::load(s.bias + offset + kAt);
+#pragma GCC unroll 4
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int k = 0; k + 1 < kWidth; ++k) window[k] = window[k + 1];
+    window[kWidth - 1] = part_of<kFirst, kCount>(load_group(x + r * stride));
+    weighted<kWidth>(start, taps, window).store(sums + r * row + kAt);
+  }
+  if (!kKeep) return;
+  for (int k = 0; k + 1 < kWidth; ++k) window[k + 1].store(s.x + k * pitch + offset + kAt);
+}
+
+// Sums of rows x groups.
 template <class T, int kWidth, bool kKeep>
 void sum_rows(const T* x, int64_t stride, int64_t rows, int64_t groups, const DirectScratch& s,
               int64_t pitch, int64_t offset, float* sums) {
-  for (int64_t g = 0; g < groups; ++g, offset += kGroup) {
-    const int64_t c = g * kGroup;
-    Vec taps[kWidth], window[kWidth];
-    for (int k = 0; k < kWidth; ++k) taps[k] = Vec::load(s.w + k * pitch + offset);
-    for (int k = 0; k + 1 < kWidth; ++k) window[k + 1] = Vec::load(s.x + k * pitch + offset);
-    const Vec start = Vec::load(s.bias + offset);
-#pragma GCC unroll 4
-    for (int64_t r = 0; r < rows; ++r) {
-      for (int k = 0; k + 1 < kWidth; ++k) window[k] = window[k + 1];
-      window[kWidth - 1] = load_group(x + r * stride + c);
-      weighted<kWidth>(start, taps, window).store(sums + r * groups * kGroup + c);
+  static_assert(kNativesInVec == 2);
+  const int64_t row = groups * kGroup;
+  for (int64_t c = 0; c < row; c += kGroup) {
+    const T* const from = x + c;
+    if constexpr (kHas32Registers) {
+      sum_part<T, kWidth, kKeep, 0, 2>(from, stride, rows, s, pitch, offset + c, row, sums + c);
+    } else {
+      sum_part<T, kWidth, kKeep, 0, 1>(from, stride, rows, s, pitch, offset + c, row, sums + c);
+      sum_part<T, kWidth, kKeep, 1, 1>(from, stride, rows, s, pitch, offset + c, row, sums + c);
     }
-    if (!kKeep) continue;
-    for (int k = 0; k + 1 < kWidth; ++k) window[k + 1].store(s.x + k * pitch + offset);
   }
 }
 
@@ -76,7 +98,7 @@ void forward_groups(const ForwardGroups<T>& all, int64_t rows, int64_t groups,
   Run run;
   alignas(64) T products[kMostInRun * kGroup];
   for (int64_t g = 0, count; g < groups; g += count) {
-    count = smaller(kStrip, groups - g);
+    count = smaller(kMostInRun / rows, groups - g);
     const int64_t c = g * kGroup, left = (groups - g) * kGroup;
     const ForwardGroups<T> at = all.at(c);
     const auto ahead = [&](Groups<const T> t) {
@@ -99,8 +121,8 @@ void forward_groups(const ForwardGroups<T>& all, int64_t rows, int64_t groups,
 
 // One tensor's stage, if it is given: some rows of at most a group, from channel d and step t on.
 template <class T>
-Groups<const T> staged(const Plane& p, int64_t d, int64_t t, int64_t rows, int64_t count,
-                       T* stage) {
+__attribute__((noinline)) Groups<const T> staged(const Plane& p, int64_t d, int64_t t, int64_t rows,
+                                                 int64_t count, T* stage) {
   if (!is_given(p)) return {nullptr, 0};
   for (int64_t r = 0; r < rows; ++r) {
     gather(address(p, d, t + r), p.channel, count, stage + r * kGroup);
@@ -109,8 +131,8 @@ Groups<const T> staged(const Plane& p, int64_t d, int64_t t, int64_t rows, int64
 }
 
 template <class T>
-void unstage(const Groups<T>& stage, const Plane& p, int64_t d, int64_t t, int64_t rows,
-             int64_t count) {
+__attribute__((noinline)) void unstage(const Groups<T>& stage, const Plane& p, int64_t d, int64_t t,
+                                       int64_t rows, int64_t count) {
   if (stage.data == nullptr) return;
   for (int64_t r = 0; r < rows; ++r) {
     scatter(stage.data + r * kGroup, count, address(p, d, t + r), p.channel);
@@ -136,9 +158,11 @@ void forward_tile(const ForwardRow& row, bool with_silu, const Tile& tile, int64
                             has_unit_strides(row.in.pre_gate) && has_unit_strides(row.post_gate) &&
                             has_unit_strides(row.residual);
   const int64_t whole = unit_strides ? tile.cols / kGroup : 0;
-  stream = stream && t0 < t1 && has_whole_lines<T>(row.out, d, t0);
+  stream = stream && t0 < t1 && has_whole_lines<T>(row.out, d, t0, whole);
+  const bool gated = is_given(row.in.pre_gate) || is_given(row.post_gate) || is_given(row.residual);
+  const int64_t most = gated ? kGatedRows : kRows;
   for (int64_t t = t0, rows; t < t1; t += rows) {
-    rows = smaller(kRows, t1 - t);
+    rows = smaller(most, t1 - t);
     const ForwardGroups<T> at = {
         groups_of<const T>(row.in.x, d, t), groups_of<const T>(row.in.pre_gate, d, t),
         groups_of<const T>(row.post_gate, d, t), groups_of<const T>(row.residual, d, t),
@@ -164,47 +188,84 @@ void forward_tile(const ForwardRow& row, bool with_silu, const Tile& tile, int64
 // ---- backward -------------------------------------------------------------------------------
 
 // Of one group and some rows, adds dz * x to sums; `before` holds the rows of x before, and then
-// the last ones.
+// the last ones. kCount vectors of it from kFirst on: 16 registers hold no more than one.
+template <class T, int kWidth, int kFirst, int kCount>
+CAUSAL_CONV1D_INLINE void sum_dweight_part(const T* x, int64_t stride, const float* dz,
+                                           int64_t dz_stride, int64_t rows, float* before,
+                                           float* sums, int64_t pitch) {
+  using Part = VecOf<kCount>;
+  constexpr int kAt = kFirst * Native::kLanes;
+  Part window[kWidth], acc[kWidth + 1];
+  for (int k = 0; k + 1 < kWidth; ++k) window[k + 1] = Part::load(before + k * pitch + kAt);
+  for (int k = 0; k <= kWidth; ++k) acc[k] = Part::load(sums + k * pitch + kAt);
+#pragma GCC unroll 4
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int k = 0; k + 1 < kWidth; ++k) window[k] = window[k + 1];
+    window[kWidth - 1] = part_of<kFirst, kCount>(load_group(x + r * stride));
+    const Part here = Part::load(dz + r * dz_stride + kAt);
+    for (int k = 0; k < kWidth; ++k) acc[k] = fma(here, window[k], acc[k]);
+    acc[kWidth] = add(acc[kWidth], here);
+  }
+  for (int k = 0; k + 1 < kWidth; ++k) window[k + 1].store(before + k * pitch + kAt);
+  for (int k = 0; k <= kWidth; ++k) acc[k].store(sums + k * pitch + kAt);
+}
+
 template <class T, int kWidth>
 CAUSAL_CONV1D_INLINE void sum_dweight(const T* x, int64_t stride, const float* dz,
                                       int64_t dz_stride, int64_t rows, float* before, float* sums,
                                       int64_t pitch) {
-  Vec window[kWidth], acc[kWidth + 1];
-  for (int k = 0; k + 1 < kWidth; ++k) window[k + 1] = Vec::load(before + k * pitch);
-  for (int k = 0; k <= kWidth; ++k) acc[k] = Vec::load(sums + k * pitch);
-#pragma GCC unroll 4
-  for (int64_t r = 0; r < rows; ++r) {
-    for (int k = 0; k + 1 < kWidth; ++k) window[k] = window[k + 1];
-    window[kWidth - 1] = load_group(x + r * stride);
-    const Vec here = Vec::load(dz + r * dz_stride);
-    for (int k = 0; k < kWidth; ++k) acc[k] = fma(here, window[k], acc[k]);
-    acc[kWidth] = add(acc[kWidth], here);
+  static_assert(kNativesInVec == 2);
+  if constexpr (kHas32Registers) {
+    sum_dweight_part<T, kWidth, 0, 2>(x, stride, dz, dz_stride, rows, before, sums, pitch);
+  } else {
+    sum_dweight_part<T, kWidth, 0, 1>(x, stride, dz, dz_stride, rows, before, sums, pitch);
+    sum_dweight_part<T, kWidth, 1, 1>(x, stride, dz, dz_stride, rows, before, sums, pitch);
   }
-  for (int k = 0; k + 1 < kWidth; ++k) window[k + 1].store(before + k * pitch);
-  for (int k = 0; k <= kWidth; ++k) acc[k].store(sums + k * pitch);
 }
 
 // dx of them, to `floats` in rows like dz's if that is not null; `before` holds the rows of dz
 // before, and then the last.
-template <class T, int kWidth>
-CAUSAL_CONV1D_INLINE void store_dx(const float* dz, int64_t dz_stride, int64_t rows, const float* w,
-                                   float* before, int64_t pitch, bool stream, T* dx, int64_t stride,
-                                   float* floats) {
-  Vec reversed[kWidth], window[kWidth];
-  for (int k = 0; k < kWidth; ++k) reversed[kWidth - 1 - k] = Vec::load(w + k * pitch);
-  for (int k = 0; k + 1 < kWidth; ++k) window[k + 1] = Vec::load(before + k * pitch);
+template <class T, int kWidth, int kFirst, int kCount>
+CAUSAL_CONV1D_INLINE void store_dx_part(const float* dz, int64_t dz_stride, int64_t rows,
+                                        const float* w, float* before, int64_t pitch, bool stream,
+                                        T* dx, int64_t stride, float* floats) {
+  using Part = VecOf<kCount>;
+  constexpr int kAt = kFirst * Native::kLanes;
+  Part reversed[kWidth], window[kWidth];
+  for (int k = 0; k < kWidth; ++k) reversed[kWidth - 1 - k] = Part::load(w + k * pitch + kAt);
+  for (int k = 0; k + 1 < kWidth; ++k) window[k + 1] = Part::load(before + k * pitch + kAt);
 #pragma GCC unroll 4
   for (int64_t r = 0; r < rows; ++r) {
     for (int k = 0; k + 1 < kWidth; ++k) window[k] = window[k + 1];
-    window[kWidth - 1] = Vec::load(dz + r * dz_stride);
-    const Vec result = weighted<kWidth>(Vec::set(0.0f), reversed, window);
-    if (__builtin_expect(floats != nullptr, 0)) {
+    window[kWidth - 1] = Part::load(dz + r * dz_stride + kAt);
+    const Part result = weighted<kWidth>(Part::set(0.0f), reversed, window);
+    if constexpr (kCount < kNativesInVec) {
+      result.store(floats + r * dz_stride + kAt);
+    } else if (__builtin_expect(floats != nullptr, 0)) {
       result.store(floats + r * dz_stride);
     } else {
       store_group(result, stream, dx + r * stride);
     }
   }
-  for (int k = 0; k + 1 < kWidth; ++k) window[k + 1].store(before + k * pitch);
+  for (int k = 0; k + 1 < kWidth; ++k) window[k + 1].store(before + k * pitch + kAt);
+}
+
+// Whether dx goes to memory by way of floats always: parts of groups are no rows of it.
+constexpr bool kByFloats = !kHas32Registers;
+
+template <class T, int kWidth>
+CAUSAL_CONV1D_INLINE void store_dx(const float* dz, int64_t dz_stride, int64_t rows, const float* w,
+                                   float* before, int64_t pitch, bool stream, T* dx, int64_t stride,
+                                   float* floats) {
+  if constexpr (kByFloats) {
+    store_dx_part<T, kWidth, 0, 1>(dz, dz_stride, rows, w, before, pitch, stream, dx, stride,
+                                   floats);
+    store_dx_part<T, kWidth, 1, 1>(dz, dz_stride, rows, w, before, pitch, stream, dx, stride,
+                                   floats);
+  } else {
+    store_dx_part<T, kWidth, 0, 2>(dz, dz_stride, rows, w, before, pitch, stream, dx, stride,
+                                   floats);
+  }
 }
 
 // The rows of a step x groups, of which the first is at `offset` in s.
@@ -218,7 +279,7 @@ void backward_groups(const GradientGroups<T>& all, const DxGroups<T>& all_dx, co
   const bool present = step.present, to_edge = step.to_edge;
   float* const sums = step.owned ? s.sums : s.unused;
   for (int64_t first = 0, count; first < groups; first += count) {
-    count = smaller(kStrip, groups - first);
+    count = smaller(kMostInRun / rows, groups - first);
     const int64_t start = first * kGroup, row = count * kGroup;
     const int64_t left = (groups - first) * kGroup;
     const GradientGroups<T> at = all.at(start);
@@ -253,7 +314,7 @@ void backward_groups(const GradientGroups<T>& all, const DxGroups<T>& all_dx, co
         dz.store(run.sums + i * kGroup);
       }
     }
-    const bool gated = !to_edge && at_dx.is_gated();
+    const bool later = !to_edge && (at_dx.is_gated() || kByFloats);
     for (int64_t g = 0; g < count; ++g) {
       const int64_t c = g * kGroup, column = offset + start + c;
       const float* const dz = run.sums + c;
@@ -261,11 +322,11 @@ void backward_groups(const GradientGroups<T>& all, const DxGroups<T>& all_dx, co
         sum_dweight<T, kWidth>(x.data + c, x.stride, dz, row, rows, s.x + column, sums + column,
                                pitch);
       }
-      float* const floats = to_edge ? s.edge + column : gated ? run.denominators + c : nullptr;
+      float* const floats = to_edge ? s.edge + column : later ? run.parts + c : nullptr;
       store_dx<T, kWidth>(dz, row, rows, s.w + column, s.dz + column, pitch, stream,
                           to_edge ? nullptr : at_dx.dx.data + c, at_dx.dx.stride, floats);
     }
-    if (gated) finish_dx(run.denominators, rows, count, at_dx, stream);
+    if (later) finish_dx(run.parts, rows, count, at_dx, stream);
   }
 }
 
@@ -292,8 +353,9 @@ DxGroups<T> dx_groups(const BackwardRow& row, const RowStep& step, int64_t halo,
 
 // Channels that are no whole group in unit strides, from column c on.
 template <class T, int kWidth>
-void backward_staged(const BackwardRow& row, bool with_silu, const Tile& tile, const RowStep& step,
-                     int64_t c, const DirectScratch& s) {
+__attribute__((noinline)) void backward_staged(const BackwardRow& row, bool with_silu,
+                                               const Tile& tile, const RowStep& step, int64_t c,
+                                               const DirectScratch& s) {
   alignas(64) T stage[10][kStage] = {};
   const int64_t d = tile.d + c, t = step.begin, halo = kWidth - 1, rows = step.count;
   const int64_t count = smaller(kGroup, tile.cols - c);
@@ -323,8 +385,8 @@ void backward_staged(const BackwardRow& row, bool with_silu, const Tile& tile, c
 
 // The row of dx in s.edge, of a time that may lie before the chunk t0 to t1.
 template <class T, int kWidth>
-void take_edge(const BackwardRow& row, const Tile& tile, int64_t time, int64_t t0,
-               const DirectScratch& s) {
+__attribute__((noinline)) void take_edge(const BackwardRow& row, const Tile& tile, int64_t time,
+                                         int64_t t0, const DirectScratch& s) {
   constexpr int64_t kHalo = kWidth - 1;
   const int64_t state = time - (row.length - kHalo), d = tile.d;
   from_groups<T>(s.edge, padded(tile.cols));
@@ -352,7 +414,7 @@ void backward_tile(const BackwardRow& row, bool with_silu, const Tile& tile, int
                    const DirectScratch& s, bool stream) {
   constexpr int64_t kHalo = kWidth - 1;
   const int64_t pitch = tile.pitch, d = tile.d;
-  bool unit_strides = true, whole_lines = t0 < t1;
+  bool unit_strides = true;
   const Plane* const read[] = {&row.in.x, &row.in.pre_gate, &row.dout, &row.post_gate};
   for (const Plane* p : read) {
     unit_strides = unit_strides && has_unit_strides(*p);
@@ -360,17 +422,19 @@ void backward_tile(const BackwardRow& row, bool with_silu, const Tile& tile, int
   const Plane* const written[] = {&row.dx, &row.dpre_gate, &row.dpost_gate};
   for (const Plane* p : written) {
     unit_strides = unit_strides && has_unit_strides(*p);
-    whole_lines = whole_lines && (!is_given(*p) || has_whole_lines<T>(*p, d, t0));
   }
   const int64_t whole = unit_strides ? tile.cols / kGroup : 0;
-  stream = stream && whole_lines;
+  for (const Plane* p : written) {
+    stream = stream && t0 < t1 && (!is_given(*p) || has_whole_lines<T>(*p, d, t0, whole));
+  }
   const auto flush = [&] {
     for (int64_t i = 0; i < (kWidth + 1) * pitch; ++i) {
       s.totals[i] += static_cast<double>(s.sums[i]);
     }
     __builtin_memset(s.sums, 0, static_cast<size_t>((kWidth + 1) * pitch) * sizeof(float));
   };
-  RowSteps steps(t0, t1, row.length, kHalo, kRows);
+  const bool gated = is_given(row.in.pre_gate) || is_given(row.post_gate);
+  RowSteps steps(t0, t1, row.length, kHalo, gated ? kGatedRows : kRows);
   for (RowStep step; steps.next(&step);) {
     const int64_t t = step.begin;
     backward_groups<T, kWidth>(gradient_groups<T>(row, step, d), dx_groups<T>(row, step, kHalo, d),

@@ -30,10 +30,11 @@ template <class T>
 struct ForwardGroups {
   Groups<const T> x, pre_gate, post_gate, residual;
   Groups<T> out;
+  Groups<const T> before = {nullptr, 0};  // of joined sequences
 
   CAUSAL_CONV1D_INLINE ForwardGroups at(int64_t column) const {
-    return {x.at(column), pre_gate.at(column), post_gate.at(column), residual.at(column),
-            out.at(column)};
+    return {x.at(column),        pre_gate.at(column), post_gate.at(column),
+            residual.at(column), out.at(column),      before.at(column)};
   }
 };
 
@@ -42,10 +43,11 @@ template <class T>
 struct GradientGroups {
   Groups<const T> x, pre_gate, dout, post_gate;
   Groups<T> dpost_gate;
+  Groups<const T> before = {nullptr, 0};  // of joined sequences
 
   CAUSAL_CONV1D_INLINE GradientGroups at(int64_t column) const {
-    return {x.at(column), pre_gate.at(column), dout.at(column), post_gate.at(column),
-            dpost_gate.at(column)};
+    return {x.at(column),         pre_gate.at(column),   dout.at(column),
+            post_gate.at(column), dpost_gate.at(column), before.at(column)};
   }
 };
 
@@ -55,10 +57,11 @@ struct DxGroups {
   Groups<T> dx;
   Groups<const T> x, pre_gate, dout;
   Groups<T> dpre_gate;
+  Groups<const T> behind = {nullptr, 0};  // of joined sequences
 
   CAUSAL_CONV1D_INLINE DxGroups at(int64_t column) const {
-    return {dx.at(column), x.at(column), pre_gate.at(column), dout.at(column),
-            dpre_gate.at(column)};
+    return {dx.at(column),   x.at(column),         pre_gate.at(column),
+            dout.at(column), dpre_gate.at(column), behind.at(column)};
   }
   CAUSAL_CONV1D_INLINE bool is_gated() const {
     return pre_gate.data != nullptr || dout.data != nullptr;
@@ -86,7 +89,7 @@ void store_gated_as(Run* run, int64_t rows, int64_t groups, const ForwardGroups<
   for (int64_t r = 0; kSilu && r < rows; ++r) {
     for (int64_t g = 0; g < groups; ++g, i += kGroup) {
       x_ahead.fetch(r, g);
-      begin_silu<kShortSilu<T>>(Vec::load(run->sums + i)).denominator.store(run->denominators + i);
+      begin_silu<kShortSilu<T>>(Vec::load(run->sums + i)).store(run->parts + i);
     }
   }
   i = 0;
@@ -94,7 +97,7 @@ void store_gated_as(Run* run, int64_t rows, int64_t groups, const ForwardGroups<
     for (int64_t g = 0; g < groups; ++g, i += kGroup) {
       if (!kSilu) x_ahead.fetch(r, g);
       Vec a = Vec::load(run->sums + i);
-      if (kSilu) a = end_silu<kShortSilu<T>>({a, Vec::load(run->denominators + i)});
+      if (kSilu) a = end_silu<kShortSilu<T>>(a, Vec::load(run->parts + i));
       if (at.residual.data != nullptr) {
         residual_ahead.fetch(r, g);
         const Vec residual = load_group(at.residual.group(r, g));
@@ -123,7 +126,7 @@ void to_gated_gradients_as(Run* run, int64_t rows, int64_t groups, const Gradien
   for (int64_t r = 0; kSilu && r < rows; ++r) {
     for (int64_t g = 0; g < groups; ++g, i += kGroup) {
       x_ahead.fetch(r, g);
-      begin_silu<kShortSilu<T>>(Vec::load(run->sums + i)).denominator.store(run->denominators + i);
+      begin_derivative<kShortSilu<T>>(Vec::load(run->sums + i)).store(run->parts + i);
     }
   }
   i = 0;
@@ -135,7 +138,7 @@ void to_gated_gradients_as(Run* run, int64_t rows, int64_t groups, const Gradien
       const Vec dout = load_group(at.dout.group(r, g));
       Vec value = Vec::load(run->sums + i), dz = mul(dout, load_group(at.post_gate.group(r, g)));
       if (kSilu) {
-        const auto silu = end_silu_and_derivative({value, Vec::load(run->denominators + i)});
+        const auto silu = end_silu_and_derivative<kShortSilu<T>>(value, Vec::load(run->parts + i));
         value = silu.value;
         dz = mul(dz, silu.derivative);
       }
@@ -156,7 +159,7 @@ void finish_dx(const float* from, int64_t rows, int64_t groups, const DxGroups<T
       const Vec gradient = Vec::load(from);
       Vec dx = gradient;
       if (at.pre_gate.data == nullptr) {
-        dx = add(gradient, load_group(at.dout.group(r, g)));
+        if (at.dout.data != nullptr) dx = add(gradient, load_group(at.dout.group(r, g)));
       } else {
         const Vec gate = load_group(at.pre_gate.group(r, g));
         dx = at.dout.data == nullptr ? mul(gradient, gate)

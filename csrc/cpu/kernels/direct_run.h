@@ -13,8 +13,8 @@ template <class T>
 constexpr bool kShortSilu = sizeof(T) == 2;
 
 // sum over k of taps[k] * window[k], as fused multiply-adds in this order.
-template <int kWidth>
-CAUSAL_CONV1D_INLINE Vec weighted(Vec start, const Vec* taps, const Vec* window) {
+template <int kWidth, class V>
+CAUSAL_CONV1D_INLINE V weighted(V start, const V* taps, const V* window) {
   for (int k = 0; k < kWidth; ++k) start = fma(taps[k], window[k], start);
   return start;
 }
@@ -25,7 +25,7 @@ CAUSAL_CONV1D_INLINE Vec weighted(Vec start, const Vec* taps, const Vec* window)
 constexpr int64_t kMostInRun = 32;  // groups
 struct Run {
   // Apart by other than a multiple of 4096 bytes, where a load would wait for another's store.
-  alignas(64) float sums[(kMostInRun + 8) * kGroup], denominators[kMostInRun * kGroup];
+  alignas(64) float sums[(kMostInRun + 8) * kGroup], parts[kMostInRun * kGroup];
 };
 
 // rows x groups that will be read soon, fetched in rounds that read no others; an address, for it
@@ -57,7 +57,7 @@ void store_sums_as(Run* run, int64_t rows, int64_t groups, T* out, int64_t strid
 #pragma GCC unroll 2
     for (int64_t g = 0; g < groups; ++g, i += kGroup) {
       x_ahead.fetch(r, g);
-      begin_silu<kShortSilu<T>>(Vec::load(run->sums + i)).denominator.store(run->denominators + i);
+      begin_silu<kShortSilu<T>>(Vec::load(run->sums + i)).store(run->parts + i);
     }
   }
   i = 0;
@@ -66,8 +66,9 @@ void store_sums_as(Run* run, int64_t rows, int64_t groups, T* out, int64_t strid
     for (int64_t g = 0; g < groups; ++g, i += kGroup) {
       if (!kSilu) x_ahead.fetch(r, g);
       const Vec sum = Vec::load(run->sums + i);
-      store_group(kSilu ? end_silu<kShortSilu<T>>({sum, Vec::load(run->denominators + i)}) : sum,
-                  kStream, out + r * stride + g * kGroup);
+      const Vec part = Vec::load(run->parts + i);
+      store_group(kSilu ? end_silu<kShortSilu<T>>(sum, part) : sum, kStream,
+                  out + r * stride + g * kGroup);
     }
   }
 }
@@ -89,7 +90,7 @@ void to_gradients(Run* run, int64_t rows, int64_t groups, const T* dout, int64_t
 #pragma GCC unroll 2
     for (int64_t g = 0; g < groups; ++g, i += kGroup) {
       x_ahead.fetch(r, g);
-      begin_silu<kShortSilu<T>>(Vec::load(run->sums + i)).denominator.store(run->denominators + i);
+      begin_derivative<kShortSilu<T>>(Vec::load(run->sums + i)).store(run->parts + i);
     }
   }
   i = 0;
@@ -97,9 +98,9 @@ void to_gradients(Run* run, int64_t rows, int64_t groups, const T* dout, int64_t
 #pragma GCC unroll 2
     for (int64_t g = 0; g < groups; ++g, i += kGroup) {
       dout_ahead.fetch(r, g);
-      const SiluPart part = {Vec::load(run->sums + i), Vec::load(run->denominators + i)};
-      mul(load_group(dout + r * stride + g * kGroup), end_silu_derivative(part))
-          .store(run->sums + i);
+      const Vec derivative =
+          end_derivative<kShortSilu<T>>(Vec::load(run->sums + i), Vec::load(run->parts + i));
+      mul(load_group(dout + r * stride + g * kGroup), derivative).store(run->sums + i);
     }
   }
 }

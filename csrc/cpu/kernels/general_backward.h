@@ -145,7 +145,7 @@ void backward_unit(const BackwardProblem& p, const Tiling& tiling, int64_t unit,
     const size_t totals_bytes = static_cast<size_t>((tile.width + 1) * tile.pitch) * sizeof(double);
     __builtin_memset(s.totals, 0, totals_bytes);
     Pieces pieces(p.sequences, tiling, range, p.ends);
-    for (Piece piece; pieces.next(&piece);) {
+    for (Piece piece = {}; pieces.next(&piece);) {
       backward_rows<V>(row_of(p, piece), tile, tiling, p.silu != 0, piece.t0, piece.t1,
                        partials != nullptr, s);
     }

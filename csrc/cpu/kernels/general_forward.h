@@ -73,7 +73,7 @@ void forward_unit(const ForwardProblem& p, const Tiling& tiling, int64_t unit, c
     const Tile tile = tile_at(tiling, d, range.d1);
     load_weights(tile, p.weight, p.bias, s.w, s.bias);
     Pieces pieces(p.sequences, tiling, range, nullptr);
-    for (Piece piece; pieces.next(&piece);) {
+    for (Piece piece = {}; pieces.next(&piece);) {
       const ForwardRow row = row_of(p, piece);
       load_halo(tile, row.in, piece.t0, s.x);
       if (p.sequences.pool != nullptr) leave_state(tile, p, piece, row.in.x, s.x, s.z);

@@ -91,8 +91,8 @@ void gate_gradients(int32_t dtype, bool with_silu, const S* gate, int64_t n, S* 
 // What becomes of rows of gradients of x~ in dx, from step t on, where x~ is pre_gate * x or x is
 // the residual too.
 template <class V, class S>
-void gate_dx(const Tile& tile, const BackwardRow& row, int64_t t, int64_t rows, Ids ids,
-             const GateScratch<S>& s, S* dx) {
+__attribute__((noinline)) void gate_dx(const Tile& tile, const BackwardRow& row, int64_t t,
+                                       int64_t rows, Ids ids, const GateScratch<S>& s, S* dx) {
   const bool gated = is_given(row.in.pre_gate);
   if (rows <= 0 || (!gated && !row.residual_is_x)) return;
   const int64_t n = elements_of(tile, rows);

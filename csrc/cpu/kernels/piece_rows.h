@@ -14,11 +14,11 @@ namespace {
 
 struct ForwardRow {
   Inputs in;
-  Plane out, post_gate, residual, final_;
+  Plane out, post_gate, residual, final_, before;
   IdRow ids;
 };
 
-inline ForwardRow row_of(const ForwardProblem& p, const Piece& piece) {
+__attribute__((noinline)) inline ForwardRow row_of(const ForwardProblem& p, const Piece& piece) {
   const int64_t step = p.sequences.dilation;
   const auto like_x = [&](const Tensor& t) { return plane_of(t, piece.b, piece.start, step); };
   ForwardRow row;
@@ -29,6 +29,7 @@ inline ForwardRow row_of(const ForwardProblem& p, const Piece& piece) {
   row.out = like_x(p.out);
   row.post_gate = like_x(p.post_gate);
   row.residual = like_x(p.residual);
+  row.before = like_x(p.joined.before);
   row.final_ = plane_of(p.final_states_out, piece.row, piece.final_, step);
   row.ids = id_row_of(p.seq_idx, piece, step);
   return row;
@@ -38,13 +39,13 @@ inline ForwardRow row_of(const ForwardProblem& p, const Piece& piece) {
 // them, if not in this phase.
 struct BackwardRow {
   Inputs in;
-  Plane dout, post_gate, dfinal, dx, dpre_gate, dpost_gate, dinitial;
+  Plane dout, post_gate, dfinal, dx, dpre_gate, dpost_gate, dinitial, before, behind;
   IdRow ids;
   int64_t length, end;
   bool has_end, residual_is_x;
 };
 
-inline BackwardRow row_of(const BackwardProblem& p, const Piece& piece) {
+__attribute__((noinline)) inline BackwardRow row_of(const BackwardProblem& p, const Piece& piece) {
   const int64_t step = p.sequences.dilation;
   const auto like_x = [&](const Tensor& t) { return plane_of(t, piece.b, piece.start, step); };
   const auto like_states = [&](const Tensor& t, int64_t first) {
@@ -58,6 +59,8 @@ inline BackwardRow row_of(const BackwardProblem& p, const Piece& piece) {
   row.dx = like_x(p.dx);
   row.dpre_gate = like_x(p.dpre_gate);
   row.dpost_gate = like_x(p.dpost_gate);
+  row.before = like_x(p.joined.before);
+  row.behind = like_x(p.joined.behind);
   row.dinitial = like_states(p.dinitial_states, piece.initial);
   row.ids = id_row_of(p.seq_idx, piece, step);
   row.length = piece.length;

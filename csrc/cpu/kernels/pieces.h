@@ -23,6 +23,11 @@ struct Piece {
   bool has_initial;         // if there are initial states
   int64_t initial, final_;  // first columns of the states
   int64_t window_row;       // of a pool
+
+  // Whether it lies in the same sequence, so that rows of tensors are the same.
+  bool is_with(const Piece& other) const {
+    return start == other.start && b == other.b && row == other.row && length == other.length;
+  }
 };
 
 class Pieces {
@@ -33,7 +38,7 @@ class Pieces {
     next_ = s.bounds == nullptr ? range.b0 : first_in_range();
   }
 
-  bool next(Piece* piece) {
+  __attribute__((noinline)) bool next(Piece* piece) {
     for (;;) {
       if (phase_ == s_.dilation) {
         if (!take_sequence()) return false;

@@ -16,8 +16,9 @@ namespace {
 // history: the width - 1 inputs before the sequence; row: scratch for one. x is still what it was,
 // and the state too.
 template <class S>
-void leave_state(const Tile& tile, const ForwardProblem& p, const Piece& piece, const Plane& x,
-                 const S* history, S* row) {
+__attribute__((noinline)) void leave_state(const Tile& tile, const ForwardProblem& p,
+                                           const Piece& piece, const Plane& x, const S* history,
+                                           S* row) {
   const int64_t halo = tile.width - 1, length = piece.length, d = tile.d;
   // Input i of the history and then the tokens.
   const auto input = [&](int64_t i) -> const S* {

@@ -127,7 +127,8 @@ void load_inputs(const Tile& tile, const Inputs& in, int64_t t, int64_t rows, S*
 
 // Rows t to t + rows - 1, of which those of negative times are of the initial state.
 template <class S>
-void load_rows_of(const Tile& tile, const Inputs& in, int64_t t, int64_t rows, S* dst) {
+__attribute__((noinline)) void load_rows_of(const Tile& tile, const Inputs& in, int64_t t,
+                                            int64_t rows, S* dst) {
   const int64_t before = larger(0, smaller(rows, -t));  // rows before the sequence
   if (is_given(in.initial)) {
     load_block(tile, in.initial, t + tile.width - 1, before, dst);

@@ -68,15 +68,18 @@ struct Native {
 CAUSAL_CONV1D_INLINE Native add(Native a, Native b) { return {_mm256_add_ps(a.v, b.v)}; }
 CAUSAL_CONV1D_INLINE Native sub(Native a, Native b) { return {_mm256_sub_ps(a.v, b.v)}; }
 CAUSAL_CONV1D_INLINE Native mul(Native a, Native b) { return {_mm256_mul_ps(a.v, b.v)}; }
-CAUSAL_CONV1D_INLINE Native reciprocal_estimate(Native a) {
-  const __m256 r = _mm256_rcp_ps(a.v);
-  const __m256 error = _mm256_fnmadd_ps(a.v, r, _mm256_set1_ps(1.0f));
-  return {_mm256_fmadd_ps(r, error, r)};
-}
 CAUSAL_CONV1D_INLINE Native reciprocal(Native a) {
   return {_mm256_div_ps(_mm256_set1_ps(1.0f), a.v)};
 }
 CAUSAL_CONV1D_INLINE Native min(Native a, Native b) { return {_mm256_min_ps(a.v, b.v)}; }
+CAUSAL_CONV1D_INLINE Native at_least(Native a, Native b) { return {_mm256_max_ps(a.v, b.v)}; }
+// A division is one instruction; an estimate and its refinement are four on the same two units.
+CAUSAL_CONV1D_INLINE Native quotient_estimate(Native a, Native b) {
+  return {_mm256_div_ps(a.v, b.v)};
+}
+CAUSAL_CONV1D_INLINE Native exp2_of(Native shifted) {
+  return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(shifted.v), 23))};
+}
 CAUSAL_CONV1D_INLINE Native fma(Native a, Native b, Native c) {
   return {_mm256_fmadd_ps(a.v, b.v, c.v)};
 }

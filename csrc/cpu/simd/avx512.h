@@ -73,13 +73,19 @@ struct Native {
 CAUSAL_CONV1D_INLINE Native add(Native a, Native b) { return {_mm512_add_ps(a.v, b.v)}; }
 CAUSAL_CONV1D_INLINE Native sub(Native a, Native b) { return {_mm512_sub_ps(a.v, b.v)}; }
 CAUSAL_CONV1D_INLINE Native mul(Native a, Native b) { return {_mm512_mul_ps(a.v, b.v)}; }
-CAUSAL_CONV1D_INLINE Native reciprocal_estimate(Native a) { return {_mm512_rcp14_ps(a.v)}; }
 CAUSAL_CONV1D_INLINE Native reciprocal(Native a) {
   const __m512 r = _mm512_rcp14_ps(a.v);
   const __m512 error = _mm512_fnmadd_ps(a.v, r, _mm512_set1_ps(1.0f));
   return {_mm512_fmadd_ps(r, error, r)};
 }
 CAUSAL_CONV1D_INLINE Native min(Native a, Native b) { return {_mm512_min_ps(a.v, b.v)}; }
+CAUSAL_CONV1D_INLINE Native at_least(Native a, Native b) { return {_mm512_max_ps(a.v, b.v)}; }
+CAUSAL_CONV1D_INLINE Native quotient_estimate(Native a, Native b) {
+  return {_mm512_mul_ps(a.v, _mm512_rcp14_ps(b.v))};
+}
+CAUSAL_CONV1D_INLINE Native exp2_of(Native shifted) {
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(shifted.v), 23))};
+}
 CAUSAL_CONV1D_INLINE Native fma(Native a, Native b, Native c) {
   return {_mm512_fmadd_ps(a.v, b.v, c.v)};
 }

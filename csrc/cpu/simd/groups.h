@@ -90,6 +90,14 @@ CAUSAL_CONV1D_INLINE Vec slide(Vec a, Vec b) {
   return r;
 }
 
+// Of a group, kCount vectors from kFirst on.
+template <int kFirst, int kCount>
+CAUSAL_CONV1D_INLINE VecOf<kCount> part_of(Vec group) {
+  VecOf<kCount> r;
+  for (int i = 0; i < kCount; ++i) r.v[i] = group.v[kFirst + i];
+  return r;
+}
+
 CAUSAL_CONV1D_INLINE Vec both_bits(Vec a, Vec b) {
   for (int i = 0; i < kNativesInVec; ++i) a.v[i] = both_bits(a.v[i], b.v[i]);
   return a;

@@ -54,12 +54,16 @@ struct Native {
 CAUSAL_CONV1D_INLINE Native add(Native a, Native b) { return {vaddq_f32(a.v, b.v)}; }
 CAUSAL_CONV1D_INLINE Native sub(Native a, Native b) { return {vsubq_f32(a.v, b.v)}; }
 CAUSAL_CONV1D_INLINE Native mul(Native a, Native b) { return {vmulq_f32(a.v, b.v)}; }
-CAUSAL_CONV1D_INLINE Native reciprocal_estimate(Native a) {
-  const float32x4_t r = vrecpeq_f32(a.v);
-  return {vmulq_f32(r, vrecpsq_f32(a.v, r))};
-}
 CAUSAL_CONV1D_INLINE Native reciprocal(Native a) { return {vdivq_f32(vdupq_n_f32(1.0f), a.v)}; }
 CAUSAL_CONV1D_INLINE Native min(Native a, Native b) { return {vminq_f32(a.v, b.v)}; }
+CAUSAL_CONV1D_INLINE Native at_least(Native a, Native b) { return {vmaxq_f32(a.v, b.v)}; }
+CAUSAL_CONV1D_INLINE Native quotient_estimate(Native a, Native b) {
+  const float32x4_t r = vrecpeq_f32(b.v);
+  return {vmulq_f32(a.v, vmulq_f32(r, vrecpsq_f32(b.v, r)))};
+}
+CAUSAL_CONV1D_INLINE Native exp2_of(Native shifted) {
+  return {vreinterpretq_f32_s32(vshlq_n_s32(vreinterpretq_s32_f32(shifted.v), 23))};
+}
 CAUSAL_CONV1D_INLINE Native fma(Native a, Native b, Native c) { return {vfmaq_f32(c.v, a.v, b.v)}; }
 CAUSAL_CONV1D_INLINE NativeMask not_less(Native a, Native b) {
   return {vmvnq_u32(vcltq_f32(a.v, b.v))};

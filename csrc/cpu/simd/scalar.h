@@ -85,9 +85,11 @@ struct Native {
 CAUSAL_CONV1D_INLINE Native add(Native a, Native b) { return {a.v + b.v}; }
 CAUSAL_CONV1D_INLINE Native sub(Native a, Native b) { return {a.v - b.v}; }
 CAUSAL_CONV1D_INLINE Native mul(Native a, Native b) { return {a.v * b.v}; }
-CAUSAL_CONV1D_INLINE Native reciprocal_estimate(Native a) { return {1.0f / a.v}; }
 CAUSAL_CONV1D_INLINE Native reciprocal(Native a) { return {1.0f / a.v}; }
 CAUSAL_CONV1D_INLINE Native min(Native a, Native b) { return {a.v < b.v ? a.v : b.v}; }
+CAUSAL_CONV1D_INLINE Native at_least(Native a, Native b) { return {a.v > b.v ? a.v : b.v}; }
+CAUSAL_CONV1D_INLINE Native quotient_estimate(Native a, Native b) { return {a.v / b.v}; }
+CAUSAL_CONV1D_INLINE Native exp2_of(Native shifted) { return {float_of(bits_of(shifted.v) << 23)}; }
 CAUSAL_CONV1D_INLINE Native fma(Native a, Native b, Native c) {
   return {__builtin_fmaf(a.v, b.v, c.v)};
 }

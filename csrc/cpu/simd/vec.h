@@ -14,7 +14,10 @@
 //     stream(p)          as store, past the caches; p is aligned to the bytes written
 //   NativeMask           one truth value a lane
 //   add, sub, mul, min; fma(a, b, c) = a * b + c, rounded once
-//   reciprocal(a)        1 / a to about 1e-7; reciprocal_estimate: to 7e-5 at worst
+//   at_least(a, b)       the greater one; of it and min b, or NaN, if one is NaN
+//   reciprocal(a)        1 / a to about 1e-7
+//   quotient_estimate(a, b)
+//                        a / b to 7e-5 at worst; b is 1 to infinity
 //   not_less(a, b)       !(a < b): true for NaN
 //   select_or_zero(m, a) a where m, else 0
 //   both(m, n)           m and n
@@ -23,6 +26,7 @@
 //   scale_by_exp2(a, shifted)
 //                        a * 2^n for shifted = n + 1.5 * 2^23, which has n in its lowest bits; a
 //                        and the result are normal numbers
+//   exp2_of(shifted)     2^n for shifted = n + 127 + 1.5 * 2^23, -126 <= n <= 128: up to infinity
 //   exp2_of_sixteenths(shifted)
 //                        2^n for shifted = n + 1.5 * 2^19, n in sixteenths; where
 //                        kHasExp2OfSixteenths
@@ -39,8 +43,8 @@
 //                        2 * kLanes Bfloat16: those of even index, and those of odd index. NaN must
 //                        have zeros in its lowest 16 bits to be stored as NaN
 //
-// The reciprocals differ between instruction sets, and so does exp2_of_sixteenths by being there;
-// all else gives the same bits on each (but for the payloads of NaN).
+// Reciprocals and quotients differ between instruction sets, and so does exp2_of_sixteenths by
+// being there; all else gives the same bits on each (but for the payloads of NaN).
 #pragma once
 
 #include <stdint.h>
@@ -112,9 +116,14 @@ CAUSAL_CONV1D_INLINE VecOf<kCount> mul(VecOf<kCount> a, VecOf<kCount> b) {
   return a;
 }
 template <int kCount>
-CAUSAL_CONV1D_INLINE VecOf<kCount> reciprocal_estimate(VecOf<kCount> a) {
-  for (int i = 0; i < kCount; ++i) a.v[i] = reciprocal_estimate(a.v[i]);
+CAUSAL_CONV1D_INLINE VecOf<kCount> quotient_estimate(VecOf<kCount> a, VecOf<kCount> b) {
+  for (int i = 0; i < kCount; ++i) a.v[i] = quotient_estimate(a.v[i], b.v[i]);
   return a;
+}
+template <int kCount>
+CAUSAL_CONV1D_INLINE VecOf<kCount> exp2_of(VecOf<kCount> shifted) {
+  for (int i = 0; i < kCount; ++i) shifted.v[i] = exp2_of(shifted.v[i]);
+  return shifted;
 }
 template <int kCount>
 CAUSAL_CONV1D_INLINE VecOf<kCount> reciprocal(VecOf<kCount> a) {
@@ -124,6 +133,11 @@ CAUSAL_CONV1D_INLINE VecOf<kCount> reciprocal(VecOf<kCount> a) {
 template <int kCount>
 CAUSAL_CONV1D_INLINE VecOf<kCount> min(VecOf<kCount> a, VecOf<kCount> b) {
   for (int i = 0; i < kCount; ++i) a.v[i] = min(a.v[i], b.v[i]);
+  return a;
+}
+template <int kCount>
+CAUSAL_CONV1D_INLINE VecOf<kCount> at_least(VecOf<kCount> a, VecOf<kCount> b) {
+  for (int i = 0; i < kCount; ++i) a.v[i] = at_least(a.v[i], b.v[i]);
   return a;
 }
 template <int kCount>
