@@ -242,3 +242,22 @@ def test_gradients_wherever_channels_begin(width, dtype, activation, device):
             found = run_backward(case, "channel_last")
             for name in ("dx", "dweight", "dbias"):
                 assert torch.equal(found[name], expected[name]), (dim, begins, name)
+
+
+@pytest.mark.parametrize("kind", ("packed", "padded", "recurring"))
+@pytest.mark.parametrize("width", (3, 4, 5, 6, 7, 8))
+def test_ids_of_whole_warps(width, kind, dtype, activation, device):
+    """Rows of channels that fill warps, with ids that change all the time: as with any strides.
+    What x is in padding changes nothing."""
+    case = make_case(
+        (2, 136, 150), width, dtype, seq_idx=kind, activation=activation, device=device
+    )
+    x, dout = case.x, case.dout
+    case.x, case.dout = lay_out(x, "strided"), lay_out(dout, "strided")
+    expected_out, expected = run_forward(case, "strided")[0], run_backward(case, "strided")
+    x = x.masked_fill((case.seq_idx < 0)[:, None, :], float("nan"))
+    case.x, case.dout = lay_out(x, "channel_last"), lay_out(dout, "channel_last")
+    found = run_backward(case, "channel_last")
+    assert torch.equal(run_forward(case, "channel_last")[0], expected_out)
+    assert torch.equal(found["dx"], expected["dx"])
+    torch.testing.assert_close(found["dweight"], expected["dweight"], rtol=1e-3, atol=1e-3)
