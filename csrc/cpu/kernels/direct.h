@@ -60,14 +60,16 @@ void forward_unit_as(const ForwardProblem& p, const Tiling& tiling, int64_t unit
   Arena arena(scratch);
   const DirectScratch s(&arena, kWidth, direct_pitch(tiling), false, tiling.gated);
   ForwardRow row = {};
-  Piece last = {};
+  Piece only, last = {};
   last.length = -1;
+  const bool is_one = Pieces(p.sequences, tiling, range, nullptr).is_one(&only);
   for (int64_t d = range.d0; d < range.d1; d += tiling.cols) {
     const Tile tile = start_tile<T, kWidth>(tiling, p.weight, p.bias, d, range.d1, s);
     Pieces pieces(p.sequences, tiling, range, nullptr);
-    for (Piece piece = {}; pieces.next(&piece); last = piece) {
+    Piece piece = only;
+    for (bool more = is_one || pieces.next(&piece); more; more = !is_one && pieces.next(&piece)) {
       const int64_t t0 = piece.t0, t1 = piece.t1;
-      if (!piece.is_with(last)) row = row_of(p, piece);
+      if (!piece.is_with(last)) row = row_of(p, last = piece);
       const Inputs& in = row.in;
       load_halo(tile, in, t0, s.x);
       if (p.sequences.pool != nullptr) leave_state(tile, p, piece, in.x, s.x, s.row);
@@ -98,8 +100,9 @@ void backward_unit_as(const BackwardProblem& p, const Tiling& tiling, int64_t un
   const DirectScratch s(&arena, kWidth, pitch, true, tiling.gated);
   const size_t count = static_cast<size_t>((kWidth + 1) * pitch);
   BackwardRow row = {};
-  Piece last = {};
+  Piece only, last = {};
   last.length = -1;
+  const bool is_one = Pieces(p.sequences, tiling, range, nullptr).is_one(&only);
   for (int64_t d = range.d0; d < range.d1; d += tiling.cols) {
     const Tile tile = start_tile<T, kWidth>(tiling, p.weight, p.bias, d, range.d1, s);
     __builtin_memset(s.totals, 0, count * sizeof(double));
@@ -108,8 +111,9 @@ void backward_unit_as(const BackwardProblem& p, const Tiling& tiling, int64_t un
       __builtin_memset(s.unused, 0, count * sizeof(float));
     }
     Pieces pieces(p.sequences, tiling, range, nullptr);
-    for (Piece piece = {}; pieces.next(&piece); last = piece) {
-      if (!piece.is_with(last)) row = row_of(p, piece);
+    Piece piece = only;
+    for (bool more = is_one || pieces.next(&piece); more; more = !is_one && pieces.next(&piece)) {
+      if (!piece.is_with(last)) row = row_of(p, last = piece);
       load_halo(tile, row.in, piece.t0, s.x);
       order_halo<T, kWidth>(tile, row.in, piece.t0, s);
       if (tile.channel_first) {

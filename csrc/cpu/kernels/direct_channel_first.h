@@ -154,8 +154,6 @@ CAUSAL_CONV1D_INLINE Groups<T> groups_of(const Plane& p, int64_t d, int64_t t) {
   return {reinterpret_cast<T*>(address(p, d, t)), 0};
 }
 
-CAUSAL_CONV1D_INLINE bool has_unit_strides(const Plane& p) { return !is_given(p) || p.time == 1; }
-
 // Steps t0 to t0 + n - 1 of channel d; halo: the width - 1 inputs before.
 template <class T, int kWidth>
 void forward_row(const ForwardRow& row, int64_t d, int64_t t0, int64_t n, const float* w,
@@ -164,9 +162,7 @@ void forward_row(const ForwardRow& row, int64_t d, int64_t t0, int64_t n, const 
   static_assert(64 / kSize <= kStage);
   alignas(64) T stage[6][kStage];
   alignas(64) float last_group[kGroup];
-  const bool unit_strides = has_unit_strides(row.in.x) && has_unit_strides(row.out) &&
-                            has_unit_strides(row.in.pre_gate) && has_unit_strides(row.post_gate) &&
-                            has_unit_strides(row.residual);
+  const bool unit_strides = row.unit_time;
   const int64_t past = past_line(address(row.out, d, t0));
   stream = stream && unit_strides && past % kSize == 0;
   const int64_t to_line = stream && past != 0 ? (64 - past) / kSize : 0;
@@ -185,7 +181,8 @@ void forward_row(const ForwardRow& row, int64_t d, int64_t t0, int64_t n, const 
       continue;
     }
     const int64_t groups = (step.count + kGroup - 1) / kGroup;
-    const auto take = [&](const Plane& p, int i) {
+    const auto take = [&](const Plane& p, int i) -> Groups<const T> {
+      if (!is_given(p)) return {nullptr, 0};
       return staged<T>(p, d, t, step.count, stage[i]);
     };
     const Groups<const T> x = take(row.in.x, 0), pre_gate = take(row.in.pre_gate, 1);
@@ -371,13 +368,8 @@ class BackwardWalk {
         stream_(stream),
         totals_(totals),
         gates_(gates) {
-    const Plane* const read[] = {&row.in.x, &row.in.pre_gate, &row.dout, &row.post_gate};
-    for (const Plane* p : read) {
-      unit_strides_ = unit_strides_ && has_unit_strides(*p);
-    }
     const Plane* const written[] = {&row.dx, &row.dpre_gate, &row.dpost_gate};
     for (const Plane* p : written) {
-      unit_strides_ = unit_strides_ && has_unit_strides(*p);
       stream_ = stream_ && (!is_given(*p) || past_line(address(*p, d, t0)) == 0);
     }
     group_before<T, kWidth>(halo, carried_.x);
@@ -395,7 +387,7 @@ class BackwardWalk {
       if (!step.owned) flush();  // what is summed after that is not ours
       float* const edge = step.to_edge ? edge_ : nullptr;
       const bool whole = step.present == step.groups * kGroup;
-      if (!unit_strides_ || (!whole && (step.to_edge || step.present > 0))) {
+      if (!row_.unit_time || (!whole && (step.to_edge || step.present > 0))) {
         take_staged(step, whole, edge);
       } else if (whole) {
         backward_groups<T, kWidth>(gradient_groups(step), dx_groups(step), edge, nullptr,
@@ -449,7 +441,8 @@ class BackwardWalk {
       }
     }
     const int64_t t = t0_ + step.begin;
-    const auto take = [&](const Plane& p, int i) {
+    const auto take = [&](const Plane& p, int i) -> Groups<const T> {
+      if (!is_given(p)) return {nullptr, 0};
       if (!whole) __builtin_memset(stage_[i], 0, kGroup * sizeof(T));
       return staged<T>(p, d_, t, step.present, stage_[i]);
     };
@@ -466,7 +459,8 @@ class BackwardWalk {
     // dx of the groups before, but for an edge.
     const int64_t skipped = edge == nullptr ? 0 : 1, n = (step.groups - skipped) * kGroup;
     const int64_t dx_t = t + (skipped - 1) * kGroup;
-    const auto take_at_dx = [&](const Plane& p, int i) {
+    const auto take_at_dx = [&](const Plane& p, int i) -> Groups<const T> {
+      if (!is_given(p)) return {nullptr, 0};
       return staged<T>(p, d_, dx_t, n, stage_[i] + skipped * kGroup).at(-skipped * kGroup);
     };
     DxGroups<T> dx = {
@@ -521,7 +515,7 @@ class BackwardWalk {
   const int64_t d_, t0_, t1_;
   const float* const w_;
   const float bias_;
-  bool unit_strides_ = true, stream_;
+  bool stream_;
   double* const totals_;
   const GateScratch<float>& gates_;
   Carried carried_;

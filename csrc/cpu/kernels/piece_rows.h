@@ -16,7 +16,10 @@ struct ForwardRow {
   Inputs in;
   Plane out, post_gate, residual, final_, before;
   IdRow ids;
+  bool unit_time;  // all that is like x has unit strides over time
 };
+
+CAUSAL_CONV1D_INLINE bool has_unit_time(const Plane& p) { return !is_given(p) || p.time == 1; }
 
 __attribute__((noinline)) inline ForwardRow row_of(const ForwardProblem& p, const Piece& piece) {
   const int64_t step = p.sequences.dilation;
@@ -32,6 +35,9 @@ __attribute__((noinline)) inline ForwardRow row_of(const ForwardProblem& p, cons
   row.before = like_x(p.joined.before);
   row.final_ = plane_of(p.final_states_out, piece.row, piece.final_, step);
   row.ids = id_row_of(p.seq_idx, piece, step);
+  row.unit_time = has_unit_time(row.in.x) && has_unit_time(row.in.pre_gate) &&
+                  has_unit_time(row.out) && has_unit_time(row.post_gate) &&
+                  has_unit_time(row.residual);
   return row;
 }
 
@@ -42,7 +48,7 @@ struct BackwardRow {
   Plane dout, post_gate, dfinal, dx, dpre_gate, dpost_gate, dinitial, before, behind;
   IdRow ids;
   int64_t length, end;
-  bool has_end, residual_is_x;
+  bool has_end, residual_is_x, unit_time;
 };
 
 __attribute__((noinline)) inline BackwardRow row_of(const BackwardProblem& p, const Piece& piece) {
@@ -67,6 +73,10 @@ __attribute__((noinline)) inline BackwardRow row_of(const BackwardProblem& p, co
   row.end = piece.end;
   row.has_end = piece.has_end;
   row.residual_is_x = p.residual_is_x;
+  row.unit_time = has_unit_time(row.in.x) && has_unit_time(row.in.pre_gate) &&
+                  has_unit_time(row.dout) && has_unit_time(row.post_gate) &&
+                  has_unit_time(row.dx) && has_unit_time(row.dpre_gate) &&
+                  has_unit_time(row.dpost_gate);
   return row;
 }
 

@@ -48,6 +48,13 @@ class Pieces {
     }
   }
 
+  // Whether there is one piece alone, which most units have.
+  bool is_one(Piece* piece) {
+    *piece = {};
+    Piece second = {};
+    return next(piece) && !next(&second);
+  }
+
  private:
   // The first sequence that ends at or after the range's start.
   int64_t first_in_range() const {
