@@ -169,13 +169,13 @@ def _dtensor_options(mesh):
 
     def packed(x, weight, pre, post):
         own = _distribute(bounds, None, mesh) if hasattr(x, "placements") else bounds
-        return causal_conv1d_varlen_fn(x[:1], weight, None, own, None, True, None, pre[:1])[0]
+        return causal_conv1d_varlen_fn(x, weight, None, own, None, True, None, pre)[0]
 
     for how, dims in SHARDED.items():
         for function in (dense, packed):
-            if function is packed and how == "batch":
-                continue
-            leaves = [tensor.detach().clone().requires_grad_() for tensor in (x, weight, pre, post)]
+            rows = slice(0, 4 if function is dense else 1)  # of which the other process has none
+            leaves = [tensor.clone() for tensor in (x[rows], weight, pre[rows], post[rows])]
+            leaves = [tensor.detach().requires_grad_() for tensor in leaves]
             places = (dims[0], dims[1], dims[0], dims[0])
             given = [
                 _distribute(leaf.detach(), dim, mesh).requires_grad_()

@@ -286,6 +286,18 @@ def test_tokens_by_channels(is_transposed, index_dtype, device):
     assert isinstance(without, torch.Tensor) and without.shape == flat["x"].shape
 
 
+def test_the_gradient_of_x_that_is_the_residual_is_rounded_once(device):
+    case = make_case(PACKED, 4, torch.bfloat16, lengths=LENGTHS, around=("x",), device=device)
+    expected = run_backward(case)["dx"]
+    for form in (lambda x: x, lambda x: x[0].t()):
+        x = form(case.x.detach()).requires_grad_()
+        out = causal_conv1d_varlen_fn(
+            x, case.weight, case.bias, case.cu_seqlens, activation="silu", residual=x
+        )
+        (dx,) = torch.autograd.grad(out, x, form(case.dout))
+        assert torch.equal(dx, form(expected))
+
+
 def test_the_reference_of_packed_sequences(device):
     """A token at a time, as told in words."""
     lengths, width, dilation = [4, 0, 5], 3, 2
