@@ -1,13 +1,13 @@
 // Update: the convolution of one or more new tokens with a running state, which takes them in.
 //
-// update_token: one token, W = 2 .. 4, a state of x's type of 4 inputs with unit stride over them.
-// A
-//   thread owns C channels of kEntries batch entries and has the states in registers.
-// update_rows: W <= 4, x and a state of 3 or 4 inputs of x's type with unit stride over channels. A
-//   thread owns the channels of 8 bytes of a batch entry.
-// update_staged: W <= 4, x and a state of x's type with unit stride over time. A block takes the
-//   channels of a batch entry that it owns through shared memory, so that all accesses to memory
-//   are whole lines.
+// update_token: one token, W = 2 .. 4, a state of x's type of 3 or 4 inputs with unit stride over
+//   them or over channels; rings only of 4 inputs with unit stride over them. A thread owns C
+//   channels of kEntries batch entries and has the states in registers.
+// update_rows: several tokens or a ring, W <= 4, x and a state of 3 or 4 inputs of x's type with
+//   unit stride over channels. A thread owns the channels of 8 bytes of a batch entry.
+// update_staged: what is left with W <= 4, x and a state of x's type with unit stride over time. A
+//   block takes the channels of a batch entry that it owns through shared memory, so that all
+//   accesses to memory are whole lines.
 // update_any: everything else, a thread per channel.
 //
 // With conv_state_indices several batch entries may share a row of the state. All of them read it

@@ -1,4 +1,4 @@
-// The update by one token of states of four inputs, adjacent in memory: see update.cuh.
+// The update by one token: see update.cuh.
 #pragma once
 
 #include "parameters.cuh"
@@ -9,16 +9,41 @@ namespace causal_conv1d::gpu {
 
 constexpr int kEntries = 2;  // per thread of update_token, which shares its weights between them
 
-// A variant of update_token.
-template <typename T, bool INDEXED_>
+// A variant of update_token: C channels per thread, a state of S inputs, [channel][input] in memory
+// or [input][channel] if DIM_FASTEST. RING: for rings too.
+template <typename T, int C_, int S_, bool DIM_FASTEST_, bool INDEXED_>
 struct Token {
   using Element = T;
-  static constexpr int C = sizeof(T) == 2 ? 2 : 1;  // 16 bytes of a state
-  static constexpr int S = 4, WMAX = 4;
-  static constexpr bool INDEXED = INDEXED_;
+  static constexpr int C = C_, S = S_, WMAX = 4;
+  static constexpr bool DIM_FASTEST = DIM_FASTEST_, INDEXED = INDEXED_;
+  static constexpr bool RING = S == 4 && !DIM_FASTEST;
   using State = Pack<T, S * C>;
   // As many blocks per SM as registers allow without spills: it waits for memory alone.
-  static constexpr int kBlocks = 10 - INDEXED;
+  static constexpr int kBlocks = C == 4 ? 7 : (State::kBytes > 24 ? 8 : 10 - INDEXED);
+
+  // Where input j of channel c is in State.
+  static __device__ __forceinline__ constexpr int entry(int c, int j) {
+    return DIM_FASTEST ? j * C + c : c * S + j;
+  }
+
+  // stride: of the inputs.
+  static __device__ __forceinline__ State load(const T* state, int64_t stride) {
+    if constexpr (!DIM_FASTEST) return State::load(state);
+    State inputs;
+#pragma unroll
+    for (int j = 0; j < S; ++j) {
+      inputs.template set_part<C>(j, Pack<T, C>::load(state + j * stride));
+    }
+    return inputs;
+  }
+  static __device__ __forceinline__ void store(const State& inputs, T* state, int64_t stride) {
+    if constexpr (DIM_FASTEST) {
+#pragma unroll
+      for (int j = 0; j < S; ++j) inputs.template part<C>(j).store(state + j * stride);
+    } else {
+      inputs.store(state);
+    }
+  }
 };
 
 // The inputs of a channel, of which the one at `at` is the oldest, in order of time.
@@ -46,23 +71,24 @@ __device__ __forceinline__ void update_entry(const UpdateArgs<T>& p, int64_t b, 
   for (int c = 0; c < C; ++c) {
     T inputs[S];
 #pragma unroll
-    for (int j = 0; j < S; ++j) inputs[j] = old.element(c * S + j);
-    if (RING) in_order(at, inputs);
+    for (int j = 0; j < S; ++j) inputs[j] = old.element(K::entry(c, j));
+    if constexpr (RING) in_order(at, inputs);
     z[c] = convolve<K::WMAX>(
         bias[c], first, [&](int k) { return w[k][c]; },
-        [&](int k) { return k < S - 1 ? to_compute(inputs[k + 1]) : x.get(c); });
+        [&](int k) { return k < 3 ? to_compute(inputs[S - 3 + k]) : x.get(c); });
 #pragma unroll
     for (int j = 0; j < S; ++j) {
+      const int i = K::entry(c, j);
       T v = x.element(c);
-      if (RING ? j != at : j < S - 1) v = RING ? old.element(c * S + j) : inputs[(j + 1) % S];
-      taken.set_element(c * S + j, v);
+      if (RING ? j != at : j < S - 1) v = RING ? old.element(i) : inputs[(j + 1) % S];
+      taken.set_element(i, v);
     }
   }
   if (p.silu) {
 #pragma unroll
     for (int c = 0; c < C; ++c) z[c] = silu<T>(z[c]);
   }
-  taken.store(state);
+  K::store(taken, state, p.state.strides[2]);
   pack<T>(z).store(p.out.at(b, d0, 0));
 }
 
@@ -71,7 +97,7 @@ __global__ void __launch_bounds__(kThreads, K::kBlocks)
     update_token(const UpdateArgs<typename K::Element> p) {
   if (kSmallPtx) return;
   using T = typename K::Element;
-  constexpr int C = K::C, S = K::S;
+  constexpr int C = K::C;
   constexpr bool INDEXED = K::INDEXED;
   uint32_t column;
   const int64_t b0 =
@@ -106,7 +132,7 @@ __global__ void __launch_bounds__(kThreads, K::kBlocks)
   for (int i = 0; i < kEntries; ++i) {
     const int64_t r = INDEXED ? p.row_of(index[i]) : index[i];
     row[i] = r < 0 ? -1 - i : static_cast<int>(r);
-    if (row[i] >= 0) old[i] = K::State::load(state(i));
+    if (row[i] >= 0) old[i] = K::load(state(i), p.state.strides[2]);
   }
   if constexpr (INDEXED) {
     const bool shared = shared_rows.seen(p, b0, p.entries, row);
@@ -129,10 +155,10 @@ __global__ void __launch_bounds__(kThreads, K::kBlocks)
       return;
     }
   }
-  if (p.is_ring()) {
+  if (K::RING && p.is_ring()) {
 #pragma unroll
     for (int i = 0; i < kEntries; ++i) {
-      if (row[i] >= 0) at[i] = p.ring_start(b0 + i, S);
+      if (row[i] >= 0) at[i] = p.ring_start(b0 + i, K::S);
     }
   }
   float w[K::WMAX][C], bias[C];
@@ -140,8 +166,8 @@ __global__ void __launch_bounds__(kThreads, K::kBlocks)
 #pragma unroll
   for (int i = 0; i < kEntries; ++i) {
     if (row[i] < 0) continue;
-    if (p.is_ring()) {
-      update_entry<K, true>(p, b0 + i, d0, state(i), old[i], x[i], at[i], w, bias);
+    if (K::RING && p.is_ring()) {
+      update_entry<K, K::RING>(p, b0 + i, d0, state(i), old[i], x[i], at[i], w, bias);
     } else {
       update_entry<K, false>(p, b0 + i, d0, state(i), old[i], x[i], 0, w, bias);
     }
