@@ -1,7 +1,7 @@
 // Launches the backward's kernels.
 #include <algorithm>
 
-#include "backward_options.cuh"
+#include "backward_edges.cuh"
 #include "launch.cuh"
 #include "packed.h"
 #include "phases.h"
@@ -67,9 +67,24 @@ struct Call {
     return given(options.pre_gate) || given(options.post_gate) || gradients.residual_is_x != 0;
   }
   bool is_plain() const { return options.dilation == 1 && !packed() && !fused(); }
-  // Whether the kernels of variants.cuh take initial_states, where they are given.
+  // Packed sequences whose states backward_edges takes, after the kernels of variants.cuh.
+  bool has_edges() const {
+    return packed() && options.dilation == 1 && params.weight.sizes[1] <= 8 &&
+           (has_elements(params.initial_states) || has_elements(params.dinitial_states) ||
+            has_elements(params.dfinal_states));
+  }
+  // Whether initial_states, where they are given, are no hindrance to the kernels of variants.cuh.
   bool takes_states() const {
-    return (!packed() && options.dilation == 1) || !has_elements(params.initial_states);
+    return options.dilation == 1 || !has_elements(params.initial_states);
+  }
+  // Threads of a channel that backward_edges has: enough for a GPU, and few partial sums.
+  int64_t edge_parts() const {
+    const int64_t rows = options.cu_seqlens.sizes[0] - 1;
+    return std::clamp<int64_t>(ceil_div(1 << 18, params.x.sizes[1]), 1, std::max<int64_t>(rows, 1));
+  }
+  // Partial sums that it adds.
+  int64_t edge_sums() const {
+    return has_edges() && has_elements(params.initial_states) ? edge_parts() : 0;
   }
   Call phase(const Phases& phases, int64_t i) const {
     Call own = *this;
@@ -79,18 +94,23 @@ struct Call {
       *t = phases.of(*t, i);
     }
     own.params.dfinal_states = Tensor{};  // added afterwards
+    if (packed()) own.params.initial_states = Tensor{};
     return own;
   }
-  BackwardPlan plan(bool any) const { return BackwardPlan(params, options, gradients, any); }
+  BackwardPlan plan(bool any, bool alone = true) const {
+    return BackwardPlan(params, options, gradients, any, alone);
+  }
 };
 
 // What a call with options has in its workspace: what is made of cu_seqlens, or the ends of rows;
-// then the partial sums of its phases, or those of the kernels for any strides.
+// then the partial sums of its phases and edges, one after the other, and the phases' matches; or
+// the partial sums of the kernels for any strides.
 struct Room {
   Packing packing;
   int64_t* ends = nullptr;
-  char* sums = nullptr;
+  char *sums = nullptr, *matches = nullptr;
   int64_t size = 0;
+  bool alone = true;  // a single kernel has all of the sums
 
   // Sets the call's seq_idx to the packed sequences' ids.
   Room(Call* call, void* workspace) {
@@ -110,11 +130,20 @@ struct Room {
       sums = bytes + size;
     }
     const Phases phases(p.x, call->options.dilation);
-    int64_t needed = 0;
+    alone = phases.count <= 1 && call->edge_sums() == 0;
+    int64_t parts = call->edge_sums(), all_matches = 0;
     for (int64_t i = 0; i < phases.count; ++i) {
-      needed += call->phase(phases, i).plan(false).workspace;
+      const BackwardPlan plan = call->phase(phases, i).plan(false, alone);
+      if (plan.partials > 0) parts += plan.parts;
+      all_matches += ceil_div(plan.workspace - plan.partials, 16) * 16;
     }
-    size += std::max(needed, call->plan(true).workspace);
+    const int64_t sum_bytes = ceil_div(parts * bytes_of_part(p), 16) * 16;
+    if (workspace != nullptr) matches = sums + sum_bytes;
+    size += std::max(sum_bytes + all_matches, call->plan(true).workspace);
+  }
+
+  static int64_t bytes_of_part(const BackwardParams& p) {
+    return (p.weight.sizes[1] + 1) * p.x.sizes[1] * (p.x.dtype == CAUSAL_CONV1D_FLOAT64 ? 8 : 4);
   }
 };
 
@@ -132,31 +161,44 @@ bool has_kernel(const BackwardArgs<T>& p, const BackwardPlan& plan, bool fused) 
   return false;
 }
 
-// Whether the kernels of variants.cuh took the call, but for what concerns dfinal_states and
-// dinitial_states.
 template <typename T>
-bool launch_phases(const Call& call, const Room& room, cudaStream_t stream, cudaError_t* e) {
+cudaError_t launch_edges(const BackwardArgs<T>& p, const AnyOptions& o, const Call& call,
+                         int64_t sums_at, cudaStream_t stream) {
+  if constexpr (sizeof(T) <= 4) {
+    const auto kernel = p.width <= 4 ? backward_edges<4, T> : backward_edges<8, T>;
+    const int64_t parts = call.edge_parts();
+    return launch_pdl(kernel, kEdgePlaces * parts * p.dim, stream, p, o, parts, sums_at);
+  }
+  return cudaErrorInvalidValue;
+}
+
+// Whether the kernels of variants.cuh took the call, but for what concerns dfinal_states and
+// dinitial_states unless it has edges.
+template <typename T>
+bool launch_phases(const Call& call, const Room& room, const AnyOptions& o, cudaStream_t stream,
+                   cudaError_t* e) {
   const Phases phases(call.params.x, call.options.dilation);
   if (phases.count == 0 || !call.takes_states()) return false;
-  int64_t parts = 0, used = 0;
+  int64_t parts = 0, matches = 0;
   bool whole = false;
   for (int64_t i = 0; i < phases.count; ++i) {
     const Call own = call.phase(phases, i);
-    const BackwardPlan plan = own.plan(false);
-    const BackwardArgs<T> p(own.params, own.options, own.gradients, plan, room.sums + used);
+    const BackwardPlan plan = own.plan(false, room.alone);
+    char* const sums = room.sums + parts * Room::bytes_of_part(call.params);
+    const BackwardArgs<T> p(own.params, own.options, own.gradients, plan, sums,
+                            room.matches + matches);
     if (!has_kernel(p, plan, call.fused())) return false;
     *e = launch_fast(p, plan, stream);
     if (*e != cudaSuccess) return true;
     parts += plan.parts;
-    used += plan.partials;
+    matches += ceil_div(plan.workspace - plan.partials, 16) * 16;
     whole = plan.whole;
   }
-  if (whole) return true;
-  // The phases' partial sums lie one after the other.
-  BackwardPlan plan = call.plan(false);
-  plan.parts = parts;
+  BackwardPlan plan = call.plan(false, room.alone);
+  plan.parts = parts + call.edge_sums();
   const BackwardArgs<T> p(call.params, call.options, call.gradients, plan, room.sums);
-  if (p.sums) *e = launch_reduce(p, stream);
+  if (call.has_edges()) *e = launch_edges(p, o, call, parts, stream);
+  if (*e == cudaSuccess && p.sums && !whole) *e = launch_reduce(p, stream);
   return true;
 }
 
@@ -186,8 +228,10 @@ cudaError_t run_with(const Call& call, const Room& room, cudaStream_t stream) {
   const BackwardArgs<T> p(call.params, call.options, call.gradients, plan, room.sums);
   if (!has_elements(x)) {
     if (p.sums) e = launch_reduce(p, stream);  // which are zero
-  } else if (!launch_phases<T>(call, room, stream, &e)) {
+  } else if (!launch_phases<T>(call, room, o, stream, &e)) {
     e = launch_tiles(p, o, plan, stream);
+  } else if (call.has_edges()) {
+    return e;
   }
   if (e != cudaSuccess || !(p.dfinal_states.given() || p.dinitial_states.given())) return e;
   return launch(backward_states<T>, o.rows * p.dim * 2 * (p.width - 1) * o.dilation, stream, p, o);

@@ -38,7 +38,8 @@ struct BackwardArgs : SequenceArgs<T> {
   int part_bits;
 
   BackwardArgs(const BackwardParams& params, const Options& options,
-               const OptionGradients& gradients, const BackwardPlan& plan, void* workspace)
+               const OptionGradients& gradients, const BackwardPlan& plan, void* workspace,
+               void* own_matches = nullptr)  // else they come after the partial sums
       : SequenceArgs<T>(params, options),
         dout(view<T>(params.dout)),
         dx(view<T>(params.dx)),
@@ -66,7 +67,8 @@ struct BackwardArgs : SequenceArgs<T> {
     this->by_dim = Divisor(this->dim);
     this->by_chunks = Divisor(plan.chunks);
     if (matches_pitch > 0) {
-      matches = static_cast<uint8_t*>(workspace) + plan.partials;
+      matches = own_matches != nullptr ? static_cast<uint8_t*>(own_matches)
+                                       : static_cast<uint8_t*>(workspace) + plan.partials;
       mismatches = matches + this->batch * matches_pitch;
     }
   }

@@ -54,7 +54,7 @@ int64_t idle_places(int64_t dim, int bits) {
 }  // namespace
 
 BackwardPlan::BackwardPlan(const BackwardParams& params, const Options& options,
-                           const OptionGradients& gradients, bool any) {
+                           const OptionGradients& gradients, bool any, bool alone) {
   const Tensor& x = params.x;
   const int size = size_of(x);
   const bool none = !has_elements(x);  // the other sizes may then be of any magnitude
@@ -74,7 +74,7 @@ BackwardPlan::BackwardPlan(const BackwardParams& params, const Options& options,
   } else if (channel_last) {
     plan_channel_last(params, read, all, batch, seqlen);
   } else {
-    plan_channel_first(params, all, batch, seqlen);
+    plan_channel_first(params, all, batch, seqlen, alone);
   }
   const bool sums = given(params.dweight) || given(params.dbias);
   if (sums && !whole) partials = parts * (width + 1) * dim * (size == 8 ? 8 : 4);
@@ -113,7 +113,7 @@ void BackwardPlan::plan_channel_last(const BackwardParams& params, Tensors read,
 
 // A part is a warp's: some tiles of a row, or whole rows of a channel.
 void BackwardPlan::plan_channel_first(const BackwardParams& params, Tensors all_tensors,
-                                      int64_t batch, int64_t seqlen) {
+                                      int64_t batch, int64_t seqlen, bool alone) {
   const int64_t dim = params.x.sizes[1];
   const int size = size_of(params.x), G = 16 / size;
   const int64_t tile = 32 * steps_per_lane(params.weight.sizes[1], size);
@@ -137,7 +137,7 @@ void BackwardPlan::plan_channel_first(const BackwardParams& params, Tensors all_
   //   8 x 2240 of 2048                  4480 warps leave 30 places idle, 8960 leave 16: four
   //   8 x 512 of 8192                   256 tiles, too many for a block: 8 per warp, 32 parts
   const int64_t warps = size == 2 ? 4096 : 8192;
-  for (int bits = 0; bits <= 2 && !whole && all > 0; ++bits) {
+  for (int bits = 0; bits <= 2 && !whole && alone && all > 0; ++bits) {
     const int64_t most = ceil_div(all, 1 << bits);
     const bool few = dim << bits < warps ||
                      (!ragged && idle_places(dim, bits) > idle_places(dim, bits + 1) + 10);

@@ -38,9 +38,10 @@ struct BackwardPlan {
   int64_t matches_pitch = 0;            // channel-first with seq_idx: bytes per row of matches
   int64_t partials = 0, workspace = 0;  // bytes of the partial sums, and of all
 
-  // any: backward_any_tiles is to be used, whatever there is.
+  // any: backward_any_tiles is to be used, whatever there is. alone: no other kernel adds to the
+  // sums.
   explicit BackwardPlan(const BackwardParams& params, const Options& options = {},
-                        const OptionGradients& gradients = {}, bool any = false);
+                        const OptionGradients& gradients = {}, bool any = false, bool alone = true);
 
  private:
   using Tensors = std::initializer_list<const Tensor*>;
@@ -49,7 +50,7 @@ struct BackwardPlan {
   void plan_channel_last(const BackwardParams& params, Tensors read, Tensors all, int64_t batch,
                          int64_t seqlen);
   void plan_channel_first(const BackwardParams& params, Tensors all_tensors, int64_t batch,
-                          int64_t seqlen);
+                          int64_t seqlen, bool alone);
 };
 
 }  // namespace causal_conv1d::gpu

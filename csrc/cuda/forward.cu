@@ -3,6 +3,7 @@
 #include "forward_any.cuh"
 #include "forward_channel_first.cuh"
 #include "forward_channel_last.cuh"
+#include "forward_edges.cuh"
 #include "launch.cuh"
 #include "packed.h"
 #include "phases.h"
@@ -94,9 +95,24 @@ cudaError_t run(const ForwardParams& params, cudaStream_t stream) {
   return launch_final_states<false>(p, AnyOptions{}, p.batch, p.seq_idx.data != nullptr, stream);
 }
 
+// Packed sequences whose states forward_edges takes, after the kernels of variants.cuh.
+bool has_edges(const ForwardParams& p, const Options& o) {
+  return given(o.cu_seqlens) && o.dilation == 1 && p.weight.sizes[1] <= 8 &&
+         (has_elements(p.initial_states) || has_elements(p.final_states_out));
+}
+
+template <typename T>
+cudaError_t launch_edges(const ForwardArgs<T>& p, const AnyOptions& o, cudaStream_t stream) {
+  if constexpr (sizeof(T) <= 4) {
+    const auto kernel = p.width <= 4 ? forward_edges<4, T> : forward_edges<8, T>;
+    return launch_pdl(kernel, o.rows * p.dim, stream, p, o);
+  }
+  return cudaErrorInvalidValue;
+}
+
 // The same by the kernels of variants.cuh, which know no dilation, and no states of packed
 // sequences: for a dilation the phases are calls of their own, and steps that take states are
-// computed again.
+// computed again. With edges final_states is written too.
 template <typename T>
 bool launch_phases(const ForwardParams& params, const Options& options, const AnyOptions& o,
                    cudaStream_t stream, cudaError_t* e) {
@@ -115,10 +131,13 @@ bool launch_phases(const ForwardParams& params, const Options& options, const An
     if (!launch_fast(own, own_options, p, stream, e)) return false;
     if (*e != cudaSuccess) return true;
   }
-  if (has_states || !has_elements(params.initial_states)) return true;
   const ForwardArgs<T> p(params, options);
-  *e = launch(forward_any_width<true, T>, o.rows * p.dim * (p.width - 1) * o.dilation, stream, p, o,
-              Steps::kOfStates);
+  if (has_edges(params, options)) {
+    *e = launch_edges(p, o, stream);
+  } else if (!has_states && p.initial_states.given()) {
+    *e = launch(forward_any_width<true, T>, o.rows * p.dim * (p.width - 1) * o.dilation, stream, p,
+                o, Steps::kOfStates);
+  }
   return true;
 }
 
@@ -138,8 +157,12 @@ cudaError_t run_with(ForwardParams params, const Options& options, const Packing
   o.bounds = packing.bounds;
   o.rows = packed ? options.cu_seqlens.sizes[0] - 1 : params.x.sizes[0];
   const ForwardArgs<T> p(params, options);
-  if (has_elements(params.x) && !launch_phases<T>(params, options, o, stream, &e)) {
-    e = launch_any<true>(params, p, o, stream);
+  if (has_elements(params.x)) {
+    if (!launch_phases<T>(params, options, o, stream, &e)) {
+      e = launch_any<true>(params, p, o, stream);
+    } else if (has_edges(params, options)) {
+      return e;
+    }
   }
   if (e != cudaSuccess || !p.final_states.given()) return e;
   return launch_final_states<true>(p, o, o.rows, given(params.seq_idx) && !packed, stream);

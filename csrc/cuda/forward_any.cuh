@@ -10,20 +10,29 @@ namespace causal_conv1d::gpu {
 // along channels; or those that take initial_states.
 enum class Steps { kAlongTime, kAlongChannels, kOfStates };
 
+// The output at t of its pre-activation, with gate and residual.
+template <typename T>
+__device__ __forceinline__ Compute<T> finish(const ForwardArgs<T>& p, int64_t b, int64_t d,
+                                             int64_t t, Compute<T> z) {
+  if (p.silu) z = silu<T>(z);
+  Compute<T> residual = 0;
+  if (p.residual.given()) residual = to_compute(*p.residual.at(b, d, t));
+  if (!p.post_gate.given()) return p.residual.given() ? add(z, residual) : z;
+  const Compute<T> gate = to_compute(*p.post_gate.at(b, d, t));
+  return p.residual.given() ? fma(z, gate, residual) : multiply(z, gate);
+}
+
 // The output at t.
 template <bool OPTIONS, typename T>
 __device__ __forceinline__ Compute<T> output(const ForwardArgs<T>& p, const AnyOptions& o,
                                              int64_t b, int64_t d, int64_t t) {
   const int id = p.seq_idx.at(b, t);
-  Compute<T> residual = 0;
-  if (OPTIONS && p.residual.given()) residual = to_compute(*p.residual.at(b, d, t));
-  if (id < 0) return residual;
-  Compute<T> z = pre_activation<OPTIONS>(p, o, b, d, t, id);
-  if (p.silu) z = silu<T>(z);
-  if constexpr (!OPTIONS) return z;
-  if (!p.post_gate.given()) return p.residual.given() ? add(z, residual) : z;
-  const Compute<T> gate = to_compute(*p.post_gate.at(b, d, t));
-  return p.residual.given() ? fma(z, gate, residual) : multiply(z, gate);
+  if (id < 0) {
+    return OPTIONS && p.residual.given() ? to_compute(*p.residual.at(b, d, t)) : Compute<T>(0);
+  }
+  const Compute<T> z = pre_activation<OPTIONS>(p, o, b, d, t, id);
+  if constexpr (OPTIONS) return finish(p, b, d, t, z);
+  return p.silu ? silu<T>(z) : z;
 }
 
 template <bool OPTIONS, typename T>

@@ -4,8 +4,8 @@
 
 #include <cstdint>
 
+#include "../check.h"
 #include "../element_size.h"
-#include "../layout.h"
 #include "schedule.h"
 
 namespace causal_conv1d::gpu {
@@ -13,12 +13,13 @@ namespace causal_conv1d::gpu {
 struct Phases {
   int64_t dilation, count;  // count: 0 if they do not pay as calls of their own
 
-  // Along channels alone, where they are read as fast as x itself, and not for few steps each.
+  // Not for few steps each. Channel-last they are read as fast as x itself, channel-first element by
+  // element.
   Phases(const Tensor& x, int64_t dilation_) : dilation(dilation_), count(1) {
     if (dilation == 1) return;
     constexpr int64_t kMost = 16, kLeastSteps = 16;
     const bool pays = dilation <= kMost && x.sizes[2] >= kLeastSteps * dilation;
-    count = pays && is_channel_last(x) ? dilation : 0;
+    count = pays ? dilation : 0;
   }
 
   // Steps i, i + d, ... of the last dimension; of a tensor that is not given none.
