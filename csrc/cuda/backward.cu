@@ -167,7 +167,8 @@ cudaError_t launch_edges(const BackwardArgs<T>& p, const AnyOptions& o, const Ca
   if constexpr (sizeof(T) <= 4) {
     const auto kernel = p.width <= 4 ? backward_edges<4, T> : backward_edges<8, T>;
     const int64_t parts = call.edge_parts();
-    return launch_pdl(kernel, kEdgePlaces * parts * p.dim, stream, p, o, parts, sums_at);
+    return launch_pdl(kernel, kEdgePlaces * parts * edge_channels(p.dim), stream, p, o, parts,
+                      sums_at);
   }
   return cudaErrorInvalidValue;
 }

@@ -28,11 +28,7 @@ struct EdgeSteps {
   __device__ __forceinline__ void load(const BackwardArgs<T>& p, const PackedRow& r) {
     load_inputs(p, r, first - H, x);
     T raw[2 * H];
-#pragma unroll
-    for (int i = 0; i < 2 * H; ++i) {
-      raw[i] = from_compute<T>(0.0f);
-      if (r.has(first + i)) raw[i] = *p.dout.at(0, r.d, first + i);
-    }
+    load_steps(p.dout, r, first, raw);
 #pragma unroll
     for (int i = 0; i < 2 * H; ++i) g[i] = to_compute(raw[i]);
   }
@@ -82,7 +78,7 @@ __global__ void __launch_bounds__(kThreads, WMAX == 8 ? 3 : 4)
   pdl_launch();
   int64_t part, d;
   const int64_t n = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  const int64_t place = split(split(n, p.dim, &d), parts, &part);
+  const int64_t place = split(split(n, edge_channels(p.dim), &d), parts, &part);
   const bool states = p.initial_states.given(), dinitial = p.dinitial_states.given();
   if (place == kBefore ? !states && !dinitial
                        : (place == kStart ? !states : place != kEnd || !p.dfinal_states.given())) {
@@ -90,12 +86,12 @@ __global__ void __launch_bounds__(kThreads, WMAX == 8 ? 3 : 4)
   }
   const int skip = WMAX - p.width;
   EdgeSteps<WMAX> e;
-  load_weights(p, d, e.w);
-  e.bias = load_bias(p, d);
+  load_weights(p, min(d, p.dim - 1), e.w);
+  e.bias = load_bias(p, min(d, p.dim - 1));
   float dw[WMAX] = {}, db = 0.0f;
 #pragma unroll 1
   for (int64_t row = part; row < o.rows; row += parts) {
-    const PackedRow r(o, row, d);
+    const PackedRow r(o, row, d, p.dim);
     e.first = place == kStart ? r.begin : (place == kBefore ? r.begin : r.end) - H;
     e.load(p, r);
 #pragma unroll
@@ -104,15 +100,16 @@ __global__ void __launch_bounds__(kThreads, WMAX == 8 ? 3 : 4)
       e.dz[i] = 0.0f;
       if (!r.has(t)) continue;
       const float z = e.z(i, skip), dout = e.g[i];
-      if (p.post_gate.given()) e.g[i] = multiply(dout, to_compute(*p.post_gate.at(0, d, t)));
+      if (p.post_gate.given()) e.g[i] = multiply(dout, to_compute(*p.post_gate.at(0, r.d, t)));
       e.dz[i] = p.gradient(z, e.g[i]);
-      if (place == kBefore && states && p.dpost_gate.given() && t < r.begin + p.width - 1) {
+      if (r.own && place == kBefore && states && p.dpost_gate.given() &&
+          t < r.begin + p.width - 1) {
         *p.dpost_gate.at(0, d, t) = from_compute<T>(multiply(dout, p.silu ? silu<T>(z) : z));
       }
     }
     if (place == kBefore && states && p.partials != nullptr) correct_sums(p, r, e, dw, db);
 #pragma unroll
-    for (int i = 0; i < H; ++i) {
+    for (int i = 0; i < H && r.own; ++i) {
       const int64_t s = e.first + i, j = s - r.begin + p.width - 1;
       const float sum = e.dx(i, skip);
       if (place == kBefore) {
@@ -125,7 +122,7 @@ __global__ void __launch_bounds__(kThreads, WMAX == 8 ? 3 : 4)
       }
     }
   }
-  if (place != kBefore || !states || p.partials == nullptr) return;
+  if (place != kBefore || !states || p.partials == nullptr || d >= p.dim) return;
 #pragma unroll
   for (int k = 0; k < WMAX; ++k) {
     if (has_tap<WMAX>(k, skip)) *p.partial(sums_at + part, k - skip, d) = dw[k];

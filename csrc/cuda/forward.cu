@@ -105,7 +105,7 @@ template <typename T>
 cudaError_t launch_edges(const ForwardArgs<T>& p, const AnyOptions& o, cudaStream_t stream) {
   if constexpr (sizeof(T) <= 4) {
     const auto kernel = p.width <= 4 ? forward_edges<4, T> : forward_edges<8, T>;
-    return launch_pdl(kernel, o.rows * p.dim, stream, p, o);
+    return launch_pdl(kernel, o.rows * edge_channels(p.dim), stream, p, o);
   }
   return cudaErrorInvalidValue;
 }

@@ -6,16 +6,66 @@
 
 namespace causal_conv1d::gpu {
 
-// A sequence, and one channel of it.
-struct PackedRow {
-  int64_t row, d, begin, end;
+// Threads per sequence: all lanes of a warp are to have the same one.
+CAUSAL_CONV1D_DEVICE constexpr int64_t edge_channels(int64_t dim) { return ceil_div(dim, 32) * 32; }
 
-  __device__ __forceinline__ PackedRow(const AnyOptions& o, int64_t row_, int64_t d_)
-      : row(row_), d(d_), begin(o.bounds[row_]), end(o.bounds[row_ + 1]) {}
+// A sequence, and the calling lane's channel of it.
+struct PackedRow {
+  int64_t row, begin, end;
+  int64_t d0, d, dim;  // the first lane's channel; the lane's own, or the last
+  bool own;            // whether that is its own
+
+  __device__ __forceinline__ PackedRow(const AnyOptions& o, int64_t row_, int64_t d_, int64_t dim_)
+      : row(row_),
+        begin(o.bounds[row_]),
+        end(o.bounds[row_ + 1]),
+        d0(d_ - threadIdx.x % 32),
+        d(min(d_, dim_ - 1)),
+        dim(dim_),
+        own(d_ < dim_) {}
   __device__ __forceinline__ bool has(int64_t t) const { return t >= begin && t < end; }
 };
 
-// x'~ of the N steps from s0 on; what is not there is 0.
+// The N steps from s0 on, 0 where there are none. All lanes must call it: along time they load for
+// each other.
+template <int N, typename T>
+__device__ __forceinline__ void load_steps(const View<T>& v, const PackedRow& r, int64_t s0,
+                                           T (&x)[N]) {
+  const T zero = from_compute<T>(0.0f);
+  if (abs(v.dim) <= abs(v.time)) {
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+      x[i] = zero;
+      if (r.has(s0 + i)) x[i] = *v.at(0, r.d, s0 + i);
+    }
+    return;
+  }
+  constexpr int kSteps = N <= 8 ? 8 : (N <= 16 ? 16 : 32), kAtOnce = 8;
+  __shared__ T of_channel[kWarps][32][N + 1];
+  auto& rows = of_channel[threadIdx.x / 32];
+  const int lane = threadIdx.x % 32, step = lane % kSteps;
+  const bool has = step < N && r.has(s0 + step);
+  __syncwarp();  // all have read what was there before
+#pragma unroll
+  for (int i = 0; i < kSteps; i += kAtOnce) {
+    T loaded[kAtOnce];
+#pragma unroll
+    for (int j = 0; j < kAtOnce; ++j) {
+      const int64_t d = r.d0 + ((i + j) * 32 + lane) / kSteps;
+      loaded[j] = zero;
+      if (has && d < r.dim) loaded[j] = *v.at(0, d, s0 + step);
+    }
+#pragma unroll
+    for (int j = 0; j < kAtOnce; ++j) {
+      if (step < N) rows[((i + j) * 32 + lane) / kSteps][step] = loaded[j];
+    }
+  }
+  __syncwarp();
+#pragma unroll
+  for (int i = 0; i < N; ++i) x[i] = rows[lane][i];
+}
+
+// x'~ of the N steps from s0 on; what is not there is 0. All lanes must call it.
 template <int N, typename Args>
 __device__ __forceinline__ void load_inputs(const Args& p, const PackedRow& r, int64_t s0,
                                             float (&x)[N]) {
@@ -23,14 +73,10 @@ __device__ __forceinline__ void load_inputs(const Args& p, const PackedRow& r, i
   const int64_t to_state = p.width - 1 - r.begin;
   T raw[N];
   uint32_t state[N];
-#pragma unroll
-  for (int i = 0; i < N; ++i) {  // all are in flight before the first is converted
-    raw[i] = from_compute<T>(0.0f);
-    if (r.has(s0 + i)) raw[i] = *p.x.at(0, r.d, s0 + i);
-  }
+  load_steps(p.x, r, s0, raw);
   const bool states = p.initial_states.given() && s0 < r.begin;
 #pragma unroll
-  for (int i = 0; i < N; ++i) {
+  for (int i = 0; i < N; ++i) {  // all are in flight before the first is converted
     const int64_t s = s0 + i;
     state[i] = 0;
     if (states && s < r.begin && s + to_state >= 0) {

@@ -13,8 +13,8 @@ namespace causal_conv1d::gpu {
 struct Phases {
   int64_t dilation, count;  // count: 0 if they do not pay as calls of their own
 
-  // Not for few steps each. Channel-last they are read as fast as x itself, channel-first element by
-  // element.
+  // Not for few steps each. Channel-last they are read as fast as x itself, channel-first one
+  // element at a time.
   Phases(const Tensor& x, int64_t dilation_) : dilation(dilation_), count(1) {
     if (dilation == 1) return;
     constexpr int64_t kMost = 16, kLeastSteps = 16;
