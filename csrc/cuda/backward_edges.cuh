@@ -71,7 +71,7 @@ __device__ __forceinline__ void correct_sums(const BackwardArgs<T>& p, const Pac
 }
 
 template <int WMAX, typename T>
-__global__ void __launch_bounds__(kThreads, WMAX == 8 ? 3 : 4)
+__global__ void __launch_bounds__(kThreads, WMAX == 8 || sizeof(T) == 4 ? 3 : 4)
     backward_edges(const BackwardArgs<T> p, const AnyOptions o, int64_t parts, int64_t sums_at) {
   constexpr int H = WMAX - 1;
   pdl_wait();
