@@ -100,6 +100,11 @@ struct Tables<T, 8> {
                                               ChannelFirst<T, 7, kExact, SEQ, Access::kAligned>,
                                               ChannelFirst<T, 8, kExact, SEQ, Access::kAligned>>,
                                      Variants<ChannelFirst<T, 8, kUpTo, SEQ, Access::kAligned>>>;
+  // Of packed fp16 only width 8 has one, to keep the library small.
+  using AlignedSeq =
+      std::conditional_t<std::is_same_v<T, __half>,
+                         Variants<ChannelFirst<T, 8, kExact, kSeqIdx, Access::kAligned>>,
+                         Aligned<kSeqIdx>>;
   // fp32 has no room for it.
   using Fused =
       std::conditional_t<sizeof(T) == 2,
@@ -107,7 +112,7 @@ struct Tables<T, 8> {
                          Variants<>>;
   using First =
       Joined<Aligned<kNoSeqIdx>, Variants<ChannelFirst<T, 8, kUpTo, kNoSeqIdx, Access::kUnit>>,
-             Aligned<kSeqIdx>, Fused,
+             AlignedSeq, Fused,
              Variants<ChannelFirst<T, 8, kUpTo, kSeqIdx, Access::kUnit>,
                       ChannelFirst<T, 8, kUpTo, kSeqIdx, Access::kStrided>>>;
   // Of 16-bit types each width has a kernel of its own, as there the taps that are not there take
