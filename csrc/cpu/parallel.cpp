@@ -17,7 +17,11 @@ namespace {
 
 constexpr size_t kAlignment = 64;
 // Enough for an update; below it a call of one thread allocates nothing.
+#if defined(__SANITIZE_ADDRESS__)
+constexpr size_t kStackBytes = 1;  // AddressSanitizer knows where memory of the heap ends
+#else
 constexpr size_t kStackBytes = 32 * 1024;
+#endif
 // Work that is worth a thread: some ten microseconds where threads wait for it, else a hundred.
 constexpr int64_t kWorkOfWaitingThread = 16 * 1024;
 constexpr int64_t kWorkOfNewThread = 128 * 1024;
