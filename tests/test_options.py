@@ -127,6 +127,25 @@ def test_packed_is_each_sequence_alone_bit_by_bit(layout, dtype, device):
                 assert torch.equal(own, gradients["dinitial_states"]), (width, i)
 
 
+@pytest.mark.parametrize("dtype", FLOATS, ids=dtype_id)
+@pytest.mark.parametrize("around", (("pre_gate", "post_gate"), ("post_gate", "x")), ids="-".join)
+def test_packed_with_states_and_gates(around, dtype, device):
+    lengths = [*LENGTHS, 6]  # rows of whole vectors
+    for layout in TWO_LAYOUTS:
+        for width in (2, 4, 7):
+            case = make_case(
+                (1, 24, sum(lengths)),
+                width,
+                dtype,
+                lengths=lengths,
+                states=True,
+                around=around,
+                layout=layout,
+                device=device,
+            )
+            assert_case(case, layout, layout)
+
+
 @pytest.mark.parametrize("dtype", ALL_FLOATS, ids=dtype_id)
 @pytest.mark.parametrize("layout", TWO_LAYOUTS)
 def test_packed_without_options_is_fn_of_each_sequence(layout, dtype, device):
