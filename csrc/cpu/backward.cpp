@@ -15,7 +15,7 @@
 
 namespace causal_conv1d {
 
-void run_backward(BackwardProblem p, int num_threads) {
+void run_backward(BackwardProblem& p, int num_threads) {
   const KernelTable& kernels = *active_kernels;
   std::vector<int32_t> ids;
   p.seq_idx = with_int32_ids(p.seq_idx, &ids);

@@ -46,7 +46,7 @@ void write_final_states(const ForwardProblem& p, const Tiling& forward, bool eve
 
 }  // namespace
 
-void run_forward(ForwardProblem p, int num_threads) {
+void run_forward(ForwardProblem& p, int num_threads) {
   const KernelTable& kernels = *active_kernels;
   std::vector<int32_t> ids;
   p.seq_idx = with_int32_ids(p.seq_idx, &ids);

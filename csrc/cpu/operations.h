@@ -7,9 +7,9 @@
 
 namespace causal_conv1d {
 
-// num_threads <= 0: one per core.
-void run_forward(ForwardProblem p, int num_threads);
-void run_backward(BackwardProblem p, int num_threads);
+// num_threads <= 0: one per core. A problem is changed.
+void run_forward(ForwardProblem& p, int num_threads);
+void run_backward(BackwardProblem& p, int num_threads);
 void run_update(UpdateParams p, int num_threads);
 // Also says what is wrong with the values of index tensors, other than query_start_loc.
 Status run_pool(const PoolParams& p, int num_threads);

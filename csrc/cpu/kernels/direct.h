@@ -47,6 +47,18 @@ Tile start_tile(const Tiling& tiling, const Tensor& weight, const Tensor& bias, 
   return tile;
 }
 
+// The width - 1 rows before t0 to s.x.
+template <int kWidth>
+CAUSAL_CONV1D_INLINE void take_halo(const Tile& tile, const Inputs& in, int64_t t0,
+                                    const DirectScratch& s) {
+  static_assert(kWidth - 1 <= kGroup, "the pitch for channel_first");
+  if (tile.channel_first && t0 == 0 && !is_given(in.initial)) {
+    __builtin_memset(s.x, 0, (kWidth - 1) * sizeof(float));
+  } else {
+    load_halo(tile, in, t0, s.x);
+  }
+}
+
 // The width - 1 rows before t0, which are in s.x, in the order of groups for channel_last.
 template <class T, int kWidth>
 void order_halo(const Tile& tile, const Inputs& in, int64_t t0, const DirectScratch& s) {
@@ -71,14 +83,16 @@ void forward_unit_as(const ForwardProblem& p, const Tiling& tiling, int64_t unit
       const int64_t t0 = piece.t0, t1 = piece.t1;
       if (!piece.is_with(last)) row = row_of(p, last = piece);
       const Inputs& in = row.in;
-      load_halo(tile, in, t0, s.x);
+      take_halo<kWidth>(tile, in, t0, s);
       if (p.sequences.pool != nullptr) leave_state(tile, p, piece, in.x, s.x, s.row);
       order_halo<T, kWidth>(tile, in, t0, s);
       if (t0 == t1) {
         // no outputs
       } else if (tile.channel_first) {
-        channel_first::forward_row<T, kWidth>(row, d, t0, t1 - t0, s.w, s.bias[0], s.x, p.silu != 0,
-                                              tiling.stream);
+        (row.plain ? channel_first::forward_row<T, kWidth, true>
+                   : channel_first::forward_row<T, kWidth, false>)(row, d, t0, t1 - t0, s.w,
+                                                                   s.bias[0], s.x, p.silu != 0,
+                                                                   tiling.stream);
       } else {
         channel_last::forward_tile<T, kWidth>(row, p.silu != 0, tile, t0, t1, s, tiling.stream);
       }
@@ -114,12 +128,14 @@ void backward_unit_as(const BackwardProblem& p, const Tiling& tiling, int64_t un
     Piece piece = only;
     for (bool more = is_one || pieces.next(&piece); more; more = !is_one && pieces.next(&piece)) {
       if (!piece.is_with(last)) row = row_of(p, last = piece);
-      load_halo(tile, row.in, piece.t0, s.x);
+      take_halo<kWidth>(tile, row.in, piece.t0, s);
       order_halo<T, kWidth>(tile, row.in, piece.t0, s);
       if (tile.channel_first) {
-        channel_first::BackwardWalk<T, kWidth>(row, p.silu != 0, d, piece.t0, piece.t1, s.w,
-                                               s.bias[0], s.x, tiling.stream, s.totals, s.gates)
-            .run();
+        (row.plain ? channel_first::backward_row<T, kWidth, true>
+                   : channel_first::backward_row<T, kWidth, false>)(row, p.silu != 0, d, piece.t0,
+                                                                    piece.t1, s.w, s.bias[0], s.x,
+                                                                    tiling.stream, s.totals,
+                                                                    s.gates);
       } else {
         __builtin_memset(s.dz, 0, static_cast<size_t>((kWidth - 1) * pitch) * sizeof(float));
         channel_last::backward_tile<T, kWidth>(row, p.silu != 0, tile, piece.t0, piece.t1, s,

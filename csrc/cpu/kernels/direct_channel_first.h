@@ -1,5 +1,6 @@
 // The direct kernels for channel_first: a group is kGroup times of one channel, and taps are slid
-// out of two groups.
+// out of two groups. kPlain: of rows without gates and residual that are not joined, which need not
+// ask for them.
 #pragma once
 
 #include <stddef.h>
@@ -88,11 +89,11 @@ CAUSAL_CONV1D_INLINE Vec sum_groups_as(const T* x, const T* reach, int64_t group
   return before;
 }
 
-// reach may be null.
-template <class T, int kWidth>
+// reach may be null, and is if kPlain.
+template <class T, int kWidth, bool kPlain>
 CAUSAL_CONV1D_INLINE Vec sum_groups(const T* x, const T* reach, int64_t groups, const float* w,
                                     float bias, Vec before, float* sums) {
-  if (reach != nullptr) {
+  if (!kPlain && reach != nullptr) {
     return sum_groups_as<T, kWidth, true>(x, reach, groups, w, bias, before, sums);
   }
   return sum_groups_as<T, kWidth, false>(x, reach, groups, w, bias, before, sums);
@@ -101,7 +102,7 @@ CAUSAL_CONV1D_INLINE Vec sum_groups(const T* x, const T* reach, int64_t groups, 
 // ---- forward --------------------------------------------------------------------------------
 
 // last_group: the group before x, in the order of groups; then the last one of x.
-template <class T, int kWidth>
+template <class T, int kWidth, bool kPlain>
 void forward_groups(const ForwardGroups<T>& all, int64_t groups, const float* w, float bias,
                     float* last_group, bool with_silu, bool stream) {
   Run run;
@@ -112,12 +113,12 @@ void forward_groups(const ForwardGroups<T>& all, int64_t groups, const float* w,
     count = smaller(kRun, groups - g);
     const ForwardGroups<T> at = all.at(g * kGroup);
     const T* x = at.x.data;
-    if (at.pre_gate.data != nullptr) {
+    if (!kPlain && at.pre_gate.data != nullptr) {
       multiply_groups(at.x, at.pre_gate, 1, count, ahead(at.pre_gate), products);
       x = products;
     }
-    before = sum_groups<T, kWidth>(x, at.before.data, count, w, bias, before, run.sums);
-    if (at.post_gate.data != nullptr || at.residual.data != nullptr) {
+    before = sum_groups<T, kWidth, kPlain>(x, at.before.data, count, w, bias, before, run.sums);
+    if (!kPlain && (at.post_gate.data != nullptr || at.residual.data != nullptr)) {
       store_gated(&run, 1, count, at, ahead(at.x), ahead(at.post_gate), ahead(at.residual),
                   with_silu, stream);
     } else {
@@ -137,12 +138,10 @@ void advance(const T* x, int64_t n, float* halo) {
   }
 }
 
-// One tensor's stage, if it is given: n steps of a channel, with zeros to the end of the last
-// group.
+// One tensor's stage: n steps of a channel, with zeros to the end of the last group.
 template <class T>
 __attribute__((noinline)) Groups<const T> staged(const Plane& p, int64_t d, int64_t t, int64_t n,
                                                  T* stage) {
-  if (!is_given(p)) return {nullptr, 0};
   __builtin_memset(stage + n / kGroup * kGroup, 0, n % kGroup == 0 ? 0 : kGroup * sizeof(T));
   gather(address(p, d, t), p.time, n, stage);
   return {stage, 0};
@@ -150,17 +149,23 @@ __attribute__((noinline)) Groups<const T> staged(const Plane& p, int64_t d, int6
 
 template <class T>
 CAUSAL_CONV1D_INLINE Groups<T> groups_of(const Plane& p, int64_t d, int64_t t) {
-  if (!is_given(p)) return {nullptr, 0};
-  return {reinterpret_cast<T*>(address(p, d, t)), 0};
+  return {reinterpret_cast<T*>(p.data) + d * p.channel + t * p.time, 0};
+}
+
+// If it is given, which nothing is if kPlain.
+template <class T, bool kPlain>
+CAUSAL_CONV1D_INLINE Groups<T> option_of(const Plane& p, int64_t d, int64_t t) {
+  if (kPlain || !is_given(p)) return {nullptr, 0};
+  return groups_of<T>(p, d, t);
 }
 
 // Steps t0 to t0 + n - 1 of channel d; halo: the width - 1 inputs before.
-template <class T, int kWidth>
+template <class T, int kWidth, bool kPlain>
 void forward_row(const ForwardRow& row, int64_t d, int64_t t0, int64_t n, const float* w,
                  float bias, float* halo, bool with_silu, bool stream) {
   constexpr int64_t kSize = sizeof(T);
   static_assert(64 / kSize <= kStage);
-  alignas(64) T stage[6][kStage];
+  alignas(64) T stage[kPlain ? 2 : 6][kStage];
   alignas(64) float last_group[kGroup];
   const bool unit_strides = row.unit_time;
   const int64_t past = past_line(address(row.out, d, t0));
@@ -172,27 +177,29 @@ void forward_row(const ForwardRow& row, int64_t d, int64_t t0, int64_t n, const 
     const int64_t t = t0 + step.begin;
     if (!step.staged) {
       const ForwardGroups<T> at = {groups_of<const T>(row.in.x, d, t),
-                                   groups_of<const T>(row.in.pre_gate, d, t),
-                                   groups_of<const T>(row.post_gate, d, t),
-                                   groups_of<const T>(row.residual, d, t),
+                                   option_of<const T, kPlain>(row.in.pre_gate, d, t),
+                                   option_of<const T, kPlain>(row.post_gate, d, t),
+                                   option_of<const T, kPlain>(row.residual, d, t),
                                    groups_of<T>(row.out, d, t),
-                                   groups_of<const T>(row.before, d, t)};
-      forward_groups<T, kWidth>(at, step.count / kGroup, w, bias, last_group, with_silu, stream);
+                                   option_of<const T, kPlain>(row.before, d, t)};
+      forward_groups<T, kWidth, kPlain>(at, step.count / kGroup, w, bias, last_group, with_silu,
+                                        stream);
       continue;
     }
     const int64_t groups = (step.count + kGroup - 1) / kGroup;
     const auto take = [&](const Plane& p, int i) -> Groups<const T> {
-      if (!is_given(p)) return {nullptr, 0};
+      if (kPlain || !is_given(p)) return {nullptr, 0};
       return staged<T>(p, d, t, step.count, stage[i]);
     };
-    const Groups<const T> x = take(row.in.x, 0), pre_gate = take(row.in.pre_gate, 1);
+    const Groups<const T> x = staged<T>(row.in.x, d, t, step.count, stage[0]);
+    const Groups<const T> pre_gate = take(row.in.pre_gate, 2);
     if (pre_gate.data != nullptr) {
       multiply_groups(x, pre_gate, 1, groups, Ahead<T>(x.data, 0, 0), stage[0]);
     }
     const ForwardGroups<T> at = {
-        x, {}, take(row.post_gate, 2), take(row.residual, 3), {stage[4], 0}, take(row.before, 5)};
-    forward_groups<T, kWidth>(at, groups, w, bias, last_group, with_silu, false);
-    scatter(stage[4], step.count, address(row.out, d, t), row.out.time);
+        x, {}, take(row.post_gate, 3), take(row.residual, 4), {stage[1], 0}, take(row.before, 5)};
+    forward_groups<T, kWidth, kPlain>(at, groups, w, bias, last_group, with_silu, false);
+    scatter(stage[1], step.count, address(row.out, d, t), row.out.time);
     if (step.begin < to_line) {
       advance<T, kWidth>(stage[0], step.count, halo);
       group_before<T, kWidth>(halo, last_group);
@@ -292,7 +299,7 @@ __attribute__((noinline)) void store_dx_as(const float* dz, T* dx, const T* reac
 
 // dz of at most kRun groups, then what follows from it. dx is of the groups one earlier; edge, if
 // not null, takes that of the first one as floats in the order of groups. mask: see sum_dweight.
-template <class T, int kWidth>
+template <class T, int kWidth, bool kPlain>
 void backward_groups(const GradientGroups<T>& at, const DxGroups<T>& dx, float* edge,
                      const float* mask, int64_t groups, const float* w, float bias,
                      Carried* carried, bool with_silu, bool stream) {
@@ -301,16 +308,18 @@ void backward_groups(const GradientGroups<T>& at, const DxGroups<T>& dx, float* 
   const auto ahead = [](Groups<const T> t) { return Ahead<T>(t.data, kAhead<T>, 0); };
   const Ahead<T> x_ahead = ahead(at.x), dout_ahead = ahead(at.dout);
   const T* x = at.x.data;
-  if (at.pre_gate.data != nullptr) {
+  if (!kPlain && at.pre_gate.data != nullptr) {
     multiply_groups(at.x, at.pre_gate, 1, groups, ahead(at.pre_gate), products);
     x = products;
   }
-  if (at.post_gate.data != nullptr) {
-    sum_groups<T, kWidth>(x, at.before.data, groups, w, bias, Vec::load(carried->x), run.sums);
+  if (!kPlain && at.post_gate.data != nullptr) {
+    sum_groups<T, kWidth, false>(x, at.before.data, groups, w, bias, Vec::load(carried->x),
+                                 run.sums);
     to_gated_gradients(&run, 1, groups, at, x_ahead, dout_ahead, ahead(at.post_gate), with_silu,
                        stream);
   } else if (with_silu) {
-    sum_groups<T, kWidth>(x, at.before.data, groups, w, bias, Vec::load(carried->x), run.sums);
+    sum_groups<T, kWidth, kPlain>(x, at.before.data, groups, w, bias, Vec::load(carried->x),
+                                  run.sums);
     to_gradients(&run, 1, groups, at.dout.data, 0, x_ahead, dout_ahead);
   } else {
     for (int64_t g = 0; g < groups; ++g) {
@@ -324,7 +333,11 @@ void backward_groups(const GradientGroups<T>& at, const DxGroups<T>& dx, float* 
       both_bits(Vec::load(run.sums + g * kGroup), Vec::load(mask)).store(run.sums + g * kGroup);
     }
   }
-  sum_dweight<T, kWidth>(x, at.before.data, run.sums, mask, groups, carried);
+  sum_dweight<T, kWidth>(x, kPlain ? nullptr : at.before.data, run.sums, mask, groups, carried);
+  if (kPlain) {
+    return store_dx_as<T, kWidth, false>(run.sums, dx.dx.data, nullptr, edge, nullptr, groups, w,
+                                         carried, stream);
+  }
   const bool gated = dx.is_gated();
   (dx.behind.data == nullptr ? store_dx_as<T, kWidth, false>
                              : store_dx_as<T, kWidth, true>)(run.sums, dx.dx.data, dx.behind.data,
@@ -337,21 +350,21 @@ void backward_groups(const GradientGroups<T>& at, const DxGroups<T>& dx, float* 
 }
 
 // dx of the last group, behind which there is nothing.
-template <class T, int kWidth>
+template <class T, int kWidth, bool kPlain>
 void store_last_dx(const float* w, const Carried& carried, bool stream, const DxGroups<T>& dx) {
   Vec reversed[kWidth], window[kWidth];
   for (int k = 0; k < kWidth; ++k) reversed[kWidth - 1 - k] = Vec::set(w[k]);
   slide_forth<T, kWidth>(Vec::load(carried.dz), Vec::set(0.0f), window);
-  if (dx.behind.data != nullptr) keep_own<T, kWidth, false>(dx.behind.data, window);
+  if (!kPlain && dx.behind.data != nullptr) keep_own<T, kWidth, false>(dx.behind.data, window);
   const Vec last = weighted<kWidth>(Vec::set(0.0f), reversed, window);
-  if (!dx.is_gated()) return store_group(last, stream, dx.dx.data);
+  if (kPlain || !dx.is_gated()) return store_group(last, stream, dx.dx.data);
   float floats[kGroup];
   last.store(floats);
   finish_dx(floats, 1, 1, dx, stream);
 }
 
 // One channel of one sequence, from its step t0 to t1.
-template <class T, int kWidth>
+template <class T, int kWidth, bool kPlain>
 class BackwardWalk {
  public:
   // halo: the width - 1 inputs before t0. totals[k], which is added to: dweight, and last dbias.
@@ -368,10 +381,11 @@ class BackwardWalk {
         stream_(stream),
         totals_(totals),
         gates_(gates) {
-    const Plane* const written[] = {&row.dx, &row.dpre_gate, &row.dpost_gate};
-    for (const Plane* p : written) {
-      stream_ = stream_ && (!is_given(*p) || past_line(address(*p, d, t0)) == 0);
-    }
+    const auto starts_line = [&](const Plane& p) {
+      return !is_given(p) || past_line(address(p, d, t0)) == 0;
+    };
+    stream_ = stream_ && starts_line(row.dx);
+    if (!kPlain) stream_ = stream_ && starts_line(row.dpre_gate) && starts_line(row.dpost_gate);
     group_before<T, kWidth>(halo, carried_.x);
     __builtin_memset(carried_.dz, 0, sizeof(carried_.dz));
     __builtin_memset(carried_.sums, 0, sizeof(carried_.sums));
@@ -390,39 +404,46 @@ class BackwardWalk {
       if (!row_.unit_time || (!whole && (step.to_edge || step.present > 0))) {
         take_staged(step, whole, edge);
       } else if (whole) {
-        backward_groups<T, kWidth>(gradient_groups(step), dx_groups(step), edge, nullptr,
-                                   step.groups, w_, bias_, &carried_, with_silu_, stream_);
+        backward_groups<T, kWidth, kPlain>(gradient_groups(step), dx_groups(step), edge, nullptr,
+                                           step.groups, w_, bias_, &carried_, with_silu_, stream_);
       } else {
-        store_last_dx<T, kWidth>(w_, carried_, stream_, dx_groups(step));
+        store_last_dx<T, kWidth, kPlain>(w_, carried_, stream_, dx_groups(step));
       }
-      if (step.to_edge) take_edge(t0_ + step.begin - kGroup);
+      // What lies before t0 belongs to another chunk or, for t0 = 0, to the initial state.
+      if (step.to_edge && (step.begin > 0 || (t0_ == 0 && is_given(row_.dinitial)))) {
+        take_edge(t0_ + step.begin - kGroup);
+      }
       if (step.owned && (step.begin / kGroup + step.groups) % kSummed == 0) flush();
     }
   }
 
  private:
   static constexpr int64_t kHalo = kWidth - 1;
+  static constexpr int kStages = kPlain ? 3 : 12;  // x, dout, dx, and the others
+
+  // Whether a tensor is given that has stage i.
+  static CAUSAL_CONV1D_INLINE bool has(const Plane& p, int i) { return i < kStages && is_given(p); }
 
   // Memory that a step reads and writes, of rows of stride 1.
   GradientGroups<T> gradient_groups(const GroupStep& step) const {
     const int64_t t = t0_ + step.begin;
-    const auto read = [&](const Plane& p) { return groups_of<const T>(p, d_, t); };
-    return {read(row_.in.x),
+    const auto read = [&](const Plane& p) { return option_of<const T, kPlain>(p, d_, t); };
+    return {groups_of<const T>(row_.in.x, d_, t),
             read(row_.in.pre_gate),
-            read(row_.dout),
+            groups_of<const T>(row_.dout, d_, t),
             read(row_.post_gate),
-            step.owned ? groups_of<T>(row_.dpost_gate, d_, t) : Groups<T>{},
+            step.owned ? option_of<T, kPlain>(row_.dpost_gate, d_, t) : Groups<T>{},
             read(row_.before)};
   }
   // Its first group need not exist.
   DxGroups<T> dx_groups(const GroupStep& step) const {
     const int64_t t = t0_ + step.begin - kGroup;
-    const auto read = [&](const Plane& p) { return groups_of<const T>(p, d_, t); };
+    const auto read = [&](const Plane& p) { return option_of<const T, kPlain>(p, d_, t); };
     return {groups_of<T>(row_.dx, d_, t),
             read(row_.in.x),
             read(row_.in.pre_gate),
             row_.residual_is_x ? read(row_.dout) : Groups<const T>{},
-            groups_of<T>(row_.dpre_gate, d_, t),
+            option_of<T, kPlain>(row_.dpre_gate, d_, t),
             read(row_.behind)};
   }
 
@@ -441,18 +462,20 @@ class BackwardWalk {
       }
     }
     const int64_t t = t0_ + step.begin;
-    const auto take = [&](const Plane& p, int i) -> Groups<const T> {
-      if (!is_given(p)) return {nullptr, 0};
+    const auto read = [&](const Plane& p, int i) {
       if (!whole) __builtin_memset(stage_[i], 0, kGroup * sizeof(T));
       return staged<T>(p, d_, t, step.present, stage_[i]);
     };
-    const auto give = [&](const Plane& p, int i) {
-      return is_given(p) ? Groups<T>{stage_[i], 0} : Groups<T>{};
+    const auto take = [&](const Plane& p, int i) {
+      return has(p, i) ? read(p, i) : Groups<const T>{nullptr, 0};
     };
-    GradientGroups<T> at = {take(row_.in.x, 0),
-                            take(row_.in.pre_gate, 1),
-                            take(row_.dout, 2),
-                            take(row_.post_gate, 3),
+    const auto give = [&](const Plane& p, int i) {
+      return has(p, i) ? Groups<T>{stage_[i], 0} : Groups<T>{};
+    };
+    GradientGroups<T> at = {read(row_.in.x, 0),
+                            take(row_.in.pre_gate, 3),
+                            read(row_.dout, 1),
+                            take(row_.post_gate, 5),
                             step.owned ? give(row_.dpost_gate, 4) : Groups<T>{},
                             take(row_.before, 10)};
     if (step.present == 0) at.post_gate = {};
@@ -460,24 +483,24 @@ class BackwardWalk {
     const int64_t skipped = edge == nullptr ? 0 : 1, n = (step.groups - skipped) * kGroup;
     const int64_t dx_t = t + (skipped - 1) * kGroup;
     const auto take_at_dx = [&](const Plane& p, int i) -> Groups<const T> {
-      if (!is_given(p)) return {nullptr, 0};
+      if (!has(p, i)) return {nullptr, 0};
       return staged<T>(p, d_, dx_t, n, stage_[i] + skipped * kGroup).at(-skipped * kGroup);
     };
     DxGroups<T> dx = {
-        give(row_.dx, 5), {}, take_at_dx(row_.in.pre_gate, 6), {}, give(row_.dpre_gate, 7)};
+        give(row_.dx, 2), {}, take_at_dx(row_.in.pre_gate, 6), {}, give(row_.dpre_gate, 7)};
     if (dx.dpre_gate.data != nullptr) dx.x = take_at_dx(row_.in.x, 8);
-    if (row_.residual_is_x) dx.dout = take_at_dx(row_.dout, 9);
-    if (is_given(row_.behind)) {  // of an edge too
+    if (!kPlain && row_.residual_is_x) dx.dout = take_at_dx(row_.dout, 9);
+    if (has(row_.behind, 11)) {  // of an edge too
       const int64_t from = larger(t0_, t - kGroup);
       const int64_t to = smaller(row_.length, t + (step.groups - 1) * kGroup);
-      __builtin_memset(stage_[11], 0, sizeof(stage_[11]));
-      gather(address(row_.behind, 0, from), 1, larger(0, to - from),
-             stage_[11] + (from - (t - kGroup)));
-      dx.behind = {stage_[11], 0};
+      T* const stage = stage_[kStages - 1];
+      __builtin_memset(stage, 0, sizeof(stage_[0]));
+      gather(address(row_.behind, 0, from), 1, larger(0, to - from), stage + (from - (t - kGroup)));
+      dx.behind = {stage, 0};
     }
     // Of nothing dz is 0 without the derivative.
-    backward_groups<T, kWidth>(at, dx, edge, whole ? nullptr : mask_, step.groups, w_, bias_,
-                               &carried_, with_silu_ && step.present > 0, false);
+    backward_groups<T, kWidth, kPlain>(at, dx, edge, whole ? nullptr : mask_, step.groups, w_,
+                                       bias_, &carried_, with_silu_ && step.present > 0, false);
     const auto unstage = [&](const Groups<T>& stage, const Plane& p, int64_t from, int64_t count,
                              int64_t to) {
       if (stage.data != nullptr) scatter(stage.data + from, count, address(p, d_, to), p.time);
@@ -487,11 +510,10 @@ class BackwardWalk {
     unstage(dx.dpre_gate, row_.dpre_gate, skipped * kGroup, n, dx_t);
   }
 
-  // Times first to first + kGroup - 1, of which those before t0 belong to another chunk or, for
-  // t0 = 0, to the initial state.
+  // Times first to first + kGroup - 1.
   __attribute__((noinline)) void take_edge(int64_t first) {
     const bool before = first < t0_;
-    if (!before || is_given(row_.dinitial)) from_groups<T>(edge_, kGroup);
+    from_groups<T>(edge_, kGroup);
     for (int64_t j = 0; is_given(row_.dfinal) && j < kHalo; ++j) {
       const int64_t i = row_.length - kHalo + j - first;
       if (i < 0 || i >= kGroup) continue;
@@ -502,9 +524,9 @@ class BackwardWalk {
     if (!before) {
       const int64_t count = smaller(kGroup, t1_ - first);
       const Tile tile = {true, kWidth, d_, 1, 1};
-      general::gate_dx<Vec>(tile, row_, first, count, Ids{nullptr, 0}, gates_, edge_);
+      if (!kPlain) general::gate_dx<Vec>(tile, row_, first, count, Ids{nullptr, 0}, gates_, edge_);
       store_row(row_.dx.dtype, edge_, false, address(row_.dx, d_, first), row_.dx.time, count);
-    } else if (t0_ == 0 && is_given(row_.dinitial)) {
+    } else {
       store_row(row_.dinitial.dtype, edge_ + kGroup - kHalo, false, address(row_.dinitial, d_),
                 row_.dinitial.time, kHalo);
     }
@@ -519,10 +541,18 @@ class BackwardWalk {
   double* const totals_;
   const GateScratch<float>& gates_;
   Carried carried_;
-  alignas(64) T stage_[12][kStage];
+  alignas(64) T stage_[kStages][kStage];
   alignas(64) float edge_[kGroup + kPad] = {};  // whole vectors are read of it
   alignas(64) float mask_[kGroup];
 };
+
+template <class T, int kWidth, bool kPlain>
+void backward_row(const BackwardRow& row, bool with_silu, int64_t d, int64_t t0, int64_t t1,
+                  const float* w, float bias, float* halo, bool stream, double* totals,
+                  const GateScratch<float>& gates) {
+  BackwardWalk<T, kWidth, kPlain>(row, with_silu, d, t0, t1, w, bias, halo, stream, totals, gates)
+      .run();
+}
 
 }  // namespace channel_first
 }  // namespace

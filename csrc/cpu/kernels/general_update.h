@@ -130,7 +130,7 @@ void update_unit(const UpdateParams& p, const Tiling& tiling, Turn turn, int64_t
       load_state(tile, p.conv_state, row, head, s.x);
       // The state first: out may be x, in place.
       if (turn.is_last == nullptr || turn.last) store_state(tile, p, b, row, head, s.z);
-      const ForwardRow tokens = {{plane_of(p.x, b), {}, {}}, out, {}, {}, {}, {}, {}, false};
+      const ForwardRow tokens = {{plane_of(p.x, b), {}, {}}, out, {}, {}, {}, {}, {}, false, false};
       forward_rows<V>(tile, tiling, tokens, p.silu != 0, 0, seqlen, s);
     }
   }

@@ -17,6 +17,7 @@ struct ForwardRow {
   Plane out, post_gate, residual, final_, before;
   IdRow ids;
   bool unit_time;  // all that is like x has unit strides over time
+  bool plain;      // without gates and residual, and not joined
 };
 
 CAUSAL_CONV1D_INLINE bool has_unit_time(const Plane& p) { return !is_given(p) || p.time == 1; }
@@ -38,6 +39,8 @@ __attribute__((noinline)) inline ForwardRow row_of(const ForwardProblem& p, cons
   row.unit_time = has_unit_time(row.in.x) && has_unit_time(row.in.pre_gate) &&
                   has_unit_time(row.out) && has_unit_time(row.post_gate) &&
                   has_unit_time(row.residual);
+  row.plain = !is_given(row.in.pre_gate) && !is_given(row.post_gate) && !is_given(row.residual) &&
+              !is_given(row.before);
   return row;
 }
 
@@ -48,7 +51,7 @@ struct BackwardRow {
   Plane dout, post_gate, dfinal, dx, dpre_gate, dpost_gate, dinitial, before, behind;
   IdRow ids;
   int64_t length, end;
-  bool has_end, residual_is_x, unit_time;
+  bool has_end, residual_is_x, unit_time, plain;
 };
 
 __attribute__((noinline)) inline BackwardRow row_of(const BackwardProblem& p, const Piece& piece) {
@@ -77,6 +80,8 @@ __attribute__((noinline)) inline BackwardRow row_of(const BackwardProblem& p, co
                   has_unit_time(row.dout) && has_unit_time(row.post_gate) &&
                   has_unit_time(row.dx) && has_unit_time(row.dpre_gate) &&
                   has_unit_time(row.dpost_gate);
+  row.plain = !is_given(row.in.pre_gate) && !is_given(row.post_gate) && !p.residual_is_x &&
+              !is_given(row.before);
   return row;
 }
 
