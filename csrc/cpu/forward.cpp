@@ -61,15 +61,18 @@ void run_forward(ForwardProblem& p, int num_threads) {
   // phases have other columns at the end than at the start; padding is looked for when all is done.
   bool late = has_states && p.final_states_out.data == p.initial_states.data &&
               (tiling.chunks > 1 || demand.seq_idx || s.dilation > 1);
-  ForwardProblem early = p;
+  const bool join = should_join(s, tiling, has_elements(p.initial_states));
+  late = late || (has_states && join);
   std::optional<Joining> joining;
-  if (should_join(s, tiling, has_elements(p.initial_states))) {
+  std::optional<ForwardProblem> other;
+  if (join || late) other = p;
+  if (join) {
     joining.emplace(s, p.x, tiling.width);
-    early.sequences = joining->sequences();
-    early.joined = joining->joined();
+    other->sequences = joining->sequences();
+    other->joined = joining->joined();
   }
-  late = late || (has_states && joining.has_value());
-  if (late) early.final_states_out = {};
+  if (late) other->final_states_out = {};
+  const ForwardProblem& early = other ? *other : p;
   parallel_for(units_of(tiling), num_threads, work_of(tiling, 1),
                kernels.scratch_bytes(tiling, Operation::kForward),
                [&](int64_t unit, char* scratch) { kernels.forward(early, tiling, unit, scratch); });
