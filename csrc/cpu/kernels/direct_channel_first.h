@@ -459,6 +459,7 @@ class BackwardWalk {
 
   __attribute__((noinline)) void take_staged(const GroupStep& step, bool whole, float* edge) {
     if (!whole) {
+#pragma GCC unroll 32
       for (int i = 0; i < kGroup; ++i) {
         const uint32_t bits = i < step.present ? 0xffffffffu : 0u;
         __builtin_memcpy(&mask_[lane_of<T>(i)], &bits, sizeof(bits));
