@@ -2,13 +2,14 @@
 # On a machine with an NVIDIA GPU: installs a wheel (the one named by WHEEL, else one built here for
 # this GPU), then runs the doctor, the test suite with --device cuda and compute-sanitizer.
 #
-#   bash scripts/dev/gpu_check.sh [doctor] [tests] [sanitizer] [ctypes] [benchmark] [host]
+#   bash scripts/dev/gpu_check.sh [doctor] [tests] [sanitizer] [options] [ctypes] [benchmark] [host]
 #
-# The default is the first three; ctypes is the suite with the operators registered from Python,
-# host the time of a call on the host.
+# The default is the first three; options are CASES random calls with options and as many of the
+# pool, from seed SEED; ctypes is the suite with the operators registered from Python, host the time
+# of a call on the host.
 #
 # Python is python3 on PATH, with torch. Wheels for what else is needed may lie in WHEELHOUSE.
-# Logs go to OUT (default: build/gpu).
+# Logs go to OUT (default: build/gpu), and there into one file as well: logs.tgz.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 OUT=${OUT:-build/gpu}
@@ -53,6 +54,17 @@ for step in "${steps[@]}"; do
     for tool in memcheck racecheck initcheck; do
       run "$tool" compute-sanitizer --tool "$tool" --error-exitcode 1 \
         python3 scripts/dev/sanitizer_cases.py
+      for form in options pool; do
+        run "$tool-$form" env PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
+          compute-sanitizer --tool "$tool" --error-exitcode 1 \
+          python3 scripts/dev/fuzz_options.py --device cuda --of "$form" --cases 200
+      done
+    done
+    ;;
+  options)
+    for form in options pool; do
+      run "random-$form" python3 scripts/dev/fuzz_options.py --device cuda --of "$form" \
+        --seed "${SEED:-1}" --cases "${CASES:-2000}"
     done
     ;;
   host) run host python3 benchmarks/benchmark.py --host ;;
@@ -60,4 +72,5 @@ for step in "${steps[@]}"; do
   *) echo "no step $step" && exit 2 ;;
   esac
 done
+tar -czf "$OUT/logs.tgz" -C "$OUT" --exclude logs.tgz .
 exit $status
