@@ -26,7 +26,8 @@ class CausalConv1d(torch.nn.Conv1d):
         bias: whether there is a bias.
         activation: None, "silu" or "swish".
         backend: any; FLA's choice of kernels has no meaning here.
-        device, dtype: of the parameters.
+        device: of the parameters.
+        dtype: of the parameters.
         dilation: steps from one tap to the next.
 
     Example::

@@ -62,9 +62,13 @@ def causal_conv1d(
         weight: (dim, width).
         bias: (dim,) or None.
         residual: x's shape, or None; added after the activation.
-        initial_state, output_final_state: refused, as there.
+        initial_state: refused, as there.
+        output_final_state: refused, as there.
         activation: None, "silu" or "swish".
-        backend, cu_seqlens, cu_seqlens_cpu, chunk_indices: not read: cp_context has the bounds.
+        backend: not read.
+        cu_seqlens: not read: cp_context has the bounds.
+        cu_seqlens_cpu: not read.
+        chunk_indices: not read.
         cp_context: an ``FLACPContext``, contiguous or zigzag.
 
     Returns:

@@ -353,8 +353,16 @@ def selective_scan_cp(
     the one that holds the first steps (forward).
 
     Args:
-        u, delta, A, B, C, D, z, delta_bias, delta_softplus: as of ``selective_scan_fn``, A real and
-            of at most 256 states.
+        u: the shard, as are delta, z, and B and C where they have time; this and the others
+            as of ``selective_scan_fn``.
+        delta: as there.
+        A: as there; real, of at most 256 states.
+        B: as there.
+        C: as there.
+        D: as there.
+        z: as there.
+        delta_bias: as there.
+        delta_softplus: as there.
         return_last_state: also return the states after the last step of the whole, or of each
             sequence. Every rank gets all of them, and gradients that reach them on several ranks
             are added.
