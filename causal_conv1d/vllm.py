@@ -158,11 +158,11 @@ def causal_conv1d_update(
             _update_pool(x.t(), result.t(), x.shape[0], None, 1, *rest)
         else:
             batch, _, seqlen = x.shape
-            tokens, _ = _tokens(x)
-            target, is_view = _tokens(result)
+            tokens, is_view = _tokens(x)
+            target = tokens
+            if out is not None:
+                target, is_view = _tokens(out)
             bounds = torch.arange(batch + 1, device=x.device, dtype=torch.int32) * seqlen
-            if out is None:
-                target = tokens
             _update_pool(tokens, target, batch, bounds, seqlen, *rest)
             if not is_view:
                 result.copy_(target.t().reshape(batch, seqlen, -1).transpose(1, 2))
