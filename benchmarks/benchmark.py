@@ -440,8 +440,9 @@ MEASURE = {
 }
 
 
-def measure_gpu(args, time):
-    report = {"peers": peers.described(args.others, args.upstream)}
+def measure_gpu(report, args, time):
+    """Adds the sections to the report, which is written after each of them."""
+    report["peers"] = peers.described(args.others, args.upstream)
     for name, found in report["peers"].items():
         print(f"{name}: {found.get('version') or 'missing: ' + found['missing']}")
     if "models" in args.sections:
@@ -450,9 +451,16 @@ def measure_gpu(args, time):
     for section in args.sections:
         if section in MEASURE:
             report[section] = list(MEASURE[section](args, time, args.dtypes))
+            write(report, args.json)
     if "host" in args.sections:
         report["host_us"] = measure_host(args)
-    return report
+        write(report, args.json)
+
+
+def write(report, path):
+    if path:
+        with open(path, "w") as file:
+            json.dump(report, file, indent=1)
 
 
 def list_cases(args):
@@ -546,13 +554,10 @@ def main(arguments=None):
         green = torch.cuda.green_contexts.GreenContext.create(args.sms, 0)
         green.set_context()
         args.others = []  # they are for the whole GPU
-        report |= measure_gpu(args, lambda calls: time_gpu(calls, 0.05, graph=False))
+        measure_gpu(report, args, lambda calls: time_gpu(calls, 0.05, graph=False))
         green.pop_context()
     else:
-        report |= measure_gpu(args, time_gpu)
-    if args.json:
-        with open(args.json, "w") as file:
-            json.dump(report, file, indent=1)
+        measure_gpu(report, args, time_gpu)
 
 
 if __name__ == "__main__":

@@ -165,10 +165,12 @@ def speeds(reports):
                         us(others.get("F.conv1d + silu")),
                     ]
                 )
-    row = gpu and one(gpu.get("update", []), batch=256, dim=8192, dtype=DTYPE, options=[])
+    gpus = [r for r in reports.values() if "cpu" not in r and not r.get("sms")]
+    updates = [row for report in gpus for row in report.get("update", [])]
+    row = one(updates, batch=256, dim=8192, dtype=DTYPE, options=[])
     if row:
         values = (row["update_us"], row["copy_us"], row.get("upstream_us"), None)
-        lines.append([f"{gpu['device']}: one token, 256 x 8192", *map(us, values)])
+        lines.append([f"{gpus[0]['device']}: one token, 256 x 8192", *map(us, values)])
     cpu = next((r for r in reports.values() if "cpu" in r and r.get("rows")), None)
     batch, dim, seqlen = CPU_SHAPE
     for way, copies in (("forward", 1), ("backward", 1.5)):
