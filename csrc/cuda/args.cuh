@@ -2,7 +2,7 @@
 #pragma once
 
 #include "schedule.cuh"
-#include "seq_ids.cuh"
+#include "seq_idx.cuh"
 #include "silu.cuh"
 #include "views.cuh"
 

@@ -1,19 +1,23 @@
 // Launches the backward's kernels.
 #include <algorithm>
 
-#include "backward_edges.cuh"
+#include "backward_options.cuh"
 #include "launch.cuh"
 #include "packed.h"
 #include "phases.h"
 #include "reduce.cuh"
 #include "variants.cuh"
 
+#ifndef CAUSAL_CONV1D_GENERAL
+#include "backward_edges.cuh"
+#endif
+
 namespace causal_conv1d::gpu {
 namespace {
 
 template <typename T>
 cudaError_t launch_fast(const BackwardArgs<T>& p, const BackwardPlan& plan, cudaStream_t stream) {
-  if constexpr (sizeof(T) <= 4) {
+  if constexpr (kHasVariants && sizeof(T) <= 4) {
     return plan.channel_last ? launch_backward_channel_last<T>(p, plan, stream)
                              : launch_backward_channel_first<T>(p, plan, stream);
   }
@@ -161,6 +165,8 @@ bool has_kernel(const BackwardArgs<T>& p, const BackwardPlan& plan, bool fused) 
   return false;
 }
 
+#ifndef CAUSAL_CONV1D_GENERAL
+
 template <typename T>
 cudaError_t launch_edges(const BackwardArgs<T>& p, const AnyOptions& o, const Call& call,
                          int64_t sums_at, cudaStream_t stream) {
@@ -172,6 +178,16 @@ cudaError_t launch_edges(const BackwardArgs<T>& p, const AnyOptions& o, const Ca
   }
   return cudaErrorInvalidValue;
 }
+
+#else
+
+template <typename T>
+cudaError_t launch_edges(const BackwardArgs<T>&, const AnyOptions&, const Call&, int64_t,
+                         cudaStream_t) {
+  return cudaErrorInvalidValue;  // not called, as has_kernel() comes first
+}
+
+#endif
 
 // Whether the kernels of variants.cuh took the call, but for what concerns dfinal_states and
 // dinitial_states unless it has edges.

@@ -2,7 +2,9 @@
 // computes dz again for each; and what the other kernels leave to it.
 #pragma once
 
+#ifndef CAUSAL_CONV1D_HIP
 #include <cub/block/block_reduce.cuh>
+#endif
 
 #include "backward.cuh"
 #include "forward_any.cuh"
@@ -82,7 +84,7 @@ __global__ void __launch_bounds__(kThreads, 4)
   if (d >= p.dim) return;
   // Before the row, where dfinal_states goes, and where it went.
   for (int i = static_cast<int>(slot); i < (padded ? 3 : 1) * states; i += slots) {
-    asm volatile("" : "+l"(d));  // or what is the same for all steps would be kept in registers
+    opaque(d);  // or what is the same for all steps would be kept in registers
     const int place = i / states, j = i - place * states;
     const int64_t s = j + (place == 0 ? 0 : (place == 1 ? end : p.seqlen)) - states;
     if (place == 0 ? !p.dinitial_states.given() : s < (place == 1 ? 0 : end)) continue;
@@ -95,12 +97,39 @@ __global__ void __launch_bounds__(kThreads, 4)
   }
 }
 
+// The sum of v over the threads of a block that have a channel, for those of its first line.
+template <typename F>
+__device__ __forceinline__ F sum_of_lines(F v, int channels) {
+  __shared__ F of_thread[kThreads];
+  __syncthreads();
+  of_thread[threadIdx.x] = v;
+  for (int n = kThreads / 2; n >= channels; n /= 2) {
+    __syncthreads();
+    if (static_cast<int>(threadIdx.x) < n) {
+      of_thread[threadIdx.x] += of_thread[threadIdx.x + n];
+    }
+  }
+  return of_thread[threadIdx.x];
+}
+
+// The sum of v over a block's threads, for the first.
+template <typename F>
+__device__ __forceinline__ F sum_of_block(F v) {
+#ifdef CAUSAL_CONV1D_HIP
+  return sum_of_lines(v, 1);
+#else
+  using BlockReduce = cub::BlockReduce<F, kThreads>;
+  __shared__ typename BlockReduce::TempStorage storage;
+  v = BlockReduce(storage).Sum(v);
+  __syncthreads();
+  return v;
+#endif
+}
+
 // A block per (part, d): the sums of one chunk of one row.
 template <typename T>
 __global__ void __launch_bounds__(kThreads, 1)
     backward_any_width_partials(const BackwardArgs<T> p) {
-  using BlockReduce = cub::BlockReduce<Compute<T>, kThreads>;
-  __shared__ typename BlockReduce::TempStorage storage;
   int64_t d, chunk;
   const int64_t part = split(blockIdx.x, p.dim, &d);
   const int64_t b = split(part, p.chunks, &chunk);
@@ -118,8 +147,7 @@ __global__ void __launch_bounds__(kThreads, 1)
         sum = fma(dz, p.input(b, d, s), sum);
       }
     }
-    sum = BlockReduce(storage).Sum(sum);
-    __syncthreads();
+    sum = sum_of_block(sum);
     if (threadIdx.x == 0) *p.partial(part, k, d) = sum;
   }
 }

@@ -6,6 +6,7 @@
 #include "launch.cuh"
 #include "parameters.cuh"
 #include "row_pairs.cuh"
+#include "seq_ids.cuh"
 #include "states.cuh"
 #include "taps.cuh"
 #include "variants.cuh"

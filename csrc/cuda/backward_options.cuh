@@ -87,21 +87,6 @@ __global__ void __launch_bounds__(kThreads, 4)
   }
 }
 
-// The sum of v over the threads of a block that have a channel, for those of its first line.
-template <typename F>
-__device__ __forceinline__ F sum_of_lines(F v, int channels) {
-  __shared__ F of_thread[kThreads];
-  __syncthreads();
-  of_thread[threadIdx.x] = v;
-  for (int n = kThreads / 2; n >= channels; n /= 2) {
-    __syncthreads();
-    if (static_cast<int>(threadIdx.x) < n) {
-      of_thread[threadIdx.x] += of_thread[threadIdx.x + n];
-    }
-  }
-  return of_thread[threadIdx.x];
-}
-
 // All else, and partial sums. A block has a chunk of some adjacent channels, a thread every n-th
 // step of one of them. The dz of the chunk, and of the steps after it that dx needs, come a chunk
 // at a time.

@@ -65,7 +65,8 @@ BackwardPlan::BackwardPlan(const BackwardParams& params, const Options& options,
   const Tensors all = {
       &params.x,          &params.dout,         &params.dx,           &options.pre_gate,
       &options.post_gate, &gradients.dpre_gate, &gradients.dpost_gate};
-  any_width = any || width > 8 || size == 8 || batch * dim * ceil_div(seqlen, 64) > kMaxParts;
+  any_width = any || !kHasVariants || width > 8 || size == 8 ||
+              batch * dim * ceil_div(seqlen, 64) > kMaxParts;
   channel_last = is_channel_last(x);
   if (any) {
     plan_tiles(batch, dim, seqlen);

@@ -3,6 +3,7 @@
 
 #include "backward.cuh"
 #include "ptx.cuh"
+#include "seq_ids.cuh"
 
 namespace causal_conv1d::gpu {
 

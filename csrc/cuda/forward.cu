@@ -1,15 +1,20 @@
 // Launches the forward's kernels.
 #include "../layout.h"
 #include "forward_any.cuh"
-#include "forward_channel_first.cuh"
-#include "forward_channel_last.cuh"
-#include "forward_edges.cuh"
 #include "launch.cuh"
 #include "packed.h"
 #include "phases.h"
 
+#ifndef CAUSAL_CONV1D_GENERAL
+#include "forward_channel_first.cuh"
+#include "forward_channel_last.cuh"
+#include "forward_edges.cuh"
+#endif
+
 namespace causal_conv1d::gpu {
 namespace {
+
+#ifndef CAUSAL_CONV1D_GENERAL
 
 template <typename K, typename T>
 cudaError_t launch_channel_last(K, ForwardArgs<T> p, cudaStream_t stream) {
@@ -68,6 +73,30 @@ bool launch_fast(const ForwardParams& params, const Options& options, const Forw
   return false;
 }
 
+template <typename T>
+cudaError_t launch_edges(const ForwardArgs<T>& p, const AnyOptions& o, cudaStream_t stream) {
+  if constexpr (sizeof(T) <= 4) {
+    const auto kernel = p.width <= 4 ? forward_edges<4, T> : forward_edges<8, T>;
+    return launch_pdl(kernel, o.rows * edge_channels(p.dim), stream, p, o);
+  }
+  return cudaErrorInvalidValue;
+}
+
+#else
+
+template <typename T>
+bool launch_fast(const ForwardParams&, const Options&, const ForwardArgs<T>&, cudaStream_t,
+                 cudaError_t*) {
+  return false;
+}
+
+template <typename T>
+cudaError_t launch_edges(const ForwardArgs<T>&, const AnyOptions&, cudaStream_t) {
+  return cudaErrorInvalidValue;  // not called, as launch_fast() comes first
+}
+
+#endif
+
 template <bool OPTIONS, typename T>
 cudaError_t launch_any(const ForwardParams& params, const ForwardArgs<T>& p, const AnyOptions& o,
                        cudaStream_t stream) {
@@ -99,15 +128,6 @@ cudaError_t run(const ForwardParams& params, cudaStream_t stream) {
 bool has_edges(const ForwardParams& p, const Options& o) {
   return given(o.cu_seqlens) && o.dilation == 1 && p.weight.sizes[1] <= 8 &&
          (has_elements(p.initial_states) || has_elements(p.final_states_out));
-}
-
-template <typename T>
-cudaError_t launch_edges(const ForwardArgs<T>& p, const AnyOptions& o, cudaStream_t stream) {
-  if constexpr (sizeof(T) <= 4) {
-    const auto kernel = p.width <= 4 ? forward_edges<4, T> : forward_edges<8, T>;
-    return launch_pdl(kernel, o.rows * edge_channels(p.dim), stream, p, o);
-  }
-  return cudaErrorInvalidValue;
 }
 
 // The same by the kernels of variants.cuh, which know no dilation, and no states of packed

@@ -4,6 +4,7 @@
 #include "forward.cuh"
 #include "parameters.cuh"
 #include "rows.cuh"
+#include "seq_ids.cuh"
 #include "states.cuh"
 #include "taps.cuh"
 

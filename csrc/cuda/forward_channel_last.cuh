@@ -3,6 +3,7 @@
 
 #include "forward.cuh"
 #include "parameters.cuh"
+#include "seq_ids.cuh"
 #include "states.cuh"
 #include "taps.cuh"
 

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "../check.h"
+#include "gpu.h"
 
 namespace causal_conv1d::gpu {
 

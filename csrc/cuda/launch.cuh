@@ -1,11 +1,10 @@
 // The host's side of all operators: checks, device, kernel launch.
 #pragma once
 
-#include <cuda_runtime.h>
-
 #include <atomic>
 
 #include "../check.h"
+#include "gpu.h"
 #include "schedule.h"
 #include "types.cuh"
 
@@ -19,8 +18,13 @@ cudaError_t launch_shared(void (*kernel)(Parameters...), int64_t threads, int64_
   const int64_t blocks = ceil_div(threads, kThreads);
   if (blocks == 0) return cudaSuccess;
   if (blocks > 0x7fffffff) return cudaErrorInvalidConfiguration;
+#ifdef CAUSAL_CONV1D_HIP
+  hipLaunchKernelGGL(kernel, dim3(static_cast<unsigned>(blocks)), dim3(kThreads),
+                     static_cast<unsigned>(bytes), stream, arguments...);
+#else
   kernel<<<static_cast<unsigned>(blocks), kThreads, static_cast<size_t>(bytes), stream>>>(
       arguments...);
+#endif
   return cudaGetLastError();
 }
 
@@ -29,6 +33,16 @@ cudaError_t launch(void (*kernel)(Parameters...), int64_t threads, cudaStream_t 
                    const Arguments&... arguments) {
   return launch_shared(kernel, threads, 0, stream, arguments...);
 }
+
+#ifdef CAUSAL_CONV1D_HIP  // which has no programmatic dependent launch
+
+template <typename... Parameters, typename... Arguments>
+cudaError_t launch_pdl_shared(void (*kernel)(Parameters...), int64_t threads, int64_t bytes,
+                              cudaStream_t stream, const Arguments&... arguments) {
+  return launch_shared(kernel, threads, bytes, stream, arguments...);
+}
+
+#else
 
 // Whether programmatic dependent launch works on the current device: the device has it, the machine
 // code is for that (a kernel of older PTX would not wait), and graphs can capture it. Asked once
@@ -75,6 +89,8 @@ cudaError_t launch_pdl_shared(void (*kernel)(Parameters...), int64_t threads, in
   return cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...);
 }
 
+#endif
+
 template <typename... Parameters, typename... Arguments>
 cudaError_t launch_pdl(void (*kernel)(Parameters...), int64_t threads, cudaStream_t stream,
                        const Arguments&... arguments) {
@@ -89,7 +105,7 @@ class DeviceGuard {
     if (status_ == cudaSuccess && previous_ != device) status_ = cudaSetDevice(device);
   }
   ~DeviceGuard() {
-    if (status_ == cudaSuccess && previous_ != device_) cudaSetDevice(previous_);
+    if (status_ == cudaSuccess && previous_ != device_) (void)cudaSetDevice(previous_);
   }
   DeviceGuard(const DeviceGuard&) = delete;
   DeviceGuard& operator=(const DeviceGuard&) = delete;
@@ -102,9 +118,9 @@ class DeviceGuard {
 
 inline Status to_status(const char* caller, cudaError_t e) {
   if (e == cudaSuccess) return ok();
-  cudaGetLastError();  // or whoever launches the next kernel would find this error again
-  return error(CAUSAL_CONV1D_RUNTIME_ERROR, "%s: CUDA: %s (%s)", caller, cudaGetErrorString(e),
-               cudaGetErrorName(e));
+  (void)cudaGetLastError();  // or whoever launches the next kernel would find this error again
+  return error(CAUSAL_CONV1D_RUNTIME_ERROR, "%s: %s: %s (%s)", caller, kRuntime,
+               cudaGetErrorString(e), cudaGetErrorName(e));
 }
 
 // Makes device current and calls f(a zero of x's element type), if the call is valid and has work.

@@ -9,6 +9,15 @@
 
 namespace causal_conv1d::gpu {
 
+#ifdef CAUSAL_CONV1D_HIP  // whose kernels have none
+
+template <typename T, int N>
+struct Pack;
+template <typename T, int N>
+Pack<T, N> pack(const float (&values)[N]);
+
+#else
+
 // N elements, together a multiple of 4 bytes, or one of 2 bytes; loaded and stored by up to 16
 // bytes at a time. They are 32-bit words and move by assembly: the compiler splits other forms, or
 // takes them for accesses to any memory.
@@ -285,5 +294,7 @@ __device__ __forceinline__ void drop_elements(uint32_t (&w)[WORDS], int offset) 
     for (int i = 0; i < WORDS - 1; ++i) w[i] = __funnelshift_r(w[i], w[i + 1], 16);
   }
 }
+
+#endif
 
 }  // namespace causal_conv1d::gpu

@@ -5,7 +5,7 @@
 #include "launch.cuh"
 #include "ptx.cuh"
 #include "schedule.cuh"
-#include "seq_ids.cuh"
+#include "seq_idx.cuh"
 
 namespace causal_conv1d::gpu {
 namespace {

@@ -1,9 +1,8 @@
 // Packed sequences: kernels take them by ids, as of seq_idx, which are made of cu_seqlens.
 #pragma once
 
-#include <cuda_runtime.h>
-
 #include "../check.h"
+#include "gpu.h"
 #include "schedule.h"
 
 namespace causal_conv1d::gpu {

@@ -40,7 +40,7 @@ template <typename T>
 cudaError_t run(const PoolParams& params, cudaStream_t stream) {
   const PoolArgs<T> p(params);
   if (p.width > 8) return launch(pool_any<T>, (p.sequences + 2) * p.dim, stream, p);
-  if constexpr (sizeof(T) <= 4) {
+  if constexpr (kHasVariants && sizeof(T) <= 4) {
     using Narrow = Pool<T, 4, channels_per_thread(4, sizeof(T))>;
     using Wide = Pool<T, 8, channels_per_thread(8, sizeof(T))>;
     if (p.width <= 4 && takes_packs<T>(params, Narrow::C)) {

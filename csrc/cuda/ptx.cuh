@@ -1,10 +1,12 @@
 // PTX instructions that CUDA C++ has no function for, or a slower one.
 #pragma once
 
-#include <cuda_runtime.h>
-
 #include <cstdint>
 #include <type_traits>
+
+#include "gpu.h"
+
+#ifndef CAUSAL_CONV1D_HIP
 
 namespace causal_conv1d::gpu {
 
@@ -92,6 +94,11 @@ __device__ __forceinline__ void wait_for_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
 }
 
+// The least v of the warp's lanes. All must call it.
+__device__ __forceinline__ unsigned least_of_warp(unsigned v) {
+  return __reduce_min_sync(0xffffffff, v);
+}
+
 // Keeps the compiler from computing v again at each use: it cannot see through a shuffle, even one
 // from the lane itself. All lanes must call it.
 template <typename T>
@@ -111,8 +118,12 @@ __device__ __forceinline__ uint32_t block_again() {
   return block;
 }
 
-// Keeps the compiler from seeing through p's value.
+// Keeps the compiler from seeing through a value.
 __device__ __forceinline__ void opaque(char*& p) { asm volatile("" : "+l"(p)); }
+__device__ __forceinline__ void opaque(int64_t& i) { asm volatile("" : "+l"(i)); }
+__device__ __forceinline__ void opaque(int64_t& i, int64_t& j) {
+  asm volatile("" : "+l"(i), "+l"(j));
+}
 
 // v, which is the same in all lanes, so that the compiler knows it is: it then uses uniform
 // registers, and branches without preparing for lanes to diverge. All lanes must call it.
@@ -127,4 +138,12 @@ __device__ __forceinline__ float tanh_approx(float h) {
   return t;
 }
 
+__device__ __forceinline__ float reciprocal_approx(float v) {
+  float r;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(v));
+  return r;
+}
+
 }  // namespace causal_conv1d::gpu
+
+#endif

@@ -1,6 +1,7 @@
 // Which part of a problem the calling thread has; schedule.h has the host's side.
 #pragma once
 
+#include "gpu.h"
 #include "schedule.h"
 
 namespace causal_conv1d::gpu {

@@ -10,13 +10,21 @@ constexpr int kThreads = 128;              // per block, in all kernels
 constexpr int kWarps = kThreads / 32;      // per block
 constexpr int64_t kMaxParts = 0x7ffffff0;  // that a Divisor can number, less a block
 
-#ifdef __CUDACC__
+#if defined(__CUDACC__) || defined(__HIPCC__)
 #define CAUSAL_CONV1D_DEVICE __host__ __device__
 #else
 #define CAUSAL_CONV1D_DEVICE
 #endif
 
 CAUSAL_CONV1D_DEVICE constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Whether the kernels of variants.cuh are there; else those for any strides take every call. They
+// are written for warps of 32 lanes and in part in PTX, so that HIP builds have none.
+#ifdef CAUSAL_CONV1D_GENERAL
+constexpr bool kHasVariants = false;
+#else
+constexpr bool kHasVariants = true;
+#endif
 
 // Division by a constant as a multiplication, since a thread waits for it before its first load:
 // see split().

@@ -23,9 +23,7 @@ Compute<T> pre_activation_scale(bool silu) {
 }
 
 __device__ __forceinline__ float sigmoid(float z) {
-  float r;
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(fmaf(expf(-z), 0.0625f, 0.0625f)));
-  return r * 0.0625f;
+  return reciprocal_approx(fmaf(expf(-z), 0.0625f, 0.0625f)) * 0.0625f;
 }
 __device__ __forceinline__ double sigmoid(double z) { return 1.0 / (1.0 + exp(-z)); }
 

@@ -1,13 +1,10 @@
 // Element types: the type their sums have, and conversions.
 #pragma once
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-#include <cuda_runtime.h>
-
 #include <cstdint>
 
 #include "../causal_conv1d.h"
+#include "gpu.h"
 
 namespace causal_conv1d::gpu {
 

@@ -2,14 +2,19 @@
 #include "access.h"
 #include "launch.cuh"
 #include "update_any.cuh"
+
+#ifndef CAUSAL_CONV1D_GENERAL
 #include "update_rows.cuh"
 #include "update_staged.cuh"
 #include "update_token.cuh"
+#endif
 
 namespace causal_conv1d::gpu {
 namespace {
 
 int64_t whole_blocks(int64_t threads) { return ceil_div(threads, kThreads) * kThreads; }
+
+#ifndef CAUSAL_CONV1D_GENERAL
 
 // Whether every row (b, d, :) lies in n elements behind the one before it, and those of a batch
 // entry begin and end at multiples of 16 bytes.
@@ -106,10 +111,13 @@ bool launch_staged(const UpdateParams& params, UpdateArgs<T>& p, cudaStream_t st
   return true;
 }
 
+#endif
+
 template <typename T>
 cudaError_t run(const UpdateParams& params, cudaStream_t stream) {
   UpdateArgs<T> p(params);
   if (p.seqlen == 0) return cudaSuccess;
+#ifndef CAUSAL_CONV1D_GENERAL
   if constexpr (sizeof(T) <= 4) {
     cudaError_t e = cudaSuccess;
     constexpr int half = sizeof(T) == 2 ? 2 : 1;
@@ -123,6 +131,7 @@ cudaError_t run(const UpdateParams& params, cudaStream_t stream) {
       return e;
     }
   }
+#endif
   p.columns = p.conv_state_indices.data == nullptr ? p.dim : whole_blocks(p.dim);
   return launch(update_any<T>, p.batch * p.columns, stream, p);
 }

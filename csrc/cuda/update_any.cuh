@@ -36,7 +36,7 @@ __device__ __forceinline__ void update_channel(const UpdateArgs<T>& p, int64_t r
   int64_t start = 0;
 #pragma unroll 1
   for (;;) {
-    asm volatile("" : "+l"(d), "+l"(row));  // or addresses would be kept in registers
+    opaque(d, row);  // or addresses would be kept in registers
     if (p.is_ring() && S > 0) start = p.ring_start(b, S);
     write_outputs(p, row, b, d, start);
     if (!shared) break;

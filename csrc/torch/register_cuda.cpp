@@ -7,7 +7,10 @@
 #include "boxed.h"
 #include "options_boxed.h"
 #include "pool_boxed.h"
+
+#ifndef CAUSAL_CONV1D_HIP  // which has no scan
 #include "scan_boxed.h"
+#endif
 
 namespace causal_conv1d::torch_abi {
 namespace {
@@ -121,6 +124,7 @@ struct Cuda {
   static void run(const VarlenStatesParams& p, int32_t device) {
     throw_if_failed(causal_conv1d_cuda_varlen_states(&p, device, current_stream(device)));
   }
+#ifndef CAUSAL_CONV1D_HIP
   static void run(const ScanForwardParams& p, int32_t device) {
     const int64_t size = causal_conv1d_cuda_scan_forward_workspace_size(&p, device);
     const Workspace workspace(size, device);
@@ -136,6 +140,7 @@ struct Cuda {
   static void run(const StateUpdateParams& p, int32_t device) {
     throw_if_failed(causal_conv1d_cuda_state_update(&p, device, current_stream(device)));
   }
+#endif
 };
 
 }  // namespace
@@ -151,7 +156,9 @@ causal_conv1d_status causal_conv1d_register_cuda(const char* name_space) {
     torch_abi::Boxed<torch_abi::Cuda>::register_all(name_space, "CUDA");
     torch_abi::OptionsBoxed<torch_abi::Cuda>::register_all(name_space, "CUDA");
     torch_abi::PoolBoxed<torch_abi::Cuda>::register_all(name_space, "CUDA");
+#ifndef CAUSAL_CONV1D_HIP
     torch_abi::ScanBoxed<torch_abi::Cuda>::register_all(name_space, "CUDA");
+#endif
     return ok();
   } catch (const std::exception& e) {
     return error(CAUSAL_CONV1D_RUNTIME_ERROR, "%s", e.what());
