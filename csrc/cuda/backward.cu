@@ -158,7 +158,7 @@ bool has_kernel(const BackwardArgs<T>& p, const BackwardPlan& plan, bool fused) 
     const auto in = [&](auto table) {
       using Table = decltype(table);
       return plan.channel_last ? has_variant(typename Table::LastBackward{}, wanted)
-                               : has_variant(typename Table::First{}, wanted);
+                               : has_variant(typename Table::FirstBackward{}, wanted);
     };
     return !plan.any_width && (p.width <= 4 ? in(Tables<T, 4>{}) : in(Tables<T, 8>{}));
   }

@@ -466,8 +466,9 @@ cudaError_t launch_backward_channel_first(const BackwardArgs<T>& p, const Backwa
     }
     return launch_pdl(backward_channel_first<decltype(variant)>, warps * 32, stream, p);
   };
-  return p.width <= 4 ? with_variant(typename Tables<T, 4>::First{}, wanted, launch_variant)
-                      : with_variant(typename Tables<T, 8>::First{}, wanted, launch_variant);
+  return p.width <= 4
+             ? with_variant(typename Tables<T, 4>::FirstBackward{}, wanted, launch_variant)
+             : with_variant(typename Tables<T, 8>::FirstBackward{}, wanted, launch_variant);
 }
 
 template cudaError_t launch_backward_channel_first<float>(const BackwardArgs<float>&,

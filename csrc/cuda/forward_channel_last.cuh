@@ -232,8 +232,8 @@ class ForwardColumns {
 
 // Blocks that an SM has registers for.
 template <typename K>
-constexpr int kForwardLastBlocks = K::FUSED                   ? (K::WMAX > 4 ? 3 : 4)
-                                   : K::WMAX > 4 && K::C == 4 ? 4
+constexpr int kForwardLastBlocks = K::WMAX > 4 && K::C == 4                           ? 3 + K::EXACT
+                                   : K::FUSED                                         ? 4
                                    : sizeof(typename K::Element) == 4 && K::WMAX == 4 ? 6
                                                                                       : 5;
 

@@ -67,6 +67,15 @@ constexpr bool kExact = true, kUpTo = false;       // W is WMAX, or up to that
 constexpr bool kSeqIdx = true, kNoSeqIdx = false;  // may seq_idx be given
 constexpr bool kFused = true;
 
+// Variants for bf16 alone, in which most models run: of fp16 and fp32 a more general one takes the
+// call, to keep the library small.
+template <typename T, typename... Vs>
+using OfBf16 = std::conditional_t<std::is_same_v<T, __nv_bfloat16>, Variants<Vs...>, Variants<>>;
+template <typename T, typename... Vs>
+using OfOthers = std::conditional_t<std::is_same_v<T, __nv_bfloat16>, Variants<>, Variants<Vs...>>;
+template <typename T, typename... Vs>
+using Of16Bits = std::conditional_t<sizeof(T) == 2, Variants<Vs...>, Variants<>>;
+
 // Those there are, the fastest first.
 template <typename T, int WMAX>
 struct Tables;
@@ -74,59 +83,55 @@ struct Tables;
 template <typename T>
 struct Tables<T, 4> {
   static constexpr int C = forward_channels(sizeof(T));
-  using First = Variants<ChannelFirst<T, 4, kExact, kNoSeqIdx, Access::kAligned>,
-                         ChannelFirst<T, 4, kExact, kNoSeqIdx, Access::kDense>,
-                         ChannelFirst<T, 4, kExact, kNoSeqIdx, Access::kUnit>,
-                         ChannelFirst<T, 4, kUpTo, kNoSeqIdx, Access::kUnit>,
-                         ChannelFirst<T, 4, kExact, kSeqIdx, Access::kAligned>,
-                         ChannelFirst<T, 4, kUpTo, kSeqIdx, Access::kAligned, kFused>,
-                         ChannelFirst<T, 4, kUpTo, kSeqIdx, Access::kUnit>,
-                         ChannelFirst<T, 4, kUpTo, kSeqIdx, Access::kStrided>>;
-  using Last =
-      Variants<ChannelLast<T, C, 4, kExact, kNoSeqIdx>, ChannelLast<T, C, 4, kUpTo, kNoSeqIdx>,
-               ChannelLast<T, C, 4, kExact, kSeqIdx>, ChannelLast<T, C, 4, kUpTo, kSeqIdx>,
-               ChannelLast<T, C, 4, kUpTo, kSeqIdx, kFused>, ChannelLast<T, 1, 4, kUpTo, kSeqIdx>>;
+  using First = Joined<Variants<ChannelFirst<T, 4, kExact, kNoSeqIdx, Access::kAligned>,
+                                ChannelFirst<T, 4, kExact, kNoSeqIdx, Access::kDense>>,
+                       OfBf16<T, ChannelFirst<T, 4, kExact, kNoSeqIdx, Access::kUnit>>,
+                       Variants<ChannelFirst<T, 4, kUpTo, kNoSeqIdx, Access::kUnit>,
+                                ChannelFirst<T, 4, kExact, kSeqIdx, Access::kAligned>,
+                                ChannelFirst<T, 4, kUpTo, kSeqIdx, Access::kAligned, kFused>,
+                                ChannelFirst<T, 4, kUpTo, kSeqIdx, Access::kUnit>,
+                                ChannelFirst<T, 4, kUpTo, kSeqIdx, Access::kStrided>>>;
+  using FirstBackward = First;
+  using Last = Joined<
+      Variants<ChannelLast<T, C, 4, kExact, kNoSeqIdx>>,
+      OfBf16<T, ChannelLast<T, C, 4, kUpTo, kNoSeqIdx>, ChannelLast<T, C, 4, kExact, kSeqIdx>>,
+      Variants<ChannelLast<T, C, 4, kUpTo, kSeqIdx>, ChannelLast<T, C, 4, kUpTo, kSeqIdx, kFused>,
+               ChannelLast<T, 1, 4, kUpTo, kSeqIdx>>>;
   using LastBackward = Last;
 };
 
+// bf16 has a kernel for each width, as the taps that are not there take time.
 template <typename T>
 struct Tables<T, 8> {
-  static constexpr int C = forward_channels(sizeof(T));
-  // 16-bit elements leave little time for taps that are none.
   template <bool SEQ>
-  using Aligned = std::conditional_t<sizeof(T) == 2,
-                                     Variants<ChannelFirst<T, 5, kExact, SEQ, Access::kAligned>,
-                                              ChannelFirst<T, 6, kExact, SEQ, Access::kAligned>,
-                                              ChannelFirst<T, 7, kExact, SEQ, Access::kAligned>,
-                                              ChannelFirst<T, 8, kExact, SEQ, Access::kAligned>>,
-                                     Variants<ChannelFirst<T, 8, kUpTo, SEQ, Access::kAligned>>>;
-  // Of packed fp16 only width 8 has one, to keep the library small.
-  using AlignedSeq =
-      std::conditional_t<std::is_same_v<T, __half>,
-                         Variants<ChannelFirst<T, 8, kExact, kSeqIdx, Access::kAligned>>,
-                         Aligned<kSeqIdx>>;
-  // fp32 has no room for it.
-  using Fused =
-      std::conditional_t<sizeof(T) == 2,
-                         Variants<ChannelFirst<T, 8, kUpTo, kSeqIdx, Access::kAligned, kFused>>,
-                         Variants<>>;
-  using First =
-      Joined<Aligned<kNoSeqIdx>, Variants<ChannelFirst<T, 8, kUpTo, kNoSeqIdx, Access::kUnit>>,
-             AlignedSeq, Fused,
+  using Exact = OfBf16<T, ChannelFirst<T, 5, kExact, SEQ, Access::kAligned>,
+                       ChannelFirst<T, 6, kExact, SEQ, Access::kAligned>,
+                       ChannelFirst<T, 7, kExact, SEQ, Access::kAligned>,
+                       ChannelFirst<T, 8, kExact, SEQ, Access::kAligned>>;
+  template <typename Fused>
+  using FirstWith =
+      Joined<Exact<kNoSeqIdx>, OfBf16<T, ChannelFirst<T, 8, kUpTo, kNoSeqIdx, Access::kUnit>>,
+             OfOthers<T, ChannelFirst<T, 8, kUpTo, kNoSeqIdx, Access::kAligned>>, Exact<kSeqIdx>,
+             Fused,
              Variants<ChannelFirst<T, 8, kUpTo, kSeqIdx, Access::kUnit>,
                       ChannelFirst<T, 8, kUpTo, kSeqIdx, Access::kStrided>>>;
-  // Of 16-bit types each width has a kernel of its own, as there the taps that are not there take
-  // time; with seq_idx or without.
+  using FusedFirst = ChannelFirst<T, 8, kUpTo, kSeqIdx, Access::kAligned, kFused>;
+  // fp32 has no registers for it.
+  using First = FirstWith<Of16Bits<T, FusedFirst>>;
+  using FirstBackward = FirstWith<OfBf16<T, FusedFirst>>;
+
+  template <int C, typename Fused>
+  using LastWith =
+      Joined<OfBf16<T, ChannelLast<T, C, 8, kExact, kSeqIdx>, ChannelLast<T, C, 7, kExact, kSeqIdx>,
+                    ChannelLast<T, C, 6, kExact, kSeqIdx>, ChannelLast<T, C, 5, kExact, kSeqIdx>>,
+             OfOthers<T, ChannelLast<T, C, 8, kUpTo, kSeqIdx>>, Fused,
+             Variants<ChannelLast<T, 1, 8, kUpTo, kSeqIdx>>>;
   template <int C>
-  using LastOf = std::conditional_t<
-      sizeof(T) == 2,
-      Variants<ChannelLast<T, C, 8, kExact, kSeqIdx>, ChannelLast<T, C, 7, kExact, kSeqIdx>,
-               ChannelLast<T, C, 6, kExact, kSeqIdx>, ChannelLast<T, C, 5, kExact, kSeqIdx>,
-               ChannelLast<T, C, 8, kUpTo, kSeqIdx, kFused>, ChannelLast<T, 1, 8, kUpTo, kSeqIdx>>,
-      Variants<ChannelLast<T, C, 8, kUpTo, kNoSeqIdx>, ChannelLast<T, C, 8, kUpTo, kSeqIdx>,
-               ChannelLast<T, 1, 8, kUpTo, kSeqIdx>>>;
-  using Last = LastOf<C>;
-  using LastBackward = LastOf<channels_per_thread(8, sizeof(T))>;
+  using FusedLast = ChannelLast<T, C, 8, kUpTo, kSeqIdx, kFused>;
+  static constexpr int C = forward_channels(sizeof(T));
+  static constexpr int kBackwardC = channels_per_thread(8, sizeof(T));
+  using Last = LastWith<C, Of16Bits<T, FusedLast<C>>>;
+  using LastBackward = LastWith<kBackwardC, OfBf16<T, FusedLast<kBackwardC>>>;
 };
 
 // With CAUSAL_CONV1D_SMALL_PTX the PTX, which serves the GPUs that there is no machine code for,
