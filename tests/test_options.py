@@ -128,6 +128,25 @@ def test_packed_is_each_sequence_alone_bit_by_bit(layout, dtype, device):
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=dtype_id)
+@pytest.mark.parametrize("layout", TWO_LAYOUTS)
+def test_a_boundary_at_every_step(layout, dtype, device):
+    """Kernels take vectors of steps that have all of their taps faster than others."""
+    case = make_case((1, 2, 140), 4, dtype, layout=layout, device=device)
+    for boundary in range(1, 140):
+        bounds = torch.tensor([0, boundary, 140], dtype=torch.int32, device=device)
+        whole = dataclasses.replace(case, cu_seqlens=bounds)
+        out, _ = run_forward(whole, layout)
+        found = run_backward(whole, layout)
+        for i in range(2):
+            one, steps = alone(whole, i)
+            expected, _ = run_forward(one, layout)
+            assert torch.equal(out[:, :, steps], expected), boundary
+            gradients = run_backward(one, layout)
+            assert torch.equal(found["dx"][:, :, steps], gradients["dx"]), boundary
+        assert_case(whole, layout, layout)
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=dtype_id)
 @pytest.mark.parametrize("around", (("pre_gate", "post_gate"), ("post_gate", "x")), ids="-".join)
 def test_packed_with_states_and_gates(around, dtype, device):
     lengths = [*LENGTHS, 6]  # rows of whole vectors

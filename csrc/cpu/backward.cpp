@@ -42,7 +42,7 @@ void run_backward(BackwardProblem& p, int num_threads) {
                           has_elements(p.dinitial_states);
   const Sequences s = p.sequences;
   if (should_join(s, tiling, has_states)) {
-    joining.emplace(s, p.x, tiling.width);
+    joining.emplace(s, p.x);
     p.sequences = joining->sequences();
     p.joined = joining->joined();
   }

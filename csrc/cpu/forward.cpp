@@ -67,7 +67,7 @@ void run_forward(ForwardProblem& p, int num_threads) {
   std::optional<ForwardProblem> other;
   if (join || late) other = p;
   if (join) {
-    joining.emplace(s, p.x, tiling.width);
+    joining.emplace(s, p.x);
     other->sequences = joining->sequences();
     other->joined = joining->joined();
   }

@@ -14,7 +14,7 @@ bool should_join(const Sequences& sequences, const Tiling& tiling, bool has_stat
 // Makes one sequence of all, whose bounds and steps are in the memory of this object.
 class Joining {
  public:
-  Joining(const Sequences& sequences, const Tensor& x, int64_t width);
+  Joining(const Sequences& sequences, const Tensor& x);
   Sequences sequences() const { return {1, bounds_, 1, nullptr}; }
   Joined joined() const { return joined_; }
 

@@ -26,8 +26,9 @@ struct Sequences {
 
 // Of packed sequences without states whose steps the direct kernels for channel_first walk as one
 // sequence: for each step, how many of its sequence are before it, and how many behind it, at most
-// width - 1, as (1, dim, total) of x's type. A tap counts if it is not farther away.
+// kMost, as (1, dim, total) of x's type. A tap counts if it is not farther away.
 struct Joined {
+  static constexpr int64_t kMost = 64;
   Tensor before, behind;
 };
 

@@ -50,10 +50,20 @@ CAUSAL_CONV1D_INLINE void slide_forth(Vec dz, Vec after, Vec* window) {
   }
 }
 
+// Whether a group has all of its taps, as most groups of long sequences have: then its last step
+// has as many steps before it as that takes, or its first as many behind it.
+template <class T, int kWidth, bool kBack>
+CAUSAL_CONV1D_INLINE bool has_all_taps(const T* reach) {
+  constexpr int kNeeded = kGroup - 1 + kWidth - 1;
+  static_assert(kNeeded <= Joined::kMost);
+  return scalar_of(reach[kBack ? kGroup - 1 : 0]) >= static_cast<float>(kNeeded);
+}
+
 // Of joined sequences, makes taps 0 that are farther away than their sequence goes: window[k] at
 // distance width - 1 - k back, or k on. reach: `before` or `behind` of the group.
 template <class T, int kWidth, bool kBack>
 CAUSAL_CONV1D_INLINE void keep_own(const T* reach, Vec* window) {
+  if (has_all_taps<T, kWidth, kBack>(reach)) return;
   const Vec steps = load_group(reach);
   for (int distance = 1; distance < kWidth; ++distance) {
     Vec* const tap = window + (kBack ? kWidth - 1 - distance : distance);
