@@ -1,8 +1,8 @@
 """``python -m causal_conv1d``: what is installed, whether it computes right, and how fast it is.
 
-Every operation runs on every device that torch and this build share, and is compared by value with
+Every operation runs on every device that torch can use, and is compared by value with
 :mod:`causal_conv1d.reference` in float64. The exit status is 0 if all hold. A machine without a GPU
-is fine; a GPU that torch can use and this library cannot is a failure.
+is fine; a CUDA GPU without kernels is a failure, although torch's operations compute there.
 """
 
 from __future__ import annotations
@@ -54,6 +54,16 @@ def gpus() -> list[int]:
     if torch.version.cuda is None or not torch.cuda.is_available():
         return []
     return list(range(torch.cuda.device_count()))
+
+
+def other_devices() -> list[str]:
+    """Those of torch's accelerator, unless that is CUDA; torch 2.5 does not tell which it is."""
+    accelerator = getattr(torch, "accelerator", None)
+    if accelerator is None or not accelerator.is_available():
+        return []
+    kind = accelerator.current_accelerator().type
+    count = 0 if kind == "cuda" else accelerator.device_count()
+    return [f"{kind}:{index}" for index in range(count)]
 
 
 def is_damaged(backend: _library.Backend) -> bool:
@@ -294,7 +304,7 @@ def check_device(device: str) -> bool:
                 words.append(f"{dtype_name} {worst:.0e}")
             print(f"  {tick(good)} {name:<29} {layout:<14} {'  '.join(words)}")
             all_good = all_good and good
-    if device != "cpu" and _library.self_test is not None:
+    if device.startswith("cuda") and _library.self_test is not None:
         problem = _library.self_test.problem(torch.device(device))
         print(f"  {tick(problem is None)} self-test of the kernels {problem or ''}")
         all_good = all_good and problem is None  # else the lines above are about torch's operations
@@ -391,18 +401,22 @@ def main() -> int:
     arguments = parser.parse_args()
     report_installation()
     good = not is_damaged(_library.cuda)
-    devices = ["cpu"]
+    by_kernels, by_torch = ["cpu"], other_devices()
+    of_cuda = [f"cuda:{index}" for index in gpus()]
     if _library.cuda.problem is None:
-        devices += [f"cuda:{index}" for index in gpus()]
-    elif gpus():
-        good = False
-        print(
-            f"{tick(False)} torch can use a GPU, but there are no CUDA kernels for it (see above)"
-        )
-    for device in devices:
+        by_kernels += of_cuda
+    else:
+        by_torch += of_cuda
+        if of_cuda:
+            good = False
+            print(
+                f"{tick(False)} torch can use a GPU, but there are no CUDA kernels for it (see "
+                f"above), so torch's operations compute there"
+            )
+    for device in by_kernels + by_torch:
         print(f"\n{device}: largest relative error against the reference in float64")
         good = check_device(device) and good
-        if not arguments.no_speed:
+        if device in by_kernels and not arguments.no_speed:
             print(f"\n{device}: speed")
             if device != "cpu":
                 torch.cuda.set_device(device)

@@ -20,6 +20,7 @@ from ._dispatch import functorch_is_active, is_transformed
 from ._operators import CALLERS, argument_names, operation_of, written_names
 from ._ops import NAMESPACE, add_op_namespace_prefix
 from ._ops import ops as _ops
+from ._torch_ops import ANY_DEVICE
 
 _backward = _ops.backward.plain._op  # without a Python function around it
 
@@ -220,8 +221,7 @@ def _register_own(loaded) -> None:
         ["keep(Tensor tensor) -> Tensor", "update_gradient(Tensor like, Tensor dout) -> Tensor"]
     )
     kernels = {"keep": torch.clone, "update_gradient": _update_gradient}
-    loaded.register(kernels, "CPU")
-    loaded.register(kernels, "CUDA")
+    loaded.register(kernels, ANY_DEVICE)
     loaded.register({"keep": _keep_kernel}, "Autograd")
     library = torch.library.Library(NAMESPACE, "FRAGMENT")
 

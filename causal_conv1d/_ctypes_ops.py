@@ -77,14 +77,14 @@ class Packer:
         after = len(self.tensors) - before
         self.struct = struct.Struct("=" + tensor * before + flag + tensor * after)
 
-    def __call__(self, args) -> bytes:
+    def __call__(self, args, address=torch.Tensor.data_ptr) -> bytes:
         """The struct's bytes. RuntimeError for a tensor that the struct cannot describe."""
-        fields = self.describe(args, self.tensors)
+        fields = self.describe(args, self.tensors, address)
         if self.flag is not None:
             fields.insert(self.flag_at, bool(args[self.flag]))
         return self.struct.pack(*fields)
 
-    def describe(self, args, places) -> list[int]:
+    def describe(self, args, places, address) -> list[int]:
         """The fields of tensors, given by their places among args and their names."""
         fields: list[int] = []
         device = args[0].device
@@ -111,7 +111,7 @@ class Packer:
                     f"{tensor.device}"
                 )
             fields += (
-                tensor.data_ptr(),
+                address(tensor),
                 *shape,
                 *padding,
                 *tensor.stride(),
@@ -140,15 +140,15 @@ class OptionsPacker:
             self.gates = [(names.index(name), name) for name in ("dpre_gate", "dpost_gate")]
             self.residual_is_x = names.index("residual_is_x")
 
-    def __call__(self, args) -> tuple[bytes, ...]:
+    def __call__(self, args, address=torch.Tensor.data_ptr) -> tuple[bytes, ...]:
         if args[self.dilation] == 0:  # of which the C interface makes 1
             raise RuntimeError(f"{self.base.caller}: dilation must be 1..65536, got 0")
-        params = self.base([args[place] for place in self.places])
-        tensors = self.base.describe(args, self.optional)
+        params = self.base([args[place] for place in self.places], address)
+        tensors = self.base.describe(args, self.optional, address)
         options = self.options.pack(self.options.size, args[self.dilation], *tensors)
         if self.gradients is None:
             return params, options
-        gates = self.base.describe(args, self.gates)
+        gates = self.base.describe(args, self.gates, address)
         flag = bool(args[self.residual_is_x])
         return params, options, self.gradients.pack(self.gradients.size, *gates, flag)
 
@@ -165,9 +165,9 @@ class PoolPacker:
         self.places = list(enumerate(names))
         self.struct = struct.Struct(f"=Q{self.base.tensor * self.TENSORS}qqi4x")
 
-    def __call__(self, args) -> bytes:
+    def __call__(self, args, address=torch.Tensor.data_ptr) -> bytes:
         *numbers, silu = args[self.TENSORS :]
-        fields = self.base.describe(args, self.places)
+        fields = self.base.describe(args, self.places, address)
         return self.struct.pack(self.struct.size, *fields, *numbers, bool(silu))
 
 
@@ -176,7 +176,7 @@ def _packer(operation: str):
     if operation in _FUNCTIONS:
         return OptionsPacker(operation), 3 if operation == "conv_backward" else 2
     pack = PoolPacker() if operation == "pool" else Packer(operation)
-    return lambda args: (pack(args),), 1
+    return lambda args, *address: (pack(args, *address),), 1
 
 
 def _function(library: ctypes.CDLL, name: str, structs: int, *argtypes):
@@ -285,13 +285,33 @@ def cuda_operations(library: ctypes.CDLL) -> dict:
     return {name: telling_torch(name, functions[name]) for name in CALLERS}
 
 
+def _stand_in_addresses():
+    """A function that gives tensors addresses, which overlap where the tensors do.
+
+    For checks on any device: its own addresses may be handles, and some devices have none.
+    """
+    numbers: dict[int, int] = {}
+
+    def address(tensor):
+        storage = id(tensor)
+        if torch._C._has_storage(tensor):  # XLA's have none, and share nothing
+            storage = tensor.untyped_storage()._cdata
+        number = numbers.setdefault(storage, len(numbers) + 1)
+        return (number << 48) + tensor.storage_offset() * tensor.element_size()
+
+    return address
+
+
 def checks(cpu_library: ctypes.CDLL) -> dict:
-    """By operation, a function that raises RuntimeError for arguments that its kernel refuses."""
+    """By operation, a function that raises RuntimeError for arguments that its kernel refuses.
+
+    They read no memory, and take tensors of any device.
+    """
 
     def check(operation):
         pack, structs = _packer(operation)
         call = _function(cpu_library, f"causal_conv1d_check_{operation}", structs)
-        return lambda args: raise_if_failed(call(*pack(args)))
+        return lambda args: raise_if_failed(call(*pack(args, _stand_in_addresses())))
 
     return {operation: check(operation) for operation in CALLERS}
 
@@ -302,6 +322,6 @@ def varlen_sizes_check(cpu_library: ctypes.CDLL):
     pack = Packer("varlen_states")
 
     def check(x, cu_seqlens, state_len):
-        raise_if_failed(call(pack((x, cu_seqlens, None)), state_len))
+        raise_if_failed(call(pack((x, cu_seqlens, None), _stand_in_addresses()), state_len))
 
     return check

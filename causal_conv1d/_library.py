@@ -10,27 +10,16 @@ from __future__ import annotations
 
 import ctypes
 import os
-import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from . import (
-    _ctypes_ops,
-    _elf,
-    _operators,
-    _options,
-    _options_plain,
-    _plain,
-    _pool_plain,
-    _self_test,
-)
+from . import _ctypes_ops, _elf, _operators, _options, _self_test, _torch_ops
 from ._ctypes_ops import Status
 from ._installation import REINSTALL
 from ._ops import NAMESPACE, ops
-from .selective_scan import fallback
 from .selective_scan import operators as scan_operators
 
 STABLE_ABI, CTYPES = "torch's stable C ABI", "Python"
@@ -141,24 +130,7 @@ def _load_cuda() -> Backend:
             f"{torch.version.cuda.partition('.')[0]} on PATH (often in /usr/local/cuda/bin) "
             f"run 'CAUSAL_CONV1D_CUDA=1 pip install --no-deps --force-reinstall .' in its sources",
         )
-    backend = _load("cuda")
-    if backend.problem is not None:
-        warnings.warn(
-            f"causal_conv1d: the CUDA kernels could not be loaded and only CPU tensors work: "
-            f"{backend.problem}",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-    return backend
-
-
-def _refusal(problem: str):
-    """Makes calls with CUDA tensors fail with the reason, not the dispatcher's list of keys."""
-
-    def refuse(*args):
-        raise RuntimeError(f"causal_conv1d: no CUDA kernels in this process: {problem}")
-
-    return refuse
+    return _load("cuda")
 
 
 def _with_plain(operators: dict) -> dict:
@@ -193,20 +165,10 @@ def _operators_over(operations: dict, cpu: ctypes.CDLL) -> dict:
     return found | scan_operators.over(operations) | {"pool": operations["pool"]}
 
 
-def _plain_operations(modules, cpu: ctypes.CDLL) -> dict:
-    """Those in plain torch operations, by name."""
-    checks = _ctypes_ops.checks(cpu)
-    found: dict = {}
-    for module in modules:
-        found |= module.operations(checks)
-    return {name: _ctypes_ops.telling_torch(name, run) for name, run in found.items()}
-
-
 def _register_cuda(loaded: Loaded) -> None:
     cpu, cuda = loaded.cpu.library, loaded.cuda
     if _self_test.is_wanted():
-        plain = _plain_operations((_plain, _options_plain, _pool_plain, fallback), cpu)
-        loaded.self_test = _self_test.SelfTest(cuda.library, cpu, plain)
+        loaded.self_test = _self_test.SelfTest(cuda.library, cpu)
     if cuda.registration == CTYPES:
         operations = _ctypes_ops.cuda_operations(cuda.library)
         if loaded.self_test is not None:
@@ -214,16 +176,16 @@ def _register_cuda(loaded: Loaded) -> None:
         loaded.register(_with_plain(_operators_over(operations, cpu)), "CUDA")
     elif loaded.self_test is not None:
         loaded.define(f"python_{schema}" for schema in loaded.schemas.values())
-        operations = {name: loaded.self_test.replacement(name) for name in _operators.CALLERS}
-        loaded.register(_replacements(loaded, _operators_over(operations, cpu)), "CUDA")
+        operators = _operators_over(loaded.self_test.fallback, cpu)
+        loaded.register(_replacements(loaded, operators), "CUDA")
 
 
-def _register_without_cuda(loaded: Loaded) -> None:
-    """Of CUDA tensors without the library: the scan in plain torch, and the reason for the rest."""
-    library, problem = loaded.cpu.library, loaded.cuda.problem or ""
-    refusals = dict.fromkeys(loaded.schemas, _refusal(problem))
-    plain = fallback.warning_once(_plain_operations((fallback,), library), problem)
-    loaded.register(_with_plain(refusals | scan_operators.over(plain)), "CUDA")
+def _register_any_device(loaded: Loaded) -> None:
+    """What serves tensors of every device that has no kernels in this process."""
+    warn = _torch_ops.warner(loaded.cuda.problem)
+    operations = _torch_ops.operations(loaded.cpu.library, warn)
+    operators = _operators_over(operations, loaded.cpu.library)
+    loaded.register(_with_plain(operators), _torch_ops.ANY_DEVICE)
 
 
 def _load_all() -> Loaded:
@@ -237,8 +199,7 @@ def _load_all() -> Loaded:
         loaded.register(_with_plain(_operators_over(operations, library)), "CPU")
     if loaded.cuda.problem is None:
         _register_cuda(loaded)
-    elif torch.version.cuda is not None:
-        _register_without_cuda(loaded)
+    _register_any_device(loaded)
 
     from . import (
         _autograd,

@@ -270,18 +270,19 @@ def update(
     def rotated(values, start):
         """Position p of the result is position (start + p) mod S of values, by batch entry."""
         position = torch.arange(state_len, device=x.device)
-        index = (start.long()[:, None] + position).remainder(max(state_len, 1))
+        index = (start[:, None] + position).remainder(max(state_len, 1))
         return values.gather(2, index[:, None, :].expand(values.shape))
 
     if cache_seqlens is not None:
-        history = rotated(history, cache_seqlens)  # the oldest input first
+        head = cache_seqlens.long().remainder(max(state_len, 1))
+        history = rotated(history, head)  # the oldest input first
     dtype = compute_dtype(x, conv_state)
     history = history.to(dtype)
     before = history[:, :, state_len - (width - 1) * dilation :]
     out = convolve(tokens, weight, bias, None, before, silu)
     after = torch.cat([history, tokens.to(dtype)], dim=-1)[:, :, seqlen:].to(conv_state.dtype)
     if cache_seqlens is not None:
-        after = rotated(after, -(cache_seqlens.long() + seqlen))  # back to the ring's positions
+        after = rotated(after, -(head + seqlen))  # back to the ring's positions
     if conv_state_indices is not None:
         out = out.masked_fill((indices < 0)[:, None, None], 0)
         out = out.masked_fill((indices >= rows)[:, None, None], torch.nan)

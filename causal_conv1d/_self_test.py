@@ -15,6 +15,7 @@ import warnings
 
 import torch
 
+from . import _torch_ops
 from ._ctypes_ops import DTYPES
 from ._operators import CALLERS
 
@@ -48,11 +49,13 @@ class SelfTest:
     Args:
         cuda: the library.
         cpu: the library of the CPU kernels, which are compared with.
-        fallback: the operations in plain torch by name, see ``_operators.py``.
+
+    fallback has the operations in plain torch by name, see ``_torch_ops.py``; they warn at the
+    first call on a device.
     """
 
-    def __init__(self, cuda: ctypes.CDLL, cpu: ctypes.CDLL, fallback: dict):
-        self.cpu, self.fallback = cpu, fallback
+    def __init__(self, cuda: ctypes.CDLL, cpu: ctypes.CDLL):
+        self.cpu, self.fallback = cpu, _torch_ops.operations(cpu, self.warn)
         self.verdict = cuda.causal_conv1d_cuda_verdict
         self.verdict.argtypes = [ctypes.c_int, ctypes.c_int]
         self.run = cuda.causal_conv1d_cuda_self_test
@@ -64,26 +67,15 @@ class SelfTest:
         functions = [getattr(cpu, f"causal_conv1d_cpu_{name}") for name in TESTED]
         addresses = [ctypes.cast(function, ctypes.c_void_p) for function in functions]
         cuda.causal_conv1d_cuda_set_expected((ctypes.c_void_p * len(addresses))(*addresses))
-        self.warned: set[torch.device] = set()
+        self.warned = _torch_ops.Once()
 
     def problem(self, device: torch.device) -> str | None:
         """What is wrong with a device's kernels, of those tested."""
         return self.text(device.index).decode(errors="replace") or None
 
-    def replacement(self, operation: str):
-        """The operation in plain torch, which warns at its first call on a device."""
-        function = self.fallback[operation]
-
-        def replace(*args):
-            self.warn(args[0].device)
-            function(*args)
-
-        return replace
-
     def checked(self, operation: str, kernel):
         """The kernel or, where it is wrong, its replacement."""
-        replacement = self.replacement(operation)
-
+        replacement = self.fallback[operation]
         leader = int(operation == "state_update")  # x is its second argument
 
         def run(*args):
@@ -109,9 +101,8 @@ class SelfTest:
         return verdict
 
     def warn(self, device: torch.device) -> None:
-        if device in self.warned:
+        if not self.warned.is_first(device):
             return
-        self.warned.add(device)
         warnings.warn(
             f"causal_conv1d: the CUDA kernels fail their self-test on {_describe(device)}, so "
             f"plain torch operations, which are slower, take their place there: "

@@ -19,6 +19,7 @@ from ._ops import NAMESPACE, add_op_namespace_prefix
 from ._ops import ops as _ops
 from ._options import TENSORS, empty_gradients, empty_states
 from ._options_autograd import RESIDUAL, as_gradients, requested
+from ._torch_ops import ANY_DEVICE
 
 _SCHEMAS = (
     "split_forward(Tensor x, Tensor weight, Tensor? bias, Tensor? seq_idx, Tensor? cu_seqlens, "
@@ -184,8 +185,7 @@ def _mapped_backward(info, in_dims, *args):
 
 def register(loaded) -> None:
     loaded.define(_SCHEMAS)
-    for key in ("CPU", "CUDA"):
-        loaded.register({"split_forward": forward, "split_backward": _backward}, key)
+    loaded.register({"split_forward": forward, "split_backward": _backward}, ANY_DEVICE)
     kernels = {"split_forward": _forward_kernel, "split_backward": _backward_kernel}
     loaded.register(kernels, "Autograd")
     library = torch.library.Library(NAMESPACE, "FRAGMENT")

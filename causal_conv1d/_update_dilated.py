@@ -8,6 +8,7 @@ from . import _fake, _plain
 from ._autograd import update_kernel
 from ._ops import NAMESPACE, add_op_namespace_prefix
 from ._ops import ops as _ops
+from ._torch_ops import ANY_DEVICE
 
 _SCHEMA = (
     "update_dilated(Tensor x, Tensor(a!) conv_state, Tensor weight, Tensor? bias, bool silu, "
@@ -22,7 +23,7 @@ def _check(x, conv_state, weight, bias, cache_seqlens, conv_state_indices, dilat
 
 
 def _check_rows(indices, rows):
-    """On the CPU; on CUDA the outputs of rows that there are not are NaN."""
+    """On the CPU; elsewhere the outputs of rows that there are not are NaN."""
     if indices.device.type != "cpu":
         return
     for i, row in enumerate(indices.tolist()):
@@ -58,8 +59,7 @@ def _mapped(info, in_dims, *args):
 
 def register(loaded) -> None:
     loaded.define([_SCHEMA])
-    for key in ("CPU", "CUDA"):
-        loaded.register({"update_dilated": _update}, key)
+    loaded.register({"update_dilated": _update}, ANY_DEVICE)
     loaded.register({"update_dilated": update_kernel(_ops.update_dilated.default)}, "Autograd")
     library = torch.library.Library(NAMESPACE, "FRAGMENT")
     full = add_op_namespace_prefix("update_dilated")

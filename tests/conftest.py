@@ -1,5 +1,7 @@
 """Chooses the device: ``pytest --device cpu`` (the default) or ``pytest --device cuda``."""
 
+import importlib
+import os
 import shutil
 from pathlib import Path
 
@@ -8,6 +10,24 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def without_kernels(key):
+    """Imports the library in such a way that tensors of a dispatch key have no kernels."""
+    impl = torch.library.Library.impl
+
+    def impl_of_others(self, *args, **kwargs):
+        if self.ns != "causal_conv1d" or self.dispatch_key != key:
+            impl(self, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CAUSAL_CONV1D_REGISTRATION", "ctypes")  # from Python, so that it can be seen
+        patch.setattr(torch.library.Library, "impl", impl_of_others)
+        importlib.import_module("causal_conv1d")
+
+
+if "WITHOUT_KERNELS" in os.environ:  # CPU or CUDA
+    without_kernels(os.environ["WITHOUT_KERNELS"])
 
 
 def pytest_addoption(parser):

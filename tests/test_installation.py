@@ -51,10 +51,11 @@ def damaged(site, name, change):
     return path
 
 
-def run(site, *arguments, with_torch=True):
+def run(site, *arguments, with_torch=True, **variables):
     """Python with the folder before all else that this process finds, or with it alone."""
     paths = [str(site), *(path for path in sys.path if path and with_torch)]
     env = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "PYTHONIOENCODING": "utf-8"}
+    env |= variables
     options = [] if with_torch else ["-S"]  # no site-packages
     return subprocess.run(
         [sys.executable, *options, *arguments], cwd=site, env=env, capture_output=True, text=True
@@ -157,18 +158,22 @@ def test_a_missing_cpu_library(site):
 WITH_CUDA = """
 import sys, warnings, torch
 torch.version.cuda = {cuda!r}
+def texts():
+    return [str(each.message) for each in caught if "causal_conv1d" in str(each.message)]
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     import causal_conv1d
-print("warnings:", *(each.message for each in caught if "causal_conv1d" in str(each.message)))
-x = torch.ones(1, 2, 3)
-assert causal_conv1d.causal_conv1d_fn(x, torch.ones(2, 2)).shape == x.shape
-if torch.version.cuda is not None:  # else there is no kernel under that key
-    operator = torch.ops.causal_conv1d.varlen_states.default
-    try:
-        operator._op_dk(torch._C.DispatchKey.CUDA, x[0], torch.tensor([0, 2]), 1)
-    except RuntimeError as error:
-        print("refusal:", error)
+    print("warnings:", *texts())
+    x = torch.ones(1, 2, 3)
+    assert causal_conv1d.causal_conv1d_fn(x, torch.ones(2, 2)).shape == x.shape
+    from other_device import Device, OtherTensor
+    with Device():  # tensors that say that they are on a GPU
+        for _ in range(2):
+            try:
+                causal_conv1d.causal_conv1d_fn(OtherTensor(x), OtherTensor(torch.ones(2, 2)))
+            except RuntimeError as error:  # a torch without CUDA, which comes so far
+                assert "not linked with support for cuda devices" in str(error), error
+    print("at a call:", *texts())
 from causal_conv1d import __main__ as doctor
 doctor.CHECKS.clear()  # about the CPU, whose kernels are as they are elsewhere
 doctor.gpus = lambda: {gpus!r}
@@ -181,54 +186,61 @@ sys.exit(doctor.main())
 
 
 def with_cuda(site, cuda="12.6", gpus=()):
-    """Warnings at import, the refusal of a CUDA tensor, the doctor's line on CUDA, all lines."""
-    done = run(site, "-c", WITH_CUDA.format(cuda=cuda, gpus=gpus))
+    """Warnings at import, then those of calls too, the doctor's line on CUDA, all lines, status."""
+    done = run(site, "-c", WITH_CUDA.format(cuda=cuda, gpus=gpus), OTHER_DEVICE="cuda")
     assert "Traceback" not in done.stderr, done.stderr
     lines = done.stdout.splitlines()
     found = [
         next((line.partition(start)[2].strip() for line in lines if start in line), None)
-        for start in ("warnings:", "refusal:", "CUDA kernels: not loaded:")
+        for start in ("warnings:", "at a call:", "CUDA kernels: not loaded:")
     ]
     return *found, lines, done.returncode
 
 
+def warning_of(problem):
+    """Of one call with a CUDA tensor or more."""
+    return (
+        "causal_conv1d: cuda tensors are computed by plain torch operations, which are slower than "
+        f"kernels, as there are no CUDA kernels in this process: {problem}"
+    )
+
+
 def test_a_cuda_tensor_without_a_cuda_library(site):
     """A build without nvcc, which is as it should be where no GPU can be used."""
-    warned, refusal, said, _, status = with_cuda(site)
-    assert (warned, status) == ("", 0)
-    assert refusal == f"causal_conv1d: no CUDA kernels in this process: {said}"
+    at_import, warned, said, _, status = with_cuda(site)
+    assert (at_import, warned, status) == ("", warning_of(said), 0)
     assert said.startswith("causal_conv1d was built without nvcc, so there is no ")
     assert "nvcc of CUDA 12 on PATH" in said
     assert "'CAUSAL_CONV1D_CUDA=1 pip install --no-deps --force-reinstall .'" in said
 
     _, again, _, lines, status = with_cuda(site, gpus=(0,))
-    assert (again, status) == (refusal, 1)
+    assert (again, status) == (warned, 1)
     assert any(line.startswith("✗ torch can use a GPU, but there are no CUDA") for line in lines)
+    assert any(line.startswith("cuda:0: largest relative error") for line in lines)
 
 
 @pytest.mark.parametrize("damage", ("empty", "foreign"))
 def test_a_damaged_cuda_library(site, damage):
     change, words = DAMAGES[damage]
     path = damaged(site, "cuda", change)
-    warned, refusal, said, lines, status = with_cuda(site)
+    at_import, warned, said, lines, status = with_cuda(site)
     assert said.startswith(f"{path} {words}") and _installation.REINSTALL in said
-    assert warned.endswith(said) and "only CPU tensors work" in warned
-    assert refusal == f"causal_conv1d: no CUDA kernels in this process: {said}"
+    assert (at_import, warned) == ("", warning_of(said))
     assert f"✗ CUDA kernels: not loaded: {said}" in lines and status == 1
 
 
 def test_a_cuda_library_of_something_else(site):
     path = damaged(site, "cuda", lambda data: data)  # the CPU library, which lacks its functions
-    warned, refusal, said, *_ = with_cuda(site)
-    assert said.startswith(f"{path} is of another version") and warned.endswith(said)
-    assert refusal.endswith(said)
+    at_import, warned, said, *_ = with_cuda(site)
+    assert said.startswith(f"{path} is of another version")
+    assert (at_import, warned) == ("", warning_of(said))
 
 
 def test_a_damaged_cuda_library_where_torch_has_no_use_for_it(site):
     """An import has nothing to say about it; the installation is not whole all the same."""
     path = damaged(site, "cuda", DAMAGES["half"][0])
-    warned, _, said, lines, status = with_cuda(site, cuda=None)
-    assert warned == "" and f"torch is built without CUDA, and {path} is truncated: " in said
+    at_import, _, said, lines, status = with_cuda(site, cuda=None)
+    assert at_import == "" and f"torch is built without CUDA, and {path} is truncated: " in said
     assert f"✗ CUDA kernels: not loaded: {said}" in lines and status == 1
 
 

@@ -1,7 +1,6 @@
 """The selective scan in plain PyTorch, which stands in for kernels that do not run."""
 
 import math
-import warnings
 
 import pytest
 import torch
@@ -17,14 +16,14 @@ from scan_helpers import (
 from test_scan_update import make_update
 from tolerances import SCAN
 
-from causal_conv1d import _library
+from causal_conv1d import _library, _torch_ops
 from causal_conv1d.reference import selective_state_update_ref
-from causal_conv1d.selective_scan import fallback, plain
+from causal_conv1d.selective_scan import plain
 
 
 @pytest.fixture(scope="module")
 def operations():
-    return _library._plain_operations((fallback,), _library.cpu.library)
+    return _torch_ops.operations(_library.cpu.library, warn=lambda device: None)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=dtype_id)
@@ -95,14 +94,3 @@ def test_wrong_arguments_are_refused(operations):
     inputs["B"] = inputs["B"][..., 1:]
     with pytest.raises(RuntimeError, match="selective_scan_fwd: B must be"):
         operations["scan_forward"](*arguments(inputs, True), inputs["u"].clone(), None, None)
-
-
-def test_warns_once():
-    calls = []
-    run = fallback.warning_once({"scan_forward": calls.append}, "no nvcc was there")["scan_forward"]
-    with pytest.warns(RuntimeWarning, match="selective scan runs in plain torch.*: no nvcc was"):
-        run(1)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        run(2)
-    assert calls == [1, 2]

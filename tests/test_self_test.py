@@ -24,8 +24,8 @@ from test_scan_update import assert_update, make_update
 from causal_conv1d import (
     _ctypes_ops,
     _library,
-    _plain,
     _self_test,
+    _torch_ops,
     causal_conv1d_fn,
     causal_conv1d_update,
     causal_conv1d_varlen_states,
@@ -41,7 +41,7 @@ KERNELS = 8 * len(TESTED)  # numbers that they may have
 
 
 def fallback():
-    return _plain.operations(_ctypes_ops.checks(_library.cpu.library))
+    return _torch_ops.operations(_library.cpu.library, warn=lambda device: None)
 
 
 @pytest.mark.parametrize("dtype", (*DTYPES, torch.float64), ids=dtype_id)
@@ -96,7 +96,7 @@ def test_torch_takes_the_place_of_wrong_kernels_with_one_warning(monkeypatch):
     def wrong(*args):
         raise AssertionError("a wrong kernel is called")
 
-    self_test = _self_test.SelfTest(library, _library.cpu.library, fallback())
+    self_test = _self_test.SelfTest(library, _library.cpu.library)
     forward, update = (
         self_test.checked("forward", wrong),
         self_test.checked("update", ops.update_out),
@@ -235,7 +235,7 @@ def gpu(cuda):
     set_verdicts()
     yield gpu
     set_verdicts(right=[number for number in verdicts if verdicts[number] == _self_test.RIGHT])
-    _library.self_test.warned.discard(gpu)
+    _library.self_test.warned = _torch_ops.Once()
 
 
 def set_verdicts(right=(), wrong=(), problem=""):

@@ -17,6 +17,7 @@ from .._dispatch import is_transformed
 from .._operators import argument_names
 from .._ops import NAMESPACE, add_op_namespace_prefix
 from .._ops import ops as _ops
+from .._torch_ops import ANY_DEVICE
 from . import fake, formula
 from .operators import GRADIENTS, INPUTS
 
@@ -178,8 +179,7 @@ def _define_gradient(loaded) -> None:
     """The operator that raises; it takes dout to be a part of the backward."""
     name = "state_update_gradient"
     loaded.define([f"{name}(Tensor like, Tensor dout) -> Tensor"])
-    for key in ("CPU", "CUDA"):
-        loaded.register({name: _state_update_gradient}, key)
+    loaded.register({name: _state_update_gradient}, ANY_DEVICE)
     library = torch.library.Library(NAMESPACE, "FRAGMENT")
     full = add_op_namespace_prefix(name)
     torch.library.register_fake(full, lambda like, dout: torch.empty_like(like), lib=library)

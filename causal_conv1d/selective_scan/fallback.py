@@ -1,9 +1,8 @@
-"""The operations of a scan in plain PyTorch, for a GPU where the kernels do not run."""
+"""The operations of a scan in plain PyTorch, for a device without kernels."""
 
 from __future__ import annotations
 
 import dataclasses
-import warnings
 
 from .._plain import after_checks
 from ..reference import selective_state_update_ref
@@ -41,24 +40,3 @@ def operations(checks: dict) -> dict:
     }
 
     return after_checks(functions, checks)
-
-
-def warning_once(operations: dict, problem: str) -> dict:
-    """The operations, the first call of which warns that the CUDA library is missing."""
-    warned: list[bool] = []
-
-    def warning(run):
-        def call(*args):
-            if not warned:
-                warned.append(True)
-                warnings.warn(
-                    f"causal_conv1d: the selective scan runs in plain torch operations, which are "
-                    f"slower, as there are no CUDA kernels in this process: {problem}",
-                    RuntimeWarning,
-                    stacklevel=2,
-                )
-            run(*args)
-
-        return call
-
-    return {name: warning(run) for name, run in operations.items()}
