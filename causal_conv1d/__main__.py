@@ -57,13 +57,12 @@ def gpus() -> list[int]:
 
 
 def other_devices() -> list[str]:
-    """Those of torch's accelerator, unless that is CUDA; torch 2.5 does not tell which it is."""
+    """Those of an accelerator other than CUDA; torch 2.5 does not tell which it is."""
     accelerator = getattr(torch, "accelerator", None)
-    if accelerator is None or not accelerator.is_available():
+    if torch.version.cuda is not None or accelerator is None or not accelerator.is_available():
         return []
     kind = accelerator.current_accelerator().type
-    count = 0 if kind == "cuda" else accelerator.device_count()
-    return [f"{kind}:{index}" for index in range(count)]
+    return [f"{kind}:{index}" for index in range(accelerator.device_count())]
 
 
 def is_damaged(backend: _library.Backend) -> bool:
@@ -98,8 +97,8 @@ def report_installation() -> None:
 
 
 def relative_error(got: torch.Tensor, want: torch.Tensor) -> float:
-    want = want.double().cpu()
-    error = torch.linalg.vector_norm(got.detach().double().cpu() - want)
+    want = want.cpu().double()
+    error = torch.linalg.vector_norm(got.detach().cpu().double() - want)
     return (error / torch.linalg.vector_norm(want)).item()
 
 
@@ -117,7 +116,7 @@ class Inputs:
         return values
 
     def integers(self, values):
-        return torch.tensor(values, dtype=torch.int32, device=self.device)
+        return torch.tensor(values, dtype=torch.int32).to(self.device)
 
     def parameters(self):
         return self.normal(DIM, WIDTH), self.normal(DIM)

@@ -419,6 +419,21 @@ def _over_time(projection, A, dtype, dim):
     return projection.repeat_interleave(dim // projection.shape[1], dim=1)
 
 
+def _write_rows(rows, index, values):
+    """``rows[index] = values`` for the indices of rows; the host does not wait for them.
+
+    One that is of no row does what the first does that is of one, or writes back what row 0 has.
+    """
+    if len(rows) == 0 or len(index) == 0:
+        return
+    given = (index >= 0) & (index < len(rows))
+    first, is_any = given.int().argmax(0, keepdim=True), given.any()
+    spare_index = torch.where(is_any, index.index_select(0, first), 0)
+    spare_values = torch.where(is_any, values.index_select(0, first), rows[:1])
+    mask = given.reshape(-1, *(1,) * (values.dim() - 1))
+    rows[torch.where(given, index, spare_index)] = torch.where(mask, values, spare_values)
+
+
 def selective_state_update_ref(
     state: torch.Tensor,
     x: torch.Tensor,
@@ -489,6 +504,5 @@ def selective_state_update_ref(
     else:
         out = out.masked_fill((index < 0)[:, None, None], 0)
         out = out.masked_fill((index >= count)[:, None, None], torch.nan)
-        given = (index >= 0) & (index < count)
-        rows[index[given]] = after[given]
+        _write_rows(rows, index, after)
     return out.to(x.dtype).reshape(x.shape)

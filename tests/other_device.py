@@ -50,7 +50,12 @@ class OtherTensor(torch.Tensor):
 
 
 class Device(TorchDispatchMode):
-    """Calls of torch with tensors of the device, or that make some."""
+    """Calls of torch with tensors of the device, or that make some.
+
+    waits: how many of them fetched values from it.
+    """
+
+    waits = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -60,8 +65,14 @@ class Device(TorchDispatchMode):
         if func.namespace == NAMESPACE:
             with self:
                 return func._op_dk(KERNEL, *args, **kwargs)
+        if func.overloadpacket is aten.to:  # which comes so far in inference mode
+            with self:
+                return func.decompose(*args, **kwargs)
         if func.overloadpacket in SYNCHRONISING:
             raise AssertionError(f"the host waits for the device: {func}")
+        if func.overloadpacket is aten._to_copy and "device" in kwargs and not is_made:
+            Device.waits += 1
+            return func(values(args[0]), **kwargs)
         on_cpu = kwargs | {"device": "cpu"} if is_made else kwargs
         found = func(*tree_map(values, args), **tree_map(values, on_cpu))
         found = tree_map_only(torch.Tensor, OtherTensor, found)

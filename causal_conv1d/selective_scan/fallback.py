@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from .._operators import CALLERS
 from .._plain import after_checks
 from ..reference import selective_state_update_ref
 from . import plain
@@ -11,14 +12,29 @@ from .arguments import Inputs, empty_grads
 from .operators import INPUTS
 
 
+def _inputs(name, args):
+    """The inputs of a scan. For its loop over sequences their bounds are fetched from the device,
+    once a call, so wrong ones are told, as on the CPU."""
+    inputs = Inputs(*args[:INPUTS])
+    if inputs.cu_seqlens is not None:
+        inputs.cu_seqlens = inputs.cu_seqlens.cpu()
+        least, most = 0, inputs.u.shape[2]
+        for i, bound in enumerate(inputs.cu_seqlens.tolist()):
+            if not least <= bound <= most:
+                text = f"must not decrease and lie within 0..{most} (seqlen), got {bound} at {i}"
+                raise RuntimeError(f"{CALLERS[name]}: cu_seqlens {text}")
+            least = bound
+    return inputs
+
+
 def _scan_forward(*args):
     out, ungated, last_states = args[INPUTS:]
-    plain.forward(Inputs(*args[:INPUTS]), out, ungated, last_states)
+    plain.forward(_inputs("scan_forward", args), out, ungated, last_states)
 
 
 def _scan_backward(*args):
     dout, dlast_states, *written = args[INPUTS:]
-    inputs = Inputs(*args[:INPUTS])
+    inputs = _inputs("scan_backward", args)
     grads = empty_grads(inputs, with_out=written[-1] is not None)
     plain.backward(inputs, dout, dlast_states, grads)
     for target, field in zip(written, dataclasses.fields(grads), strict=True):

@@ -163,7 +163,7 @@ def selective_state_update(
         state_batch_indices: (batch,) int32 or int64, or None: the row of state of each batch
             entry, no two the same; state may then have any number of rows. A negative index is
             padding: the output is 0 and no state is touched. An index past the last row is an error
-            on the CPU; on CUDA the output is NaN and no state is touched.
+            on the CPU; elsewhere the output is NaN and no state is touched.
 
     Returns:
         out, of x's shape and dtype.
@@ -200,7 +200,7 @@ def _update_in_torch(*args):
     *tensors, indices, dt_softplus = args
     names = "state x dt A B C D z dt_bias state_indices".split()
     fake.check("state_update", dict(zip(names, (*tensors, indices), strict=True)), any_dstate=True)
-    if indices is not None and not indices.is_cuda:
+    if indices is not None and indices.device.type == "cpu":
         rows, count = [row for row in indices.tolist() if row >= 0], len(tensors[0])
         if max(rows, default=-1) >= count or len(set(rows)) < len(rows):
             text = f"must name each of state's {count} rows at most once, got {indices.tolist()}"

@@ -1,7 +1,7 @@
 """The selective scan in plain PyTorch, on any device.
 
 It takes tiles of channels and blocks of 64 steps: at most 10 tensors of ``TILE_ELEMENTS`` at a
-time, in float32 10 MiB on the CPU and 160 MiB on CUDA, twice that in float64 or complex64.
+time, in float32 10 MiB on the CPU and 160 MiB elsewhere, twice that in float64 or complex64.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ CHUNK = 2048
 # Steps of a block, and how many elements (batch, channel, state, step) it may have. On the CPU the
 # tensors of a block then stay in the caches.
 BLOCK = 64
-TILE_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 22}
+TILE_ELEMENTS = {"cpu": 1 << 18, "elsewhere": 1 << 22}
 
 
 def forward(inputs, out, ungated, last_states):
@@ -128,7 +128,7 @@ def _tiles(inputs):
     batch, dim, _ = inputs.u.shape
     groups = inputs.groups
     per_group = dim // groups
-    elements = TILE_ELEMENTS.get(inputs.u.device.type, TILE_ELEMENTS["cpu"])
+    elements = TILE_ELEMENTS["cpu" if inputs.u.device.type == "cpu" else "elsewhere"]
     rows = max(1, elements // (BLOCK * max(1, inputs.A.shape[1])))
     whole_groups = max(1, rows // per_group)
     for b in _slices(0, batch, max(1, rows // dim)):
