@@ -288,14 +288,17 @@ def cuda_operations(library: ctypes.CDLL) -> dict:
 def _stand_in_addresses():
     """A function that gives tensors addresses, which overlap where the tensors do.
 
-    For checks on any device: its own addresses may be handles, and some devices have none.
+    For checks on any device, whose own addresses may be handles.
     """
     numbers: dict[int, int] = {}
 
     def address(tensor):
-        storage = id(tensor)
-        if torch._C._has_storage(tensor):  # XLA's have none, and share nothing
-            storage = tensor.untyped_storage()._cdata
+        if not torch._C._has_storage(tensor):
+            raise RuntimeError(
+                f"causal_conv1d: {tensor.device.type} tensors have no memory of their own, which "
+                f"operators need: move them to another device"
+            )
+        storage = tensor.untyped_storage()._cdata
         number = numbers.setdefault(storage, len(numbers) + 1)
         return (number << 48) + tensor.storage_offset() * tensor.element_size()
 

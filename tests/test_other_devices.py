@@ -20,6 +20,7 @@ from pool_cases import WRITTEN
 from scan_helpers import arguments, gradients_of_outputs, make_scan
 from test_pool import make as make_pool
 from test_scan_update import make_update
+from torch.utils._python_dispatch import _disable_current_modes
 
 from causal_conv1d import (
     CausalConv1d,
@@ -222,12 +223,19 @@ def test_errors_are_those_of_the_cpu():
 
 
 def test_all_tensors_of_a_call_are_on_one_device():
-    for x, weight in (
-        (randn(2, 6, 9), on_device(randn(6, 4))),
-        (on_device(randn(2, 6, 9)), randn(6, 4)),
-    ):
+    x, weight = randn(2, 6, 9), randn(6, 4)
+    for x, weight in ((x, on_device(weight)), (on_device(x), weight)):
         text = f"weight must be on x's device {x.device}, got {weight.device}"
         with pytest.raises(RuntimeError, match=text):
+            causal_conv1d_fn(x, weight)
+
+
+@pytest.mark.skipif(DEVICE.type != "lazy", reason="this process has another device")
+def test_a_device_without_memory_is_refused():
+    """torch's own Lazy device, which records operations as XLA does."""
+    with _disable_current_modes():
+        x, weight = randn(2, 6, 9, device="lazy"), randn(6, 4, device="lazy")
+        with pytest.raises(RuntimeError, match="lazy tensors have no memory of their own"):
             causal_conv1d_fn(x, weight)
 
 
@@ -263,7 +271,7 @@ def test_a_call_that_is_refused_does_not_warn():
     assert seen == [x.device]
 
 
-# ------------------------------------------------------------------------- in processes of their own
+# ------------------------------------------------------------------------ in processes of their own
 
 
 def run_tests(*options, **variables):
@@ -290,7 +298,7 @@ def test_a_part_of_the_suite_without_kernels(device):
         "test_forward.py::test_every_layout",
         "test_backward.py::test_a_gradient_left_out_changes_no_other",
         "test_update.py::test_every_option",
-        "test_options.py::test_random_cases",
+        "test_options.py::test_random_cases[6]",
         "test_options.py::test_update_with_a_dilation",
         "test_pool.py::test_under_a_compiler",
         "test_scan.py::test_options",
