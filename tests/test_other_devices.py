@@ -223,8 +223,8 @@ def test_errors_are_those_of_the_cpu():
 
 
 def test_all_tensors_of_a_call_are_on_one_device():
-    x, weight = randn(2, 6, 9), randn(6, 4)
-    for x, weight in ((x, on_device(weight)), (on_device(x), weight)):
+    here = randn(2, 6, 9), randn(6, 4)
+    for x, weight in ((here[0], on_device(here[1])), (on_device(here[0]), here[1])):
         text = f"weight must be on x's device {x.device}, got {weight.device}"
         with pytest.raises(RuntimeError, match=text):
             causal_conv1d_fn(x, weight)
