@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import struct
+from typing import Any
 
 import torch
 from torch.autograd.graph import increment_version
@@ -285,7 +286,7 @@ def cuda_operations(library: ctypes.CDLL) -> dict:
     return {name: telling_torch(name, functions[name]) for name in CALLERS}
 
 
-def _stand_in_addresses():
+def _stand_in_addresses() -> Any:
     """A function that gives tensors addresses, which overlap where the tensors do.
 
     For checks on any device, whose own addresses may be handles.

@@ -44,7 +44,7 @@ def operations(cpu: ctypes.CDLL, warn) -> dict:
 class Once:
     """Tells each key's first call from all others, in every thread."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._tokens: dict = {}
 
     def is_first(self, key) -> bool:
