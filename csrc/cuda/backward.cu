@@ -73,13 +73,15 @@ struct Call {
   bool is_plain() const { return options.dilation == 1 && !packed() && !fused(); }
   // Packed sequences whose states backward_edges takes, after the kernels of variants.cuh.
   bool has_edges() const {
-    return packed() && options.dilation == 1 && params.weight.sizes[1] <= 8 &&
+    return packed() && options.dilation == 1 &&
+           params.weight.sizes[1] <= edge_width(params.x.dtype) &&
            (has_elements(params.initial_states) || has_elements(params.dinitial_states) ||
             has_elements(params.dfinal_states));
   }
   // Whether initial_states, where they are given, are no hindrance to the kernels of variants.cuh.
   bool takes_states() const {
-    return options.dilation == 1 || !has_elements(params.initial_states);
+    if (!has_elements(params.initial_states)) return true;
+    return options.dilation == 1 && (!packed() || has_edges());
   }
   // Threads of a channel that backward_edges has: enough for a GPU, and few partial sums.
   int64_t edge_parts() const {
@@ -171,7 +173,10 @@ template <typename T>
 cudaError_t launch_edges(const BackwardArgs<T>& p, const AnyOptions& o, const Call& call,
                          int64_t sums_at, cudaStream_t stream) {
   if constexpr (sizeof(T) <= 4) {
-    const auto kernel = p.width <= 4 ? backward_edges<4, T> : backward_edges<8, T>;
+    auto kernel = backward_edges<4, T>;
+    if constexpr (std::is_same_v<T, __nv_bfloat16>) {
+      if (p.width > 4) kernel = backward_edges<8, T>;
+    }
     const int64_t parts = call.edge_parts();
     return launch_pdl(kernel, kEdgePlaces * parts * edge_channels(p.dim), stream, p, o, parts,
                       sums_at);

@@ -2,10 +2,6 @@
 // computes dz again for each; and what the other kernels leave to it.
 #pragma once
 
-#ifndef CAUSAL_CONV1D_HIP
-#include <cub/block/block_reduce.cuh>
-#endif
-
 #include "backward.cuh"
 #include "forward_any.cuh"
 
@@ -115,15 +111,15 @@ __device__ __forceinline__ F sum_of_lines(F v, int channels) {
 // The sum of v over a block's threads, for the first.
 template <typename F>
 __device__ __forceinline__ F sum_of_block(F v) {
-#ifdef CAUSAL_CONV1D_HIP
-  return sum_of_lines(v, 1);
-#else
-  using BlockReduce = cub::BlockReduce<F, kThreads>;
-  __shared__ typename BlockReduce::TempStorage storage;
-  v = BlockReduce(storage).Sum(v);
+  __shared__ F of_warp[kWarps];
+#pragma unroll
+  for (int n = 1; n < 32; n *= 2) v += __shfl_down_sync(0xffffffff, v, n);
+  if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = v;
+  __syncthreads();
+#pragma unroll
+  for (int i = 1; i < kWarps; ++i) v += of_warp[i];
   __syncthreads();
   return v;
-#endif
 }
 
 // A block per (part, d): the sums of one chunk of one row.

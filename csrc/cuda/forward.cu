@@ -76,7 +76,10 @@ bool launch_fast(const ForwardParams& params, const Options& options, const Forw
 template <typename T>
 cudaError_t launch_edges(const ForwardArgs<T>& p, const AnyOptions& o, cudaStream_t stream) {
   if constexpr (sizeof(T) <= 4) {
-    const auto kernel = p.width <= 4 ? forward_edges<4, T> : forward_edges<8, T>;
+    auto kernel = forward_edges<4, T>;
+    if constexpr (std::is_same_v<T, __nv_bfloat16>) {
+      if (p.width > 4) kernel = forward_edges<8, T>;
+    }
     return launch_pdl(kernel, o.rows * edge_channels(p.dim), stream, p, o);
   }
   return cudaErrorInvalidValue;
@@ -126,7 +129,7 @@ cudaError_t run(const ForwardParams& params, cudaStream_t stream) {
 
 // Packed sequences whose states forward_edges takes, after the kernels of variants.cuh.
 bool has_edges(const ForwardParams& p, const Options& o) {
-  return given(o.cu_seqlens) && o.dilation == 1 && p.weight.sizes[1] <= 8 &&
+  return given(o.cu_seqlens) && o.dilation == 1 && p.weight.sizes[1] <= edge_width(p.x.dtype) &&
          (has_elements(p.initial_states) || has_elements(p.final_states_out));
 }
 

@@ -36,6 +36,10 @@ struct Packing {
   }
 };
 
+// The widest filter that forward_edges and backward_edges have a kernel for, of x's type: states
+// with wider ones are left to the kernels for any strides, to keep the library small.
+constexpr int64_t edge_width(int32_t dtype) { return dtype == CAUSAL_CONV1D_BFLOAT16 ? 8 : 4; }
+
 // Writes ids, and bounds unless that is nullptr.
 cudaError_t launch_packing(const Tensor& cu_seqlens, int64_t total, const Packing& packing,
                            cudaStream_t stream);

@@ -83,21 +83,26 @@ struct Tables;
 template <typename T>
 struct Tables<T, 4> {
   static constexpr int C = forward_channels(sizeof(T));
+  // Where tiles are as long, one kernel for any strides serves all widths.
+  static constexpr int kStridedMax =
+      steps_per_lane(4, sizeof(T)) == steps_per_lane(8, sizeof(T)) ? 8 : 4;
   using First = Joined<Variants<ChannelFirst<T, 4, kExact, kNoSeqIdx, Access::kAligned>,
                                 ChannelFirst<T, 4, kExact, kNoSeqIdx, Access::kDense>>,
                        OfBf16<T, ChannelFirst<T, 4, kExact, kNoSeqIdx, Access::kUnit>>,
-                       Variants<ChannelFirst<T, 4, kUpTo, kNoSeqIdx, Access::kUnit>,
-                                ChannelFirst<T, 4, kExact, kSeqIdx, Access::kAligned>,
-                                ChannelFirst<T, 4, kUpTo, kSeqIdx, Access::kAligned, kFused>,
+                       Variants<ChannelFirst<T, 4, kUpTo, kNoSeqIdx, Access::kUnit>>,
+                       OfBf16<T, ChannelFirst<T, 4, kExact, kSeqIdx, Access::kAligned>>,
+                       Variants<ChannelFirst<T, 4, kUpTo, kSeqIdx, Access::kAligned, kFused>,
                                 ChannelFirst<T, 4, kUpTo, kSeqIdx, Access::kUnit>,
-                                ChannelFirst<T, 4, kUpTo, kSeqIdx, Access::kStrided>>>;
+                                ChannelFirst<T, kStridedMax, kUpTo, kSeqIdx, Access::kStrided>>>;
   using FirstBackward = First;
-  using Last = Joined<
+  template <int WMAX>  // of the kernel for single channels
+  using LastWith = Joined<
       Variants<ChannelLast<T, C, 4, kExact, kNoSeqIdx>>,
       OfBf16<T, ChannelLast<T, C, 4, kUpTo, kNoSeqIdx>, ChannelLast<T, C, 4, kExact, kSeqIdx>>,
       Variants<ChannelLast<T, C, 4, kUpTo, kSeqIdx>, ChannelLast<T, C, 4, kUpTo, kSeqIdx, kFused>,
-               ChannelLast<T, 1, 4, kUpTo, kSeqIdx>>>;
-  using LastBackward = Last;
+               ChannelLast<T, 1, WMAX, kUpTo, kSeqIdx>>>;
+  using Last = LastWith<8>;
+  using LastBackward = LastWith<4>;  // whose chunks depend on the width
 };
 
 // bf16 has a kernel for each width, as the taps that are not there take time.
