@@ -1,56 +1,110 @@
 // Launches the kernels of the pool of states.
-#include "pool.cuh"
+#include "pool_packs.cuh"
+#include "pool_walk.cuh"
+// After what declares the pool's checks.
+#include <utility>
 
+#include "access.h"
 #include "launch.cuh"
+#include "update_slots.h"
 
 namespace causal_conv1d::gpu {
 namespace {
 
-constexpr int64_t kTile = 16;  // tokens of a part, at most
-constexpr int64_t kFew = 8;    // tokens of a sequence that is a part of its own
+constexpr int64_t kFew = 8;  // tokens of a sequence that a thread walks along
 
-// The channels that a thread of a variant may take at once: C or 1.
-template <typename T>
-bool takes_packs(const PoolParams& params, int C) {
-  const Tensor x = as_row(params.x), out = as_row(params.out);
-  return has_every_kernel() && common_channels(C, sizeof(T), x.sizes[1], {&x, &out}) == C;
+bool in_place(const PoolParams& params) { return params.out.data == params.x.data; }
+
+// Whether parts of the tokens are better than sequences.
+bool has_tiles(const PoolParams& params) {
+  const bool few = params.max_seqlen > 0 && params.max_seqlen <= kFew;
+  return !in_place(params) && !few && sequences_of(params) > 0;
 }
 
-template <typename K, typename T>
-cudaError_t launch_walk(K, const PoolParams& params, PoolArgs<T> p, cudaStream_t stream) {
-  const Tensor& states = params.conv_states;
-  p.state_packs =
-      states.dtype == params.x.dtype && vector_width(states, 1, K::C, sizeof(T)) == K::C;
-  const bool in_place = params.out.data == params.x.data;
-  const bool short_sequences = params.max_seqlen > 0 && params.max_seqlen <= kFew;
-  p.tile = 0;
-  int64_t parts = p.sequences + 2;
-  if (!in_place && !short_sequences && p.sequences > 0) {
-    p.tile = 1;
-    while (p.tile < kTile && 2 * p.tile <= p.seqlen / p.sequences) p.tile *= 2;
-    while (ceil_div(p.seqlen, p.tile) * ceil_div(p.dim / K::C, 32) > kMaxParts) p.tile *= 2;
-    parts = ceil_div(p.seqlen, p.tile);
+// What of the tokens, and which channels, a thread has.
+template <typename T>
+void divide(const PoolParams& params, int channels, PoolArgs<T>* p) {
+  constexpr int64_t kTile = 16;
+  int64_t parts = p->sequences + 2;
+  if (has_tiles(params)) {
+    p->tile = 1;
+    while (p->tile < kTile && 2 * p->tile <= p->seqlen / p->sequences) p->tile *= 2;
+    parts = ceil_div(p->seqlen, p->tile);
   }
-  p.columns = Columns(p.dim / K::C, parts, -1);
+  p->columns = Columns(p->dim / channels, parts, p->tile > 0 ? 5 : -1);
+}
+
+template <typename T>
+cudaError_t launch_parts(void (*kernel)(PoolArgs<T>), const PoolArgs<T>& p, cudaStream_t stream) {
   if (p.columns.threads(1) / kThreads > kMaxParts) return cudaErrorInvalidConfiguration;
-  return launch_pdl(pool_walk<K>, p.columns.threads(1), stream, p);
+  return launch_pdl(kernel, p.columns.threads(1), stream, p);
+}
+
+// How C adjacent channels of a state of a type may be accessed.
+template <typename K>
+StateAccess state_access(const PoolParams& params) {
+  const Tensor& t = params.conv_states;
+  constexpr int size = sizeof(typename K::Element), kBlock = K::C * 3 * size;
+  constexpr int kAlignment = kBlock & -kBlock;
+  if (t.dtype != params.x.dtype) return StateAccess::kAny;
+  if (vector_width(t, 1, K::C, size) == K::C) return StateAccess::kRows;
+  const bool block = params.weight.sizes[1] == 4 && t.sizes[2] == 3 && t.strides[2] == 1 &&
+                     t.strides[1] == 3 && t.strides[0] * size % kAlignment == 0 &&
+                     reinterpret_cast<uintptr_t>(t.data) % kAlignment == 0;
+  return block ? StateAccess::kBlock : StateAccess::kAny;
+}
+
+// Whether channels are adjacent, K::C of them.
+template <typename K, typename T>
+bool launch_packs(const PoolParams& params, PoolArgs<T> p, cudaStream_t stream, cudaError_t* e) {
+  const Tensor x = as_row(params.x), out = as_row(params.out);
+  if (!has_every_kernel() || p.width > K::WMAX || p.windows.given()) return false;
+  if (common_channels(K::C, sizeof(T), p.dim, {&x, &out}) != K::C) return false;
+  p.access = state_access<K>(params);
+  if (p.access == StateAccess::kAny && !has_tiles(params)) return false;
+  divide(params, K::C, &p);
+  *e = launch_parts<T>(p.tile > 0 ? pool_tiles<K> : pool_sequences<K>, p, stream);
+  return true;
+}
+
+// A token for each sequence, as the update by slots.
+bool launch_update(const PoolParams& params, cudaStream_t stream, cudaError_t* e) {
+  const bool slots = given(params.cache_indices);
+  if (given(params.query_start_loc) || given(params.has_initial_state) ||
+      given(params.num_accepted_tokens) || given(params.windows_out) ||
+      (!slots && params.pad_slot >= 0)) {
+    return false;
+  }
+  UpdateParams update{};
+  const auto by_token = [](Tensor t) {
+    std::swap(t.sizes[0], t.sizes[1]);
+    std::swap(t.strides[0], t.strides[1]);
+    return t;
+  };
+  update.x = by_token(params.x);
+  update.out = by_token(params.out);
+  update.conv_state = params.conv_states;
+  update.conv_state.sizes[2] = params.weight.sizes[1] - 1;
+  update.weight = params.weight;
+  update.bias = params.bias;
+  update.silu = params.silu;
+  update.conv_state_indices = params.cache_indices;
+  return update_slots(update, params.pad_slot, stream, e);
 }
 
 template <typename T>
 cudaError_t run(const PoolParams& params, cudaStream_t stream) {
-  const PoolArgs<T> p(params);
+  PoolArgs<T> p(params);
+  cudaError_t e = cudaSuccess;
   if (p.width > 8) return launch(pool_any<T>, (p.sequences + 2) * p.dim, stream, p);
   if constexpr (kHasVariants && sizeof(T) <= 4) {
-    using Narrow = Pool<T, 4, channels_per_thread(4, sizeof(T))>;
-    using Wide = Pool<T, 8, channels_per_thread(8, sizeof(T))>;
-    if (p.width <= 4 && takes_packs<T>(params, Narrow::C)) {
-      return launch_walk(Narrow{}, params, p, stream);
-    }
-    if (p.width > 4 && takes_packs<T>(params, Wide::C)) {
-      return launch_walk(Wide{}, params, p, stream);
+    if (launch_update(params, stream, &e) || launch_packs<Pool<T, 4>>(params, p, stream, &e) ||
+        launch_packs<Pool<T, 8>>(params, p, stream, &e)) {
+      return e;
     }
   }
-  return launch_walk(Pool<T, 8, 1>{}, params, p, stream);
+  divide(params, 1, &p);
+  return launch_parts<T>(pool_walk<T>, p, stream);
 }
 
 }  // namespace

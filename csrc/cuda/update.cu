@@ -2,6 +2,7 @@
 #include "access.h"
 #include "launch.cuh"
 #include "update_any.cuh"
+#include "update_slots.h"
 
 #ifndef CAUSAL_CONV1D_GENERAL
 #include "update_rows.cuh"
@@ -113,30 +114,48 @@ bool launch_staged(const UpdateParams& params, UpdateArgs<T>& p, cudaStream_t st
 
 #endif
 
+// Whether one of the kernels for certain shapes suits.
+template <typename T>
+bool launch_fast(const UpdateParams& params, UpdateArgs<T> p, cudaStream_t stream,
+                 cudaError_t* e) {
+#ifndef CAUSAL_CONV1D_GENERAL
+  if constexpr (sizeof(T) <= 4) {
+    constexpr int half = sizeof(T) == 2 ? 2 : 1;
+    return has_every_kernel() && p.width <= 4 && params.conv_state.dtype == params.x.dtype &&
+           (launch_token<T, half, 4, false>(params, p, stream, e) ||
+            launch_token<T, 2 * half, 4, true>(params, p, stream, e) ||
+            launch_token<T, 2 * half, 3, false>(params, p, stream, e) ||
+            launch_token<T, 2 * half, 3, true>(params, p, stream, e) ||
+            launch_rows<T, 4>(params, p, stream, e) || launch_rows<T, 3>(params, p, stream, e) ||
+            launch_staged(params, p, stream, e));
+  }
+#endif
+  return false;
+}
+
 template <typename T>
 cudaError_t run(const UpdateParams& params, cudaStream_t stream) {
   UpdateArgs<T> p(params);
-  if (p.seqlen == 0) return cudaSuccess;
-#ifndef CAUSAL_CONV1D_GENERAL
-  if constexpr (sizeof(T) <= 4) {
-    cudaError_t e = cudaSuccess;
-    constexpr int half = sizeof(T) == 2 ? 2 : 1;
-    if (has_every_kernel() && p.width <= 4 && params.conv_state.dtype == params.x.dtype &&
-        (launch_token<T, half, 4, false>(params, p, stream, &e) ||
-         launch_token<T, 2 * half, 4, true>(params, p, stream, &e) ||
-         launch_token<T, 2 * half, 3, false>(params, p, stream, &e) ||
-         launch_token<T, 2 * half, 3, true>(params, p, stream, &e) ||
-         launch_rows<T, 4>(params, p, stream, &e) || launch_rows<T, 3>(params, p, stream, &e) ||
-         launch_staged(params, p, stream, &e))) {
-      return e;
-    }
-  }
-#endif
+  cudaError_t e = cudaSuccess;
+  if (p.seqlen == 0 || launch_fast(params, p, stream, &e)) return e;
   p.columns = p.conv_state_indices.data == nullptr ? p.dim : whole_blocks(p.dim);
   return launch(update_any<T>, p.batch * p.columns, stream, p);
 }
 
 }  // namespace
+
+bool update_slots(const UpdateParams& params, int64_t pad_slot, cudaStream_t stream,
+                  cudaError_t* e) {
+  bool done = false;
+  dispatch_dtype(params.x.dtype, [&](auto zero) {
+    UpdateArgs<decltype(zero)> p(params);
+    p.slots = true;
+    p.pad_slot = pad_slot;
+    done = launch_fast(params, p, stream, e);
+  });
+  return done;
+}
+
 }  // namespace causal_conv1d::gpu
 
 causal_conv1d_status causal_conv1d_cuda_update(const causal_conv1d_update_params* params,

@@ -31,6 +31,8 @@ struct UpdateArgs : CommonArgs<T> {
   Divisor by_column;    // threads (blocks of update_staged) per batch entry, or `entries` of them;
   int64_t columns = 0;  // of update_any
   int channels = 0;     // update_staged: per block
+  bool slots = false;   // of a pool: indices differ, and what is no row, or pad_slot, gives 0
+  int64_t pad_slot = -1;
 
   explicit UpdateArgs(const UpdateParams& params)
       : CommonArgs<T>(params),
@@ -45,14 +47,14 @@ struct UpdateArgs : CommonArgs<T> {
 
   // An index as a row of the state, or -1 if it is none.
   __device__ __forceinline__ int64_t row_of(int64_t index) const {
-    return index >= 0 && index < states ? index : -1;
+    return index >= 0 && index < states && index != pad_slot ? index : -1;
   }
 
   // The outputs of a batch entry whose index is no row, of channels d .. d + count - 1. One out of
   // range gives NaN: reading that row would be worse, and the host cannot be told.
   __device__ __forceinline__ void write_without_row(int64_t index, int64_t b, int64_t d,
                                                     int count) const {
-    const Compute<T> v = index < 0 ? Compute<T>(0) : Compute<T>(NAN);
+    const Compute<T> v = index < 0 || slots ? Compute<T>(0) : Compute<T>(NAN);
 #pragma unroll 1
     for (int c = 0; c < count; ++c) {
 #pragma unroll 1
