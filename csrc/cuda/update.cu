@@ -39,7 +39,7 @@ bool suits(const UpdateParams& params) {
   constexpr int C = K::C, S = K::S, size = sizeof(typename K::Element);
   const Tensor &x = params.x, &state = params.conv_state;
   const bool one = x.ndim == 2 || x.sizes[2] == 1;
-  if (!one || state.sizes[2] != S || (given(params.cache_seqlens) && !K::RING)) return false;
+  if (!one || state.sizes[2] != S) return false;
   if (x.sizes[1] % C != 0 || vector_width(x, 1, C, size) != C ||
       vector_width(params.out, 1, C, size) != C) {
     return false;
@@ -63,7 +63,8 @@ bool launch_token(const UpdateParams& params, UpdateArgs<T>& p, cudaStream_t str
   const int64_t columns = indexed ? whole_blocks(p.dim / C) : p.dim / C;
   const int64_t threads = p.batch * columns;
   if (threads > kMaxParts || p.states > kMaxParts) return false;
-  p.entries = threads >= (1 << 18) ? kEntries : 1;  // where there are enough for every thread
+  p.entries = threads >= (1 << 18) ? Plain::ENTRIES : 1;  // where there are enough for every thread
+  p.whole_warps = p.dim / C % 32 == 0;
   p.by_column = Divisor(columns);
   auto kernel = indexed ? update_token<Indexed> : update_token<Plain>;
   *e = launch_pdl(kernel, ceil_div(p.batch, p.entries) * columns, stream, p);

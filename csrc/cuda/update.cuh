@@ -12,8 +12,7 @@
 //
 // With conv_state_indices several batch entries may share a row of the state. All of them read it
 // as it was, and the last one's state stays. So that no block waits for another, the thread of the
-// first of them computes them all and the others nothing; to know, each block, which has one batch
-// entry or kEntries, looks at all indices.
+// first of them computes them all and the others nothing; to know, each block looks at all indices.
 #pragma once
 
 #include "args.cuh"
@@ -28,6 +27,7 @@ struct UpdateArgs : CommonArgs<T> {
   Index cache_seqlens, conv_state_indices;
   int64_t states, state_len;
   int entries = 1;      // update_token: batch entries per thread
+  bool whole_warps = false;  // of channels of one of them
   Divisor by_column;    // threads (blocks of update_staged) per batch entry, or `entries` of them;
   int64_t columns = 0;  // of update_any
   int channels = 0;     // update_staged: per block

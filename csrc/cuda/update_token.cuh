@@ -7,17 +7,18 @@
 
 namespace causal_conv1d::gpu {
 
-constexpr int kEntries = 2;  // per thread of update_token, which shares its weights between them
-
 // A variant of update_token: C channels per thread, a state of S inputs, [channel][input] in memory
-// or [input][channel] if DIM_FASTEST. RING: for rings too.
+// or [input][channel] if DIM_FASTEST.
 template <typename T, int C_, int S_, bool DIM_FASTEST_, bool INDEXED_>
 struct Token {
   using Element = T;
   static constexpr int C = C_, S = S_, WMAX = 4;
   static constexpr bool DIM_FASTEST = DIM_FASTEST_, INDEXED = INDEXED_;
-  static constexpr bool RING = S == 4 && !DIM_FASTEST;
+  static constexpr int ENTRIES = 2;  // per thread, which shares its weights between them
   using State = Pack<T, S * C>;
+  // A warp writes states by adjacent vectors of 8 bytes, not each lane its own, which would be parts of
+  // sectors.
+  static constexpr bool EXCHANGED = !DIM_FASTEST && State::kBytes == 24;
   // As many blocks per SM as registers allow without spills: it waits for memory alone.
   static constexpr int kBlocks = C == 4 ? 7 : (State::kBytes > 24 ? 8 : 10 - INDEXED);
 
@@ -46,21 +47,78 @@ struct Token {
   }
 };
 
+// The states of a warp, from each lane's own to adjacent vectors.
+__device__ __forceinline__ void exchange(uint2* staged, uint32_t (&w)[6]) {
+  const int lane = threadIdx.x % 32;
+  staged += threadIdx.x / 32 * 96;
+#pragma unroll
+  for (int i = 0; i < 3; ++i) staged[lane * 3 + i] = make_uint2(w[2 * i], w[2 * i + 1]);
+  __syncwarp();
+#pragma unroll
+  for (int i = 0; i < 3; ++i) {
+    const uint2 v = staged[lane + i * 32];
+    w[2 * i] = v.x;
+    w[2 * i + 1] = v.y;
+  }
+}
+
+template <typename K, typename T>
+__device__ __forceinline__ void store_state(const UpdateArgs<T>& p, uint2* staged, T* state,
+                                            typename K::State& taken) {
+  if constexpr (K::EXCHANGED) {
+    if (p.whole_warps) {
+      exchange(staged, taken.w);
+      char* const to = reinterpret_cast<char*>(state) - threadIdx.x % 32 * 16;
+#pragma unroll
+      for (int i = 0; i < 3; ++i) {
+        Pack<uint32_t, 2> part;
+        part.w[0] = taken.w[2 * i];
+        part.w[1] = taken.w[2 * i + 1];
+        part.store(to + i * 256);
+      }
+      return;
+    }
+  }
+  K::store(taken, state, p.state.strides[2]);
+}
+
 // The inputs of a channel, of which the one at `at` is the oldest, in order of time.
-template <typename T>
-__device__ __forceinline__ void in_order(int at, T (&inputs)[4]) {
-  T v[4];
+template <int S, typename T>
+__device__ __forceinline__ void in_order(int at, T (&inputs)[S]) {
+  T v[S];
 #pragma unroll
-  for (int j = 0; j < 4; ++j) v[j] = at & 2 ? inputs[(j + 2) % 4] : inputs[j];
+  for (int j = 0; j < S; ++j) v[j] = at & 2 ? inputs[(j + 2) % S] : inputs[j];
 #pragma unroll
-  for (int j = 0; j < 4; ++j) inputs[j] = at & 1 ? v[(j + 1) % 4] : v[j];
+  for (int j = 0; j < S; ++j) inputs[j] = at & 1 ? v[(j + 1) % S] : v[j];
+}
+
+// A ring with x in the place of the oldest.
+template <typename K, typename T>
+__device__ __forceinline__ typename K::State with_newest(const typename K::State& old, int at,
+                                                         const Pack<T, K::C>& x) {
+  constexpr int C = K::C, S = K::S;
+  typename K::State taken;
+#pragma unroll
+  for (int i = 0; i < C * S; ++i) taken.set_element(i, x.element(i / S));
+  uint32_t here[S];
+#pragma unroll
+  for (int j = 0; j < S; ++j) here[j] = j == at ? 0xffffffff : 0;
+#pragma unroll
+  for (int i = 0; i < K::State::kWords; ++i) {
+    uint32_t mask = here[i % S];
+    if constexpr (sizeof(T) == 2) {
+      mask = (here[2 * i % S] & 0xffff) | (here[(2 * i + 1) % S] & 0xffff0000);
+    }
+    taken.w[i] = (taken.w[i] & mask) | (old.w[i] & ~mask);
+  }
+  return taken;
 }
 
 // Writes out and the state of batch entry b. at: where x goes in a ring.
 template <typename K, bool RING, typename T>
 __device__ __forceinline__ void update_entry(const UpdateArgs<T>& p, int64_t b, int64_t d0,
                                              T* state, const typename K::State& old,
-                                             const Pack<T, K::C>& x, int at,
+                                             const Pack<T, K::C>& x, int at, uint2* staged,
                                              const float (&w)[K::WMAX][K::C],
                                              const float (&bias)[K::C]) {
   constexpr int C = K::C, S = K::S;
@@ -77,18 +135,20 @@ __device__ __forceinline__ void update_entry(const UpdateArgs<T>& p, int64_t b, 
         bias[c], first, [&](int k) { return w[k][c]; },
         [&](int k) { return k < 3 ? to_compute(inputs[S - 3 + k]) : x.get(c); });
 #pragma unroll
-    for (int j = 0; j < S; ++j) {
-      const int i = K::entry(c, j);
-      T v = x.element(c);
-      if (RING ? j != at : j < S - 1) v = RING ? old.element(i) : inputs[(j + 1) % S];
-      taken.set_element(i, v);
+    for (int j = 0; j < S && !RING; ++j) {
+      taken.set_element(K::entry(c, j), j < S - 1 ? inputs[(j + 1) % S] : x.element(c));
     }
   }
   if (p.silu) {
 #pragma unroll
     for (int c = 0; c < C; ++c) z[c] = silu<T>(z[c]);
   }
-  K::store(taken, state, p.state.strides[2]);
+  if constexpr (RING && K::DIM_FASTEST) {
+    x.store(state + at * p.state.strides[2]);
+  } else {
+    if constexpr (RING) taken = with_newest<K>(old, at, x);
+    store_state<K>(p, staged, state, taken);
+  }
   pack<T>(z).store(p.out.at(b, d0, 0));
 }
 
@@ -98,7 +158,9 @@ __global__ void __launch_bounds__(kThreads, K::kBlocks)
   if (kSmallPtx) return;
   using T = typename K::Element;
   constexpr int C = K::C;
+  constexpr int N = K::ENTRIES;
   constexpr bool INDEXED = K::INDEXED;
+  __shared__ uint2 staged[K::EXCHANGED ? N : 1][K::EXCHANGED ? kThreads * 3 : 1];
   uint32_t column;
   const int64_t b0 =
       int64_t(split(blockIdx.x * kThreads + threadIdx.x, p.by_column, &column)) * p.entries;
@@ -109,12 +171,12 @@ __global__ void __launch_bounds__(kThreads, K::kBlocks)
   pdl_wait();
   pdl_launch();
   // All that needs no index of the state first, then the states: nothing waits in between.
-  const SharedRows<kEntries> shared_rows(p);
-  int64_t index[kEntries];
-  int at[kEntries] = {};  // where x goes in a ring
-  Pack<T, C> x[kEntries];
+  const SharedRows<N> shared_rows(p);
+  int64_t index[N];
+  int at[N] = {};  // where x goes in a ring
+  Pack<T, C> x[N];
 #pragma unroll
-  for (int i = 0; i < kEntries; ++i) {
+  for (int i = 0; i < N; ++i) {
     const int64_t b = b0 + i;
     index[i] = -1;
     if (i < p.entries && b < p.batch) {
@@ -123,13 +185,13 @@ __global__ void __launch_bounds__(kThreads, K::kBlocks)
     }
   }
   const Parameters<K::WMAX, C> parameters(p, d0);
-  int row[kEntries] = {};
-  typename K::State old[kEntries];
+  int row[N] = {};
+  typename K::State old[N];
   const auto state = [&](int i) {
     return static_cast<T*>(p.state.data) + row[i] * p.state.strides[0] + d0 * p.state.strides[1];
   };
 #pragma unroll
-  for (int i = 0; i < kEntries; ++i) {
+  for (int i = 0; i < N; ++i) {
     const int64_t r = INDEXED ? p.row_of(index[i]) : index[i];
     row[i] = r < 0 ? -1 - i : static_cast<int>(r);
     if (row[i] >= 0) old[i] = K::load(state(i), p.state.strides[2]);
@@ -138,7 +200,7 @@ __global__ void __launch_bounds__(kThreads, K::kBlocks)
     const bool shared = shared_rows.seen(p, b0, p.entries, row);
     if (!inside) return;
 #pragma unroll
-    for (int i = 0; i < kEntries; ++i) {
+    for (int i = 0; i < N; ++i) {
       if (row[i] < 0 && i < p.entries && b0 + i < p.batch) {
         p.write_without_row(index[i], b0 + i, d0, C);
       }
@@ -155,21 +217,22 @@ __global__ void __launch_bounds__(kThreads, K::kBlocks)
       return;
     }
   }
-  if (K::RING && p.is_ring()) {
+  if (p.is_ring()) {
 #pragma unroll
-    for (int i = 0; i < kEntries; ++i) {
+    for (int i = 0; i < N; ++i) {
       if (row[i] >= 0) at[i] = p.ring_start(b0 + i, K::S);
     }
   }
   float w[K::WMAX][C], bias[C];
   parameters.get(p.scale, w, bias);
 #pragma unroll
-  for (int i = 0; i < kEntries; ++i) {
+  for (int i = 0; i < N; ++i) {
     if (row[i] < 0) continue;
-    if (K::RING && p.is_ring()) {
-      update_entry<K, K::RING>(p, b0 + i, d0, state(i), old[i], x[i], at[i], w, bias);
+    uint2* const shared = staged[K::EXCHANGED ? i : 0];
+    if (p.is_ring()) {
+      update_entry<K, true>(p, b0 + i, d0, state(i), old[i], x[i], at[i], shared, w, bias);
     } else {
-      update_entry<K, false>(p, b0 + i, d0, state(i), old[i], x[i], 0, w, bias);
+      update_entry<K, false>(p, b0 + i, d0, state(i), old[i], x[i], 0, shared, w, bias);
     }
   }
 }
