@@ -1,15 +1,16 @@
 // The convolution of sequences whose states lie in a pool: see causal_conv1d_pool_params.
 //
-// The thread that has a sequence's first token has its first W - 1 tokens, and with them its slot: it
-// alone reads the history, and then writes the new state. All other tokens need inputs of x alone.
-// Tokens before the first sequence and after the last one count as a sequence that is skipped.
+// The thread that has a sequence's first token has its first W - 1 tokens, and with them its slot:
+// it alone reads the history, and then writes the new state. All other tokens need inputs of x
+// alone. Tokens before the first sequence and after the last one count as a sequence that is
+// skipped.
 //
 // update.cuh's kernels: a token for each sequence and states of W - 1 inputs.
 // pool_sequences: short sequences, or out is x; W <= 8, channels are adjacent. A thread owns C
 //   channels of a sequence.
 // pool_tiles: the same otherwise. A warp owns 32 C channels of a tile of all tokens. It loads the
-//   tile's inputs while it looks for the sequences there; then come the tokens that need no history,
-//   and then those of the sequences that begin in the tile.
+//   tile's inputs while it looks for the sequences there; then come the tokens that need no
+//   history, and then those of the sequences that begin in the tile.
 // pool_walk: any strides, W <= 8. A thread owns a channel of a part of the tokens.
 // pool_any: wider filters; a thread has a channel of a sequence.
 #pragma once

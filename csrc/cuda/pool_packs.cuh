@@ -83,8 +83,7 @@ __device__ __forceinline__ Pack<T, K::C> output(const PoolArgs<T>& p,
 #pragma unroll
   for (int c = 0; c < K::C; ++c) {
     z[c] = convolve<K::WMAX>(
-        bias[c], K::WMAX - p.width, [&](int k) { return w[k][c]; },
-        [&](int k) { return x(k, c); });
+        bias[c], K::WMAX - p.width, [&](int k) { return w[k][c]; }, [&](int k) { return x(k, c); });
   }
   if (p.silu) {
 #pragma unroll
@@ -97,7 +96,7 @@ __device__ __forceinline__ Pack<T, K::C> output(const PoolArgs<T>& p,
 template <int C, typename T>
 __device__ __forceinline__ void begin_any(const PoolArgs<T>& p, const Sequence<T>& s, int64_t d0,
                                           int64_t count) {
-  asm volatile("" : "+l"(d0));  // or addresses would be kept in registers
+  opaque(d0);  // or addresses would be kept in registers
 #pragma unroll 1
   for (int64_t n = 0; n < count * C; ++n) {
     const int64_t d = d0 + n % C, t = n / C;
@@ -108,12 +107,11 @@ __device__ __forceinline__ void begin_any(const PoolArgs<T>& p, const Sequence<T
   write_state<C>(p, s, d0);
 }
 
-// A sequence's first `count` tokens, and its state afterwards, which is not kAny. parameters(w, bias)
-// gives the weights.
+// A sequence's first `count` tokens, and its state afterwards, which is not kAny. parameters(w,
+// bias) gives the weights.
 template <typename K, typename T, typename Parameters>
 __device__ __forceinline__ void begin_sequence(const PoolArgs<T>& p, const Sequence<T>& s,
-                                               int64_t d0, int64_t count,
-                                               Parameters&& parameters) {
+                                               int64_t d0, int64_t count, Parameters&& parameters) {
   constexpr int C = K::C, H = K::H, N = K::N;
   const int first = K::WMAX - p.width;
   const StateColumns<K, T> state(p, s, d0);
@@ -242,7 +240,8 @@ __global__ void __launch_bounds__(kThreads, 4) pool_tiles(const PoolArgs<typenam
   if (!inside) return;
   uint32_t inner = (1u << count) - 1;
   const Sequence<T> first(p, i);
-  const bool one = first.slot >= 0 && first.begin + max(p.width - 1, 1) <= t0 && first.end >= t0 + count;
+  const bool one =
+      first.slot >= 0 && first.begin + max(p.width - 1, 1) <= t0 && first.end >= t0 + count;
   if (!one) inner = find_inner<C>(p, i, d0, t0, count);
   float w[K::WMAX][C], bias[C];
   parameters.get(p.scale, w, bias);
@@ -250,8 +249,9 @@ __global__ void __launch_bounds__(kThreads, 4) pool_tiles(const PoolArgs<typenam
 #pragma unroll
   for (int u = 0; u < N; ++u) {
     if (u % 4 == 0 && inner >> u == 0) break;
-    output<K>(p, w, bias, [&](int k, int c) { return rows[u + k].get(c); })
-        .store_if((inner >> u & 1) != 0, out);
+    output<K>(p, w, bias, [&](int k, int c) {
+      return rows[u + k].get(c);
+    }).store_if((inner >> u & 1) != 0, out);
     out += p.out.time;
   }
   if (one) return;
@@ -265,15 +265,14 @@ __global__ void __launch_bounds__(kThreads, 4) pool_tiles(const PoolArgs<typenam
       begin_any<C>(p, s, d0, few);
       continue;
     }
-    begin_sequence<K>(p, s, d0, few,
-                      [&](auto& to_w, auto& to_bias) {
+    begin_sequence<K>(p, s, d0, few, [&](auto& to_w, auto& to_bias) {
 #pragma unroll
-                        for (int c = 0; c < C; ++c) {
-                          to_bias[c] = bias[c];
+      for (int c = 0; c < C; ++c) {
+        to_bias[c] = bias[c];
 #pragma unroll
-                          for (int k = 0; k < K::WMAX; ++k) to_w[k][c] = w[k][c];
-                        }
-                      });
+        for (int k = 0; k < K::WMAX; ++k) to_w[k][c] = w[k][c];
+      }
+    });
   }
 }
 

@@ -93,7 +93,8 @@ __global__ void __launch_bounds__(kThreads) pool_any(const PoolArgs<T> p) {
   const Compute<T> bias = load_bias(p, d);
 #pragma unroll 1
   for (int64_t t = s.begin; t < s.end; ++t) {
-    Compute<T> z = convolve_any<1>(p, d, bias, [&](int k) { return s.input(p, d, t - s.begin + k); });
+    Compute<T> z =
+        convolve_any<1>(p, d, bias, [&](int k) { return s.input(p, d, t - s.begin + k); });
     if (p.silu) z = silu<T>(z);
     *p.out.at(0, d, t) = from_compute<T>(z);
   }

@@ -113,13 +113,9 @@ bool launch_staged(const UpdateParams& params, UpdateArgs<T>& p, cudaStream_t st
   return true;
 }
 
-#endif
-
 // Whether one of the kernels for certain shapes suits.
 template <typename T>
-bool launch_fast(const UpdateParams& params, UpdateArgs<T> p, cudaStream_t stream,
-                 cudaError_t* e) {
-#ifndef CAUSAL_CONV1D_GENERAL
+bool launch_fast(const UpdateParams& params, UpdateArgs<T> p, cudaStream_t stream, cudaError_t* e) {
   if constexpr (sizeof(T) <= 4) {
     constexpr int half = sizeof(T) == 2 ? 2 : 1;
     return has_every_kernel() && p.width <= 4 && params.conv_state.dtype == params.x.dtype &&
@@ -130,9 +126,17 @@ bool launch_fast(const UpdateParams& params, UpdateArgs<T> p, cudaStream_t strea
             launch_rows<T, 4>(params, p, stream, e) || launch_rows<T, 3>(params, p, stream, e) ||
             launch_staged(params, p, stream, e));
   }
-#endif
   return false;
 }
+
+#else
+
+template <typename T>
+bool launch_fast(const UpdateParams&, const UpdateArgs<T>&, cudaStream_t, cudaError_t*) {
+  return false;
+}
+
+#endif
 
 template <typename T>
 cudaError_t run(const UpdateParams& params, cudaStream_t stream) {

@@ -26,7 +26,7 @@ struct UpdateArgs : CommonArgs<T> {
   AnyView<Compute<T>> state;
   Index cache_seqlens, conv_state_indices;
   int64_t states, state_len;
-  int entries = 1;      // update_token: batch entries per thread
+  int entries = 1;           // update_token: batch entries per thread
   bool whole_warps = false;  // of channels of one of them
   Divisor by_column;    // threads (blocks of update_staged) per batch entry, or `entries` of them;
   int64_t columns = 0;  // of update_any

@@ -16,8 +16,8 @@ struct Token {
   static constexpr bool DIM_FASTEST = DIM_FASTEST_, INDEXED = INDEXED_;
   static constexpr int ENTRIES = 2;  // per thread, which shares its weights between them
   using State = Pack<T, S * C>;
-  // A warp writes states by adjacent vectors of 8 bytes, not each lane its own, which would be parts of
-  // sectors.
+  // A warp writes states by adjacent vectors of 8 bytes, not each lane its own, which would be
+  // parts of sectors.
   static constexpr bool EXCHANGED = !DIM_FASTEST && State::kBytes == 24;
   // As many blocks per SM as registers allow without spills: it waits for memory alone.
   static constexpr int kBlocks = C == 4 ? 7 : (State::kBytes > 24 ? 8 : 10 - INDEXED);
