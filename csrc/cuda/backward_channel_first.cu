@@ -36,8 +36,8 @@ class FirstWalk {
   // Twice, or the compiler would keep a predicate for each tap: so it gets those of a step by one
   // instruction, for the sums and again for dx.
   struct Same {
-    Matches<V, H> of_own;
-    Matches<V + H, H> of_later;
+    Matches<V, H, H == 3> of_own;
+    Matches<V + H, H, H == 3> of_later;
   };
   // Of the lane's steps, with FUSED: as far as they are given.
   struct Gates {
@@ -224,7 +224,9 @@ class FirstWalk {
     const Segment& s = at_.s;
     const uint32_t d = work_.d;
     const int t = base + lane_ * V;
-    if (!PLAIN && !simple && p_.initial_states.given() && s.lo >= 0 && base <= s.lo) {
+    if constexpr (MIXED) {
+      if (base <= at_.edges.states_until) take_states<H>(p_, b, d, lane_, first_, t, s.lo, h);
+    } else if (!PLAIN && !simple && p_.initial_states.given() && s.lo >= 0 && base <= s.lo) {
       take_states<H>(p_, b, d, lane_, first_, t, s.lo, h);
     }
     const int first = MIXED ? 0 : first_;  // mixed tiles know by `same`
@@ -243,11 +245,13 @@ class FirstWalk {
     } else {
       p_.gradients(g, true, dz);
     }
-    if (MIXED) {
-      if (!simple) {
+    if constexpr (MIXED) {
+      if ((kEarly && base < s.lo) || base > at_.edges.last_whole) {
 #pragma unroll
         for (int i = 0; i < V; ++i) {
-          if (t + i < s.lo || t + i >= s.hi) same.of_own.set_padding(i);
+          if (t + i >= s.lo && t + i < s.hi) continue;
+          same.of_own.set_padding(i);
+          same.of_later.set_padding(i);
         }
       }
       if (same.of_own.has_padding()) {
@@ -267,25 +271,33 @@ class FirstWalk {
 #pragma unroll
     for (int i = 0; i < V; ++i) q[i] = dz[i];
     dz_.template exchange<V>(q);
-    add_to_sums<PLAIN, MIXED>(t, plain, same, h, dz, r);
     float a[V];
-    correlate_steps<WMAX, V>([&](int k) { return r.w[k]; }, q,
-                             [&](int m, int k) {
-                               return has_tap<WMAX>(k, first) &&
-                                      (!MIXED || same.of_later.takes(m, k));
-                             },
-                             a);
-    if (!PLAIN && !simple && p_.dfinal_states.given() && base > s.hi - (p_.width - 1) - TILE) {
-      const int last = p_.width - 1;
-      const float mine = load_nearest(p_.dfinal_states, b, d, lane_, last);
-#pragma unroll
-      for (int i = 0; i < V; ++i) {
-        const int j = t + i - s.hi + last;
-        a[i] += from_lane(mine, j < last ? j : -1);
-      }
+    if (MIXED) {
+      add_mixed(same, h, q, a, r);
+    } else {
+      add_to_sums<PLAIN>(t, plain, h, dz, r);
+      correlate_steps<WMAX, V>([&](int k) { return r.w[k]; }, q,
+                               [&](int, int k) { return has_tap<WMAX>(k, first_); }, a);
+    }
+    if constexpr (MIXED) {
+      if (base > at_.edges.dfinal_after) add_dfinal(b, t, a);
+    } else if (!PLAIN && !simple && p_.dfinal_states.given() &&
+               base > s.hi - (p_.width - 1) - TILE) {
+      add_dfinal(b, t, a);
     }
     if constexpr (FUSED) gate<MIXED>(base, others, same, a);
     return pack<T>(a);
+  }
+
+  // To a = dx of the steps from t on.
+  __device__ __forceinline__ void add_dfinal(int64_t b, int t, float (&a)[V]) const {
+    const int last = p_.width - 1;
+    const float mine = load_nearest(p_.dfinal_states, b, work_.d, lane_, last);
+#pragma unroll
+    for (int i = 0; i < V; ++i) {
+      const int j = t + i - at_.s.hi + last;
+      a[i] += from_lane(mine, j < last ? j : -1);
+    }
   }
 
   // With FUSED, y: dpost_gate of the pre-activations z, but for padding.
@@ -333,25 +345,39 @@ class FirstWalk {
     return FUSED ? v.at(work_.b0 - 1, work_.d, aligned_.origin) : nullptr;
   }
 
+  // To the sums and to a = dx of a mixed tile.
+  __device__ __forceinline__ void add_mixed(const Same& same, const float (&h)[H + V],
+                                            const float (&dz)[V + H], float (&a)[V],
+                                            Registers& r) const {
+#pragma unroll
+    for (int i = 0; i < V; ++i) {
+      r.db += dz[i];
+      a[i] = 0.0f;
+    }
+#pragma unroll
+    for (int i = 0; i < V; ++i) {
+      accumulate<WMAX>(
+          dz[i], 0, [&](int k) -> float& { return r.dw[k]; },
+          [&](int k) { return kEarly && k == H && same.of_own.is_padding(i) ? 0.0f : h[i + k]; },
+          [&](int k) { return same.of_own.takes(i, k); });
+    }
+    correlate_steps<WMAX, V>([&](int k) { return r.w[k]; }, dz,
+                             [&](int m, int k) { return same.of_later.takes(m, k); }, a);
+  }
+
   // Outside the row g and so dz are zero. Such a dz may meet an x~ that is not finite; with SiLU
   // the sums are NaN then all the same, and so is the dx that a dz of NaN there reaches.
-  template <bool PLAIN, bool MIXED>
-  __device__ __forceinline__ void add_to_sums(int t, bool plain, const Same& same,
-                                              const float (&h)[H + V], const float (&dz)[V],
-                                              Registers& r) const {
+  template <bool PLAIN>
+  __device__ __forceinline__ void add_to_sums(int t, bool plain, const float (&h)[H + V],
+                                              const float (&dz)[V], Registers& r) const {
     const auto dweight = [&](int k) -> float& { return r.dw[k]; };
-    const bool every = PLAIN || MIXED || p_.silu || plain;  // step counts
+    const bool every = PLAIN || p_.silu || plain;  // step counts
 #pragma unroll
     for (int i = 0; i < V; ++i) r.db += dz[i];
     if (every) {
 #pragma unroll
       for (int i = 0; i < V; ++i) {
-        accumulate<WMAX>(
-            dz[i], MIXED ? 0 : first_, dweight,
-            [&](int k) {
-              return MIXED && kEarly && k == H && same.of_own.is_padding(i) ? 0.0f : h[i + k];
-            },
-            [&](int k) { return !MIXED || same.of_own.takes(i, k); });
+        accumulate<WMAX>(dz[i], first_, dweight, [&](int k) { return h[i + k]; });
       }
     } else {
 #pragma unroll

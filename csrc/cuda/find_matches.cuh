@@ -7,10 +7,10 @@
 
 namespace causal_conv1d::gpu {
 
-// The bytes of Matches, one per thread, and for each block whether those from 8 before it to 8
-// after it are not all matches; of the taps from `first` on, as match_byte() takes it. Steps
-// outside the row have the id of the nearest inside: no tile is mixed for their sake, and a step
-// after the row, whose dz is zero if x~ is finite, meets no x~ that nothing else there meets.
+// The bytes of Matches (with H = 3 of pairs), one per thread, and for each block whether those from
+// 8 before it to 8 after it are not all matches; of the taps from `first` on, as match_byte() takes
+// it. Steps outside the row have the id of the nearest inside: no tile is mixed for their sake, and a
+// step after the row, whose dz is zero if x~ is finite, meets no x~ that nothing else there meets.
 template <int H>
 __global__ void __launch_bounds__(kThreads)
     find_matches(const SeqIdx seq_idx, int64_t seqlen, int64_t pitch, int first, uint8_t* matches,
@@ -30,7 +30,7 @@ __global__ void __launch_bounds__(kThreads)
   pdl_launch();
   const int64_t t = i - kMatchesBefore;
   const uint32_t match = match_of(t);
-  matches[n] = static_cast<uint8_t>(match);
+  matches[n] = static_cast<uint8_t>(H == 3 ? pair_byte(match, match_of(t + 1)) : match);
   bool differs = match != all;
   if (threadIdx.x < 8) {
     differs |= match_of(t - 8) != all || match_of(t + kThreads) != all;

@@ -27,6 +27,13 @@ struct RowGeometry {
   uint32_t line_x = 0, line_g = 0;      // where tiles begin in lines of 128 bytes
   int first_plain = 0, last_plain = 0;  // where such tiles begin, from .. to
   int first_simple = -kFar, last_simple = kFar;
+  // The last tile with states, the last one before those with dfinal_states, and the last one that
+  // the row does not end within.
+  struct Edges {
+    int states_until = -kFar, dfinal_after = kFar, last_whole = 0;
+  };
+  struct None {};
+  std::conditional_t<K::SEQ, Edges, None> edges;
   int outside = kNowhere;  // the place that this lane makes zero: see TileReader::outside()
   bool partial_end = false;
 
@@ -45,6 +52,12 @@ struct RowGeometry {
       simple_to_ = aligned.hi - TILE - max(dfinal ? p.width - 1 : 0, K::kRagged ? G : 0);
     }
     if (!K::SEQ && !p.silu) simple_from_ = kFar;
+    if constexpr (K::SEQ) {
+      if (states) aligned_edges_.states_until = aligned.lo;
+      if (dfinal) aligned_edges_.dfinal_after = aligned.hi - (p.width - 1) - TILE;
+      keep(aligned_edges_.states_until);
+      keep(aligned_edges_.dfinal_after);
+    }
     keep(simple_from_);  // or they are computed again for every tile
     keep(simple_to_);
   }
@@ -75,6 +88,10 @@ struct RowGeometry {
     last_plain = s.hi - TILE - (partial_end ? G : 0);
     first_simple = simple_from_ + offset_;
     last_simple = simple_to_ + offset_;
+    if constexpr (K::SEQ) {
+      edges = {aligned_edges_.states_until + offset_, aligned_edges_.dfinal_after + offset_,
+               s.hi - TILE};
+    }
     outside = kNowhere;
     if (K::kRagged && lane_ < 4 * G) {
       outside = Reader::outside(s.lo, s.hi, is_for_dout() ? shift_g : shift_x, lane_);
@@ -91,6 +108,7 @@ struct RowGeometry {
   int offset_;
   uint32_t place_x_, place_g_, at_x_, at_g_;    // of the next row, as misalignment() takes them
   int simple_from_ = -kFar, simple_to_ = kFar;  // of a row whose tiles begin with it
+  std::conditional_t<K::SEQ, Edges, None> aligned_edges_;  // likewise
 };
 
 }  // namespace causal_conv1d::gpu
