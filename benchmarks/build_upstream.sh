@@ -28,4 +28,6 @@ cuda_home=$(dirname "$(dirname "$(realpath "$(command -v nvcc)")")")
 g++ "${flags[@]}" -fPIC "${folders[@]}" -isystem "$cuda_home/include" -c \
   "$sources/causal_conv1d.cpp" -o "$work/binding.o" &
 for job in $(jobs -p); do wait "$job"; done
-nvcc -gencode "arch=compute_90,code=sm_90" -shared -o "$out" "$work"/*.o
+libraries=(c10 c10_cuda torch torch_cpu torch_cuda torch_python)
+nvcc -gencode "arch=compute_90,code=sm_90" -shared -o "$out" "$work"/*.o \
+  -L "$torch/../lib" "${libraries[@]/#/-l}"
