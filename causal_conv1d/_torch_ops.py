@@ -56,18 +56,18 @@ def warner(cuda_problem: str | None):
     """A function that warns once for each type of device that torch's operations compute there.
 
     Args:
-        cuda_problem: why there are no CUDA kernels; None if it is for one operation alone.
+        cuda_problem: why there are no CUDA kernels, if there are none.
     """
     once = Once()
 
     def warn(device: torch.device) -> None:
         if not once.is_first(device.type):
             return
-        why = "there are kernels for CPU and CUDA tensors alone"
-        if device.type == "cuda":
-            why = f"there are no CUDA kernels in this process: {cuda_problem}"
-            if cuda_problem is None:
-                why = "this build has none for that operation"
+        why = (
+            f"there are no CUDA kernels in this process: {cuda_problem}"
+            if device.type == "cuda"
+            else "there are kernels for CPU and CUDA tensors alone"
+        )
         warnings.warn(
             f"causal_conv1d: {device.type} tensors are computed by plain torch operations, which "
             f"are slower than kernels, as {why}",

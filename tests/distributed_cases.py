@@ -9,7 +9,12 @@ import random
 import torch
 import torch.distributed as dist
 
-from causal_conv1d import causal_conv1d_cp, causal_conv1d_fn, selective_scan_cp
+from causal_conv1d import (
+    causal_conv1d_cp,
+    causal_conv1d_fn,
+    causal_conv1d_varlen_fn,
+    selective_scan_cp,
+)
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 # The relative error, in the 2-norm, of the sum of the ranks' shares of a gradient, by its dtype:
@@ -39,11 +44,18 @@ def own_steps(lengths, layout, rank, ranks):
     return [step for i in mine for step in range(starts[i], starts[i + 1])]
 
 
-def boundaries(rng, total):
-    """cu_seqlens with empty and short sequences; sometimes padding follows the last."""
+def boundaries(rng, total, lengths=()):
+    """cu_seqlens with empty and short sequences, many of which begin shortly before a part of these
+    lengths; sometimes padding follows the last."""
     count = rng.randrange(1, 7)
     end = total if rng.random() < 0.7 else rng.randrange(total + 1)
-    return [0, *sorted(rng.randrange(end + 1) for _ in range(count - 1)), end]
+    near = [sum(lengths[:i]) - back for i in range(1, len(lengths)) for back in (1, 2, 3)]
+    near = [step for step in near if 0 <= step <= end]
+    inner = [
+        rng.choice(near) if near and rng.random() < 0.5 else rng.randrange(end + 1)
+        for _ in range(count - 1)
+    ]
+    return [0, *sorted(inner), end]
 
 
 def ids_of(bounds, total):
@@ -62,40 +74,21 @@ def make_ids(rng, batch, total):
         padding = set(rng.sample(range(len(bounds)), rng.randrange(2)))
         ids = [-1 if i < 0 or i in padding else names[i] for i in ids_of(bounds, total)]
         kind = rng.random()
-        if kind < 0.2 and total > 0:  # nothing but padding, but for the last step perhaps
-            ids = [-1] * (total - 1) + [-1 if kind < 0.1 else 7]
+        if kind < 0.3 and total > 0:  # nothing but padding, but for the last step perhaps
+            ids = [-1] * (total - 1) + [-1 if kind < 0.2 else 7]
         rows.append(ids)
     return torch.tensor(rows, dtype=torch.int32).view(batch, total)
 
 
-def dilated(x, weight, bias, seq_idx, states, silu, dilation):
-    """out and, without ids, the last (width - 1) * dilation inputs, by the phases of x."""
-    length, halo = x.shape[-1], (weight.shape[1] - 1) * dilation
-    out, final = torch.empty_like(x), x.new_empty(*x.shape[:2], halo)
-    for r in range(dilation):
-        phase = None if states is None else states[..., r::dilation]
-        ids = None
-        if seq_idx is not None:
-            ids = seq_idx[:, r::dilation]
-            if phase is not None and r < length:
-                phase = phase.where((seq_idx[:, r] == seq_idx[:, 0])[:, None, None], 0)
-        args = (x[..., r::dilation], weight, bias, ids, phase, True)
-        out[..., r::dilation], last = causal_conv1d_fn(*args, activation=silu)
-        final[..., (r - length) % dilation :: dilation] = last
-    return out, final
-
-
 def whole(case, x, weight, bias, states):
     """out and final states of one process."""
-    out, final = dilated(x, weight, bias, case["ids"], states, case["silu"], case["dilation"])
-    if case["bounds"] is not None:
-        zeros = x.new_zeros(1, x.shape[1], final.shape[-1])
-        rows = [
-            torch.cat([zeros, x[..., a:b]], -1)[..., b - a :]
-            for a, b in zip(case["bounds"], case["bounds"][1:], strict=False)
-        ]
-        final = torch.cat(rows)
-    return out, final
+    silu, dilation = case["silu"], case["dilation"]
+    if case["bounds"] is None:
+        args = (x, weight, bias, case["ids"], states, True, None, silu)
+        return causal_conv1d_fn(*args, dilation=dilation)
+    bounds = torch.tensor(case["bounds"], device=x.device)
+    args = (x, weight, bias, bounds, states, True, silu)
+    return causal_conv1d_varlen_fn(*args, dilation=dilation)
 
 
 def random_case(rng, ranks):
@@ -104,7 +97,7 @@ def random_case(rng, ranks):
     width, dilation = rng.choice((1, 2, 3, 4, 4, 4, 5, 7)), rng.choice((1, 1, 3))
     lengths, given = part_lengths(rng, parts, width)
     total = sum(lengths)
-    kind = rng.choice(("plain", "plain", "seq_idx", "cu_seqlens"))
+    kind = rng.choice(("plain", "seq_idx", "cu_seqlens", "cu_seqlens"))
     batch = 1 if kind == "cu_seqlens" else rng.randrange(1, 4)
     dim, dtype = rng.choice((1, 5, 8, 16)), rng.choice(DTYPES)
     half = rng.choice((torch.float32, torch.float16, torch.bfloat16))
@@ -115,15 +108,12 @@ def random_case(rng, ranks):
 
     x = values(batch, total, dim).mT if rng.random() < 0.5 else values(batch, dim, total)
     other = dtype if dtype == torch.float64 else half
-    states = None
-    if kind != "cu_seqlens" and rng.random() < 0.5:
-        states = values(batch, dim, (width - 1) * dilation, dtype=other)
-    bounds = boundaries(rng, total) if kind == "cu_seqlens" else None
+    bounds = boundaries(rng, total, lengths) if kind == "cu_seqlens" else None
+    rows, states = batch if bounds is None else len(bounds) - 1, None
+    if rng.random() < 0.6:
+        states = values(rows, dim, (width - 1) * dilation, dtype=other)
     ids = make_ids(rng, batch, total) if kind == "seq_idx" else None
-    if bounds is not None:
-        ids = torch.tensor([ids_of(bounds, total)], dtype=torch.int32).view(1, total)
-    # Final states of padded rows in phases have no whole call to be compared with.
-    final = rng.random() < 0.5 and not (kind == "seq_idx" and dilation > 1)
+    final = rng.random() < 0.5
     return {
         "layout": layout,
         "lengths": lengths,
@@ -133,7 +123,7 @@ def random_case(rng, ranks):
         "bounds": bounds,
         "ids": ids,
         "final": final,
-        "final_gradient": final and (kind == "plain" or dtype in (torch.float32, torch.float64)),
+        "final_gradient": final and rng.random() < 0.8,
         "x": x,
         "weight": values(dim, width, dtype=other),
         "bias": values(dim, dtype=other) if rng.random() < 0.5 else None,
@@ -182,7 +172,7 @@ def run_case(case, rank, ranks):
         mine[1],
         mine[2],
         case["silu"],
-        seq_idx=None if case["ids"] is None or packed else case["ids"][:, steps],
+        seq_idx=None if case["ids"] is None else case["ids"][:, steps],
         cu_seqlens=torch.tensor(case["bounds"], device=out.device) if packed else None,
         initial_states=mine[3],
         return_final_states=case["final"],
@@ -206,6 +196,9 @@ def run_case(case, rank, ranks):
     for name, got, want in zip(names, gradients, wanted, strict=True):
         if name == "dx":
             assert torch.equal(got, want[..., steps]), "dx"
+        elif name == "dstates":  # on the rank of the first step, else 0
+            dist.all_reduce(got)
+            assert torch.equal(got, want), name
         else:
             assert summed(got, want), name
 
@@ -226,12 +219,13 @@ def without_synchronisation():
     values = torch.randn(1, 16, 600, device="cuda", dtype=torch.bfloat16)
     x, weight = leaf(values), leaf(values[0, :, :4])
     ids = torch.arange(600, device="cuda", dtype=torch.int32)[None] // 70
-    bounds = torch.tensor([0, 100, 101, 600], device="cuda")
+    bounds = torch.tensor([0, 100, 101, 600 * dist.get_world_size()], device="cuda")
     forms = [
         {},
         {"layout": "zigzag", "dilation": 3, "initial_states": values[..., :9]},
         {"seq_idx": ids, "return_final_states": True},
         {"cu_seqlens": bounds, "return_final_states": True, "layout": "zigzag"},
+        {"cu_seqlens": bounds, "initial_states": values[..., :9].view(3, 16, 3)},
     ]
     scan = (values, values.abs(), -weight.detach().abs(), values[:, None, :4], values[:, None, :4])
 

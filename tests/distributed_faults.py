@@ -1,5 +1,6 @@
 """What the ranks of ``test_cp.py`` do besides random cases; each function runs on every rank."""
 
+import datetime
 import os
 
 import torch
@@ -7,7 +8,7 @@ import torch.distributed as dist
 from distributed_cases import leaf
 
 from causal_conv1d import causal_conv1d_cp, causal_conv1d_fn, selective_scan_cp
-from causal_conv1d.distributed import gather_lengths
+from causal_conv1d.distributed import gather_lengths, groups
 
 
 def raised(call):
@@ -37,6 +38,25 @@ def differences():
         "scan": lambda: selective_scan_cp(x, x, weight[: 3 if odd else 4], weight, weight),
     }
     return "\n".join(f"{name}: {raised(call)}" for name, call in calls.items())
+
+
+def by_notes(function, *args):
+    """The function where hosts can compare arguments by the store alone, as with NCCL."""
+    groups._has_cpu_backend = lambda group: False
+    return function(*args)
+
+
+def a_call_of_one_rank():
+    """Rank 1 makes another call than that which all have compared: one that is new to it alone."""
+    x, weight = torch.randn(2, 4, 6), torch.randn(4, 3)
+    for _ in range(3):
+        causal_conv1d_cp(x, weight)
+    kept = groups.kept_of(dist.group.WORLD)
+    assert len(kept.agreed) == 1 and kept.noted == 1 and kept.calls == 3
+    if dist.get_rank() != 1:
+        return None
+    dist.distributed_c10d._get_default_store().set_timeout(datetime.timedelta(seconds=1))
+    return raised(lambda: causal_conv1d_cp(x[..., :5], weight))
 
 
 def refusals():

@@ -84,8 +84,12 @@ OWN = {  # what rank 1 says of its own error
 }
 
 
-def test_a_difference_between_ranks_is_an_error_on_each(tmp_path):
-    for rank, text in enumerate(run(faults.differences, 3, tmp_path)):
+@pytest.mark.parametrize("how", ["by a collective", "by notes"])
+def test_a_difference_between_ranks_is_an_error_on_each(how, tmp_path):
+    steps = (faults.differences,)
+    if how == "by notes":
+        steps = (faults.by_notes, *steps)
+    for rank, text in enumerate(run(*steps[:1], 3, tmp_path, *steps[1:])):
         assert ": " in text, text
         lines = dict(line.split(": ", 1) for line in text.splitlines())
         for name, told in DIFFERENCES.items():
@@ -108,6 +112,26 @@ def test_no_rank_waits_for_ever_without_a_check(tmp_path):
     """Gloo ends a process to which more is sent than it waits for; the others have an error."""
     found = run(faults.another_dim_unchecked, 4, tmp_path, timeout=5)
     assert all(text == "" or text.startswith("RuntimeError") for text in found), found
+
+
+def test_a_call_that_one_rank_makes_alone_is_an_error_there(tmp_path):
+    """Within the time limit of the group's store."""
+    found = run(faults.by_notes, 3, tmp_path, faults.a_call_of_one_rank, timeout=5)
+    told = "every rank must make the same call, and ranks [0, 2] did not make that of rank 1"
+    assert [text == "done" for text in found] == [True, False, True], found
+    assert told in found[1], found
+
+
+def test_boundaries_that_a_gpu_does_not_check_index_nothing_beyond_them():
+    """Here of 600 steps, where the ranks have 1200."""
+    from causal_conv1d.distributed.parts import Part, Parts
+    from causal_conv1d.distributed.scan import Call, _Part
+
+    part = Part(1, 0, 600, 600)
+    call = Call(Parts([Part(0, 0, 0, 600), part], 1), None, False, False)
+    tensors = {"u": torch.randn(1, 4, 600), "initial_states": None}
+    found = _Part(call, part, tensors, torch.tensor([0, 100, 101, 600]))
+    assert found.last.tolist() == [2]
 
 
 def test_call_forms(tmp_path):

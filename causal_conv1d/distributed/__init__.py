@@ -5,7 +5,7 @@ Megatron-LM and of flash-linear-attention.
 """
 
 from .convolution import causal_conv1d_cp
-from .exchange import gather_lengths
+from .groups import gather_lengths
 from .scan import selective_scan_cp
 
 __all__ = ["causal_conv1d_cp", "gather_lengths", "selective_scan_cp"]

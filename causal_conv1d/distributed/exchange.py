@@ -1,4 +1,4 @@
-"""Messages between ranks, and the check that all ranks make the same call."""
+"""Messages between ranks: what each has for another, in one buffer."""
 
 from __future__ import annotations
 
@@ -8,229 +8,176 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from .parts import Part, Parts, Piece
+from .groups import kept_of
+from .parts import Part, Piece, Route
 
-# A dtype as a number that all ranks agree on.
-_DTYPES = (
-    None,
-    torch.float32,
-    torch.float16,
-    torch.bfloat16,
-    torch.float64,
-    torch.int32,
-    torch.int64,
-    torch.complex64,
-    torch.complex128,
-)
+ALIGNMENT = 16  # bytes: of each tensor in a buffer
 
 
-def dtype_number(tensor: torch.Tensor | None) -> int:
-    dtype = None if tensor is None else tensor.dtype
-    return _DTYPES.index(dtype) if dtype in _DTYPES else len(_DTYPES)
+class _Buffer:
+    """A tensor of bytes, and by rank the tensors in it."""
 
-
-def find_group(caller: str, group: Any) -> Any:
-    """The process group that is meant by group, which this rank is in."""
-    if not dist.is_available():
-        raise RuntimeError(f"{caller}: this torch is built without torch.distributed")
-    if not dist.is_initialized():
-        raise RuntimeError(
-            f"{caller}: there is no process group: call torch.distributed.init_process_group first"
-        )
-    if hasattr(group, "get_group"):  # a DeviceMesh of one dimension
-        group = group.get_group()
-    if group is None:
-        group = dist.group.WORLD
-    if dist.get_rank(group) < 0:
-        raise RuntimeError(f"{caller}: this process is not in the group")
-    return group
-
-
-def _has_cpu_backend(group: Any) -> bool:
-    return "cpu:" in dist.get_backend_config(group)
-
-
-def gather_lengths(length: int, group: Any = None, device: Any = None) -> list[int]:
-    """The length of every rank's shard, in the order of the ranks, for ``lengths``.
-
-    A collective of one integer. The host waits for it: on CPU tensors where the group has a backend
-    for them, else on device.
-
-    Args:
-        length: that of this rank's shard.
-        group: the process group; None is the default one.
-        device: where the integer is sent from, for a group without CPU tensors.
-    """
-    group = find_group("gather_lengths", group)
-    return [row[0] for row in _gather([length], group, device)]
-
-
-def _gather(numbers: Sequence[int], group: Any, device: Any) -> list[list[int]]:
-    """The numbers of each rank."""
-    device = "cpu" if _has_cpu_backend(group) else device
-    mine = torch.tensor(numbers, dtype=torch.int64, device=device)
-    rows = [torch.empty_like(mine) for _ in range(dist.get_world_size(group))]
-    dist.all_gather(rows, mine, group=group)
-    return torch.stack(rows).tolist()
-
-
-def _wants_check(check: bool | None, group: Any, device: torch.device) -> bool:
-    if dist.get_world_size(group) == 1:
-        return False
-    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-        return False
-    return _has_cpu_backend(group) if check is None else check
-
-
-def agree(
-    caller: str,
-    group: Any,
-    x: Any,
-    check: bool | None,
-    agreed: dict[str, bool],
-    prepare: Callable[[], tuple[Any, Sequence[int]]],
-) -> Any:
-    """What prepare() returns, once every rank has the same numbers.
-
-    If prepare fails on one rank, or its numbers differ, every rank raises; none waits. agreed has
-    the name of each number, and whether an error shows the number.
-    """
-    device = x.device if isinstance(x, torch.Tensor) else torch.device("cpu")
-    if not _wants_check(check, group, device):
-        return prepare()[0]
-    problem = None
-    try:
-        prepared, numbers = prepare()
-    except Exception as error:
-        problem, numbers = error, [0] * len(agreed)
-    rows = _gather([int(problem is not None), *numbers], group, device)
-    if problem is not None:
-        raise problem
-    for rank, row in enumerate(rows):
-        if row[0]:
-            raise RuntimeError(f"{caller}: rank {rank} raised an error, so no rank goes on")
-    for i, (name, shown) in enumerate(agreed.items(), 1):
-        for rank, row in enumerate(rows):
-            if row[i] != rows[0][i]:
-                got = f": {rows[0][i]}, and {row[i]} there" if shown else ""
-                raise RuntimeError(
-                    f"{caller}: {name} must be the same on every rank, and rank {rank} has another "
-                    f"than rank 0{got}"
-                )
-    return prepared
-
-
-def _bytes(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.contiguous().flatten().view(torch.uint8)
+    def __init__(self, forms: dict[int, list[torch.Tensor]], device: torch.device) -> None:
+        """forms: by rank tensors of which shape and dtype are read."""
+        end = 0
+        bounds: dict[int, tuple[int, int]] = {}
+        places: dict[int, list[tuple[int, int, torch.Tensor]]] = {}
+        for rank, tensors in forms.items():
+            start, places[rank] = end, []
+            for tensor in tensors:
+                size = tensor.numel() * tensor.element_size()
+                places[rank].append((end, end + size, tensor))
+                end += -(-size // ALIGNMENT) * ALIGNMENT
+            bounds[rank] = start, end
+        memory = torch.empty(end, dtype=torch.uint8, device=device)
+        self.bytes = {rank: memory[start:stop] for rank, (start, stop) in bounds.items()}
+        self.tensors = {
+            rank: [memory[start:stop].view(t.dtype).view(t.shape) for start, stop, t in at]
+            for rank, at in places.items()
+        }
 
 
 class Messages:
-    """Tensors on their way between ranks; all that one rank has for another is one message.
+    """Tensors on their way from and to other ranks of a group.
 
-    items are (source rank, target rank, key), the same on every rank. cut(key) gives the tensors of
-    a key, at the source; like(key) gives tensors of their shapes and dtypes, at the target, of
-    which the values do not matter.
+    On the CPU they are sent at once. On CUDA they are sent by ``wait``, on a stream that waits only
+    for what the current one had to do when this was made: so the caller first queues a kernel, and
+    the messages travel beside it.
     """
 
     def __init__(
         self,
-        items: Iterable[tuple[int, int, Hashable]],
-        cut: Callable[[Any], list[torch.Tensor]],
-        like: Callable[[Any], list[torch.Tensor]],
-        rank: int,
+        outgoing: dict[int, list[torch.Tensor]],
+        incoming: dict[int, list[torch.Tensor]],
+        device: torch.device,
         group: Any,
     ) -> None:
-        pairs: dict[tuple[int, int], list[Any]] = {}
-        self.values: dict[Any, list[torch.Tensor]] = {}
-        for source, target, key in items:
-            if source != target:
-                pairs.setdefault((source, target), []).append(key)
-            elif source == rank:
-                self.values[key] = cut(key)
-        operations: list[Any] = []
-        self.arriving: list[tuple[Any, list[torch.Tensor], torch.Tensor]] = []
-        for (source, target), keys in sorted(pairs.items(), key=lambda pair: pair[0]):
-            if source == rank:
-                buffer = torch.cat([_bytes(tensor) for key in keys for tensor in cut(key)])
-                self._post(operations, dist.isend, buffer, target, group)
-            elif target == rank:
-                forms = [form for key in keys for form in like(key)]
-                buffer = forms[0].new_empty(sum(map(_size, forms)), dtype=torch.uint8)
-                self._post(operations, dist.irecv, buffer, source, group)
-                self.arriving.append((keys, forms, buffer))
-        self.sent = [operation.tensor for operation in operations]  # alive until they are through
-        self.works = dist.batch_isend_irecv(operations) if operations else []
+        """outgoing: by rank what goes there; incoming: tensors of the form of what comes."""
+        self.group, self.outgoing, self.device = group, outgoing, device
+        self.works: list[Any] = []
+        self.stream: Any = None
+        self.is_empty = not outgoing and not incoming
+        if self.is_empty:
+            return
+        # Made here, so that the kernels that may still use their memory are those waited for.
+        self.sent, self.received = _Buffer(outgoing, device), _Buffer(incoming, device)
+        if device.type == "cuda":
+            self.stream = kept_of(group).stream(device)
+            self.stream.wait_stream(torch.cuda.current_stream(device))
+        else:
+            self._post()
 
-    @staticmethod
-    def _post(operations, operation, buffer, peer, group):
-        peer = dist.get_global_rank(group, peer)
-        operations.append(dist.P2POp(operation, buffer, peer, group))
+    def _post(self) -> None:
+        for rank, tensors in self.outgoing.items():
+            for room, tensor in zip(self.sent.tensors[rank], tensors, strict=True):
+                room.copy_(tensor)
+        operations = [
+            dist.P2POp(operation, buffer, dist.get_global_rank(self.group, rank), self.group)
+            for operation, buffers in ((dist.isend, self.sent), (dist.irecv, self.received))
+            for rank, buffer in buffers.bytes.items()
+        ]
+        self.works = dist.batch_isend_irecv(operations)
 
-    def wait(self) -> dict[Any, list[torch.Tensor]]:
-        """By key the tensors for this rank. The host waits only for what is on the CPU."""
+    def wait(self) -> dict[int, list[torch.Tensor]]:
+        """By rank what came. The host waits only for what is on the CPU."""
+        if self.is_empty:
+            return {}
+        if self.stream is None:
+            self._finish()
+        else:
+            try:
+                with torch.cuda.stream(self.stream):
+                    self._post()
+                    self._finish()
+            finally:  # buffers that are let go may be used by the current stream
+                torch.cuda.current_stream(self.device).wait_stream(self.stream)
+        return self.received.tensors
+
+    def _finish(self) -> None:
         for work in self.works:
             work.wait()
-        for keys, forms, buffer in self.arriving:
-            pieces = buffer.split([_size(form) for form in forms])
-            tensors = [  # a clone is aligned
-                piece.clone().view(form.dtype).view(form.shape)
-                for piece, form in zip(pieces, forms, strict=True)
-            ]
-            count = len(forms) // len(keys)
-            for i, key in enumerate(keys):
-                self.values[key] = tensors[i * count : (i + 1) * count]
-        self.works, self.sent, self.arriving = [], [], []
-        return self.values
 
 
-def _size(tensor: torch.Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
+def send(
+    items: Iterable[tuple[int, int, Hashable]],
+    cut: Callable[[Any], torch.Tensor],
+    like: torch.Tensor,
+    rank: int,
+    group: Any,
+) -> dict[Any, torch.Tensor]:
+    """By key what this rank is sent, its own included.
+
+    items are (source rank, target rank, key), the same on every rank. cut(key) gives the tensor of
+    a key, at the source; all have the form of like.
+    """
+    outgoing: dict[int, list[torch.Tensor]] = {}
+    incoming: dict[int, list[Any]] = {}
+    values = {}
+    for source, target, key in items:
+        if source == target == rank:
+            values[key] = cut(key)
+        elif source == rank:
+            outgoing.setdefault(target, []).append(cut(key))
+        elif target == rank:
+            incoming.setdefault(source, []).append(key)
+    forms = {source: [like] * len(keys) for source, keys in incoming.items()}
+    came = Messages(outgoing, forms, like.device, group).wait()
+    for source, keys in incoming.items():
+        values.update(zip(keys, came[source], strict=True))
+    return values
 
 
 class Halos:
     """The steps beside each of this rank's parts, on their way.
 
-    needed has the pieces of every part. Each of the fields is cut along its last dimension.
+    Each of the fields, of which some may be None, is cut along its last dimension.
     """
 
-    def __init__(
-        self,
-        parts: Parts,
-        needed: dict[Part, list[Piece]],
-        fields: Sequence[torch.Tensor | None],
-        group: Any,
-    ) -> None:
-        self.parts, self.needed, self.fields = parts, needed, fields
-        pieces = [piece for pieces in needed.values() for piece in pieces]
-        items = [(piece.source.rank, piece.rank, piece) for piece in pieces]
-        self.messages = Messages(items, self._cut, self._like, parts.rank, group)
+    def __init__(self, route: Route, fields: Sequence[torch.Tensor | None], group: Any) -> None:
+        self.route, self.fields = route, fields
+        self.given = [field for field in fields if field is not None]
+        device = self.given[0].device
+        outgoing = {
+            rank: [self._cut(field, piece) for piece in pieces for field in self.given]
+            for rank, pieces in route.outgoing.items()
+        }
+        incoming = {
+            rank: [
+                field.new_empty(1).expand(*field.shape[:-1], piece.last - piece.first)
+                for piece in pieces
+                for field in self.given
+            ]
+            for rank, pieces in route.incoming.items()
+        }
+        self.messages = Messages(outgoing, incoming, device, group)
 
-    def _given(self) -> list[torch.Tensor]:
-        return [field for field in self.fields if field is not None]
-
-    def _cut(self, piece: Piece) -> list[torch.Tensor]:
-        where = piece.source.slice(piece.first, piece.last)
-        return [field[..., where] for field in self._given()]
-
-    def _like(self, piece: Piece) -> list[torch.Tensor]:
-        count = piece.last - piece.first
-        return [field.new_empty(1).expand(*field.shape[:-1], count) for field in self._given()]
+    @staticmethod
+    def _cut(field: torch.Tensor, piece: Piece) -> torch.Tensor:
+        return field[..., piece.source.slice(piece.first, piece.last)]
 
     def wait(self) -> dict[Part, list[torch.Tensor | None]]:
         """For each of this rank's parts its halo of each field; empty where there is none."""
-        values = self.messages.wait()
+        came = self.messages.wait()
+        values: dict[Piece, Any] = {}
+        for rank, pieces in self.route.incoming.items():
+            arrived = iter(came[rank])
+            values.update({piece: [next(arrived) for _ in self.given] for piece in pieces})
         found: dict[Part, list[torch.Tensor | None]] = {}
-        for part in self.parts.mine:
-            pieces = [iter(values[piece]) for piece in self.needed[part]]
+        for part, pieces in self.route.halos.items():
+            tensors = [
+                values[piece] if piece in values else [self._cut(f, piece) for f in self.given]
+                for piece in pieces
+            ]
+            by_field = iter([_joined(of_field) for of_field in zip(*tensors, strict=True)])
             found[part] = [
-                None
-                if field is None
-                else torch.cat([next(piece) for piece in pieces], -1)
-                if pieces
-                else field[..., :0]
+                None if field is None else next(by_field) if pieces else field[..., :0]
                 for field in self.fields
             ]
         return found
+
+
+def _joined(pieces: Sequence[torch.Tensor]) -> torch.Tensor:
+    return pieces[0] if len(pieces) == 1 else torch.cat(list(pieces), -1)
 
 
 def sum_disjoint(tensor: torch.Tensor, group: Any) -> torch.Tensor:

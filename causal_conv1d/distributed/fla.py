@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from .convolution import causal_conv1d_cp
-from .exchange import find_group
+from .groups import find_group
 
 # Ids of the sequences that end in part k are k * MOST and above: what one part may hold.
 MOST = 1 << 20

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from .convolution import causal_conv1d_cp as _causal_conv1d_cp
-from .exchange import find_group
+from .groups import find_group
 
 
 def causal_conv1d_cp(

@@ -32,12 +32,34 @@ class Part:
 
 @dataclass(frozen=True)
 class Piece:
-    """The steps from first to last of the part source, which a part of rank needs."""
+    """The steps from first to last of the part source, which the part target needs."""
 
-    rank: int
+    target: Part
     source: Part
     first: int
     last: int
+
+
+@dataclass(frozen=True)
+class Route:
+    """What a rank's parts need of others, in the order of the sequence, and what goes where.
+
+    halos has by part the pieces that make up its halo; outgoing and incoming have by rank those
+    that come from another. Both ends have them in the same order.
+    """
+
+    halos: dict[Part, list[Piece]]
+    outgoing: dict[int, list[Piece]]
+    incoming: dict[int, list[Piece]]
+
+    def add(self, rank: int, piece: Piece) -> None:
+        source, target = piece.source.rank, piece.target.rank
+        if target == rank:
+            self.halos[piece.target].append(piece)
+            if source != rank:
+                self.incoming.setdefault(source, []).append(piece)
+        elif source == rank:
+            self.outgoing.setdefault(target, []).append(piece)
 
 
 class Parts:
@@ -53,30 +75,27 @@ class Parts:
         self.mine = [part for part in self.filled if part.rank == rank]
         self.first = (self.filled or parts)[0]
 
-    def before(self, count: int) -> dict[Part, list[Piece]]:
-        """By part, in order, the pieces that hold up to count steps before it; of those parts
-        alone that this rank holds or has a piece for."""
+    def before(self, count: int) -> Route:
+        """The way of up to count steps before each part to it."""
         return self._near(lambda part: (part.start - count, part.start), count)
 
-    def after(self, count: int) -> dict[Part, list[Piece]]:
+    def after(self, count: int) -> Route:
         """As before, of the steps after each part."""
         return self._near(lambda part: (part.end, part.end + count), count)
 
-    def _near(self, steps: Callable[[Part], tuple[int, int]], count: int):
+    def _near(self, steps: Callable[[Part], tuple[int, int]], count: int) -> Route:
         near: set[int] = set()
         for i, part in enumerate(self.filled):
             if part.rank == self.rank:
                 near.update(self._within(i, part.start - count, part.end + count))
-        found = {}
+        route = Route({part: [] for part in self.mine}, {}, {})
         for i in sorted(near):
             target, (begin, end) = self.filled[i], steps(self.filled[i])
-            pieces = []
             for source in (self.filled[k] for k in self._within(i, begin, end)):
                 where = max(begin - source.start, 0), min(end - source.start, source.length)
-                if where[0] < where[1] and self.rank in (source.rank, target.rank):
-                    pieces.append(Piece(target.rank, source, *where))
-            found[target] = pieces
-        return found
+                if where[0] < where[1]:
+                    route.add(self.rank, Piece(target, source, *where))
+        return route
 
     def _within(self, i: int, begin: int, end: int) -> range:
         """The numbers of the part i and of those beside it that reach into begin to end."""

@@ -27,7 +27,8 @@ from .._ops import ops
 from ..selective_scan import fake
 from ..selective_scan.interface import takes_plain
 from ..selective_scan.operators import GRADIENTS, sequences, sum_dtype
-from .exchange import Messages, agree, dtype_number, find_group, sum_disjoint, sum_over_ranks
+from .exchange import send, sum_disjoint, sum_over_ranks
+from .groups import agree, dtype_number, find_group
 from .parts import Part, Parts, check_bounds, make_parts
 
 CALLER = "selective_scan_cp"
@@ -63,8 +64,7 @@ def compose(parts: Parts, maps: dict[Part, torch.Tensor], like, group, backwards
     k = 1
     while k < len(chain):
         items = [(chain[i].rank, chain[i + k].rank, i) for i in range(len(chain) - k)]
-        messages = Messages(items, lambda i: [reach[i]], lambda i: [like], parts.rank, group)
-        for i, (earlier,) in messages.wait().items():
+        for i, earlier in send(items, reach.__getitem__, like, parts.rank, group).items():
             before[i + k] = after(earlier, before[i + k])
             reach[i + k] = after(earlier, reach[i + k])
         k *= 2
@@ -90,11 +90,14 @@ class _Part:
             self._find_sequences()
 
     def _find_sequences(self):
-        """Which sequence the first and the last step are of, and where they begin and end."""
-        cu, part = self.cu, self.part
+        """Which sequence the first and the last step are of, and where they begin and end.
+
+        On a GPU the boundaries are not checked; wrong ones must not index beyond the sequences.
+        """
+        cu, part, most = self.cu, self.part, self.cu.shape[0] - 2
         self.local = (cu - part.start).clamp(0, part.length)
         first, last = (
-            torch.searchsorted(cu, cu.new_full((1,), step), right=True) - 1
+            (torch.searchsorted(cu, cu.new_full((1,), step), right=True) - 1).clamp_(0, most)
             for step in (part.start, part.end - 1)
         )
         rows = torch.arange(cu.shape[0] - 1, device=cu.device)
@@ -405,6 +408,6 @@ def selective_scan_cp(
         ]
         return call, numbers
 
-    call = agree(CALLER, group, u, check, _AGREED, prepare)
+    call = agree(CALLER, group, u, check, _AGREED, None, prepare)
     B, C = (t.unsqueeze(1) if t.dim() == 3 else t for t in (B, C))
     return _Scan.apply(call, cu_seqlens, u, delta, A, B, C, D, z, delta_bias, initial_states)
