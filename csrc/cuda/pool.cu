@@ -58,7 +58,8 @@ StateAccess state_access(const PoolParams& params) {
 template <typename K, typename T>
 bool launch_packs(const PoolParams& params, PoolArgs<T> p, cudaStream_t stream, cudaError_t* e) {
   const Tensor x = as_row(params.x), out = as_row(params.out);
-  if (!has_every_kernel() || p.width > K::WMAX || p.windows.given()) return false;
+  if (!has_every_kernel() || p.windows.given()) return false;
+  if (p.width > K::WMAX || (K::WMAX == 8 && p.width <= 4)) return false;
   if (common_channels(K::C, sizeof(T), p.dim, {&x, &out}) != K::C) return false;
   p.access = state_access<K>(params);
   if (p.access == StateAccess::kAny && !has_tiles(params)) return false;

@@ -33,34 +33,40 @@ Tensor with_time(Tensor t) {
   return t;
 }
 
+// Whether a thread's channels of t, n elements each, are one dense block for a Pack.
+template <typename Pack>
+bool is_dense(const Tensor& t, int channels, int64_t n, int size) {
+  return (t.ndim == 2 || n == 1 || t.strides[2] == 1) && (t.strides[1] == n || channels == 1) &&
+         reinterpret_cast<uintptr_t>(t.data) % Pack::kAlignment == 0 &&
+         t.strides[0] * size % Pack::kAlignment == 0 &&
+         channels * t.strides[1] * size % Pack::kAlignment == 0;
+}
+
 // Whether a variant of update_token suits, with or without indices.
 template <typename K>
 bool suits(const UpdateParams& params) {
   constexpr int C = K::C, S = K::S, size = sizeof(typename K::Element);
-  const Tensor &x = params.x, &state = params.conv_state;
-  const bool one = x.ndim == 2 || x.sizes[2] == 1;
-  if (!one || state.sizes[2] != S) return false;
-  if (x.sizes[1] % C != 0 || vector_width(x, 1, C, size) != C ||
-      vector_width(params.out, 1, C, size) != C) {
+  const Tensor &x = params.x, &out = params.out, &state = params.conv_state;
+  const int64_t tokens = x.ndim == 2 ? 1 : x.sizes[2];
+  if (tokens != K::L || state.sizes[2] != S || x.sizes[1] % C != 0) return false;
+  if (K::L == 1) {
+    if (vector_width(x, 1, C, size) != C || vector_width(out, 1, C, size) != C) return false;
+  } else if (!is_dense<typename K::Tokens>(x, C, K::L, size) ||
+             !is_dense<typename K::Tokens>(out, C, K::L, size)) {
     return false;
   }
   if (K::DIM_FASTEST) return vector_width(state, 1, C, size) == C;
-  // A thread's channels are one dense block.
-  constexpr int kAlignment = K::State::kAlignment;
-  return state.strides[2] == 1 && (state.strides[1] == S || C == 1) &&
-         reinterpret_cast<uintptr_t>(state.data) % kAlignment == 0 &&
-         state.strides[0] * size % kAlignment == 0 &&
-         (C * state.strides[1]) * size % kAlignment == 0;
+  return is_dense<typename K::State>(state, C, S, size);
 }
 
-template <typename T, int C, int S, bool DIM_FASTEST>
+template <typename T, int C, int S, bool DIM_FASTEST, int L = 1>
 bool launch_token(const UpdateParams& params, UpdateArgs<T>& p, cudaStream_t stream,
                   cudaError_t* e) {
-  using Plain = Token<T, C, S, DIM_FASTEST, false>;
-  using Indexed = Token<T, C, S, DIM_FASTEST, true>;
+  using Indexed = Token<T, C, S, DIM_FASTEST, true, L>;
+  using Plain = Token<T, C, S, DIM_FASTEST, L != 1, L>;  // of several tokens there is one for both
   if (!suits<Plain>(params)) return false;
   const bool indexed = p.conv_state_indices.data != nullptr;
-  const int64_t columns = indexed ? whole_blocks(p.dim / C) : p.dim / C;
+  const int64_t columns = indexed || L > 1 ? whole_blocks(p.dim / C) : p.dim / C;
   const int64_t threads = p.batch * columns;
   if (threads > kMaxParts || p.states > kMaxParts) return false;
   p.entries = threads >= (1 << 18) ? Plain::ENTRIES : 1;  // where there are enough for every thread
@@ -69,6 +75,17 @@ bool launch_token(const UpdateParams& params, UpdateArgs<T>& p, cudaStream_t str
   auto kernel = indexed ? update_token<Indexed> : update_token<Plain>;
   *e = launch_pdl(kernel, ceil_div(p.batch, p.entries) * columns, stream, p);
   return true;
+}
+
+// Four tokens of 16 bits.
+template <typename T>
+bool launch_tokens(const UpdateParams& params, UpdateArgs<T>& p, cudaStream_t stream,
+                   cudaError_t* e) {
+  if constexpr (sizeof(T) == 2) {
+    return launch_token<T, 2, 4, false, 4>(params, p, stream, e) ||
+           launch_token<T, 2, 3, false, 4>(params, p, stream, e);
+  }
+  return false;
 }
 
 template <typename T, int S>
@@ -123,8 +140,8 @@ bool launch_fast(const UpdateParams& params, UpdateArgs<T> p, cudaStream_t strea
             launch_token<T, 2 * half, 4, true>(params, p, stream, e) ||
             launch_token<T, 2 * half, 3, false>(params, p, stream, e) ||
             launch_token<T, 2 * half, 3, true>(params, p, stream, e) ||
-            launch_rows<T, 4>(params, p, stream, e) || launch_rows<T, 3>(params, p, stream, e) ||
-            launch_staged(params, p, stream, e));
+            launch_tokens(params, p, stream, e) || launch_rows<T, 4>(params, p, stream, e) ||
+            launch_rows<T, 3>(params, p, stream, e) || launch_staged(params, p, stream, e));
   }
   return false;
 }

@@ -43,6 +43,7 @@ struct UpdateArgs : CommonArgs<T> {
         states(params.conv_state.sizes[0]),
         state_len(params.conv_state.sizes[2]) {}
 
+  __device__ __forceinline__ bool has_indices() const { return conv_state_indices.data != nullptr; }
   __device__ __forceinline__ bool is_ring() const { return cache_seqlens.data != nullptr; }
 
   // An index as a row of the state, or -1 if it is none.

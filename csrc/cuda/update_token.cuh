@@ -1,4 +1,4 @@
-// The update by one token: see update.cuh.
+// The update by one token or a few: see update.cuh.
 #pragma once
 
 #include "parameters.cuh"
@@ -8,19 +8,21 @@
 namespace causal_conv1d::gpu {
 
 // A variant of update_token: C channels per thread, a state of S inputs, [channel][input] in memory
-// or [input][channel] if DIM_FASTEST.
-template <typename T, int C_, int S_, bool DIM_FASTEST_, bool INDEXED_>
+// or [input][channel] if DIM_FASTEST, L tokens, [channel][token] in memory.
+template <typename T, int C_, int S_, bool DIM_FASTEST_, bool INDEXED_, int L_ = 1>
 struct Token {
   using Element = T;
-  static constexpr int C = C_, S = S_, WMAX = 4;
+  static constexpr int C = C_, S = S_, L = L_, WMAX = 4;
   static constexpr bool DIM_FASTEST = DIM_FASTEST_, INDEXED = INDEXED_;
   static constexpr int ENTRIES = 2;  // per thread, which shares its weights between them
+  using Tokens = Pack<T, L * C>;
   using State = Pack<T, S * C>;
-  // A warp writes states by adjacent vectors of 8 bytes, not each lane its own, which would be
-  // parts of sectors.
-  static constexpr bool EXCHANGED = !DIM_FASTEST && State::kBytes == 24;
+  // A warp writes states by adjacent vectors, not each lane its own, which would be parts of
+  // sectors.
+  static constexpr bool EXCHANGED = !DIM_FASTEST && S == 3 && sizeof(T) * C % 4 == 0;
+  using Vector = std::conditional_t<State::kWords == 6, uint2, uint32_t>;
   // As many blocks per SM as registers allow without spills: it waits for memory alone.
-  static constexpr int kBlocks = C == 4 ? 7 : (State::kBytes > 24 ? 8 : 10 - INDEXED);
+  static constexpr int kBlocks = C == 4 ? 7 : (L > 1 || State::kBytes > 24 ? 8 : 10 - INDEXED);
 
   // Where input j of channel c is in State.
   static __device__ __forceinline__ constexpr int entry(int c, int j) {
@@ -47,35 +49,31 @@ struct Token {
   }
 };
 
-// The states of a warp, from each lane's own to adjacent vectors.
-__device__ __forceinline__ void exchange(uint2* staged, uint32_t (&w)[6]) {
+// The states of a warp, from each lane's own to adjacent vectors: of 3 a lane.
+template <typename V, int WORDS>
+__device__ __forceinline__ void exchange(V* staged, uint32_t (&w)[WORDS]) {
+  static_assert(sizeof(V) * 3 == WORDS * 4, "three vectors");
+  constexpr int N = WORDS / 3;
   const int lane = threadIdx.x % 32;
-  staged += threadIdx.x / 32 * 96;
+  V* const own = staged + threadIdx.x * 3;
+  V* const all = own - lane * 2;
 #pragma unroll
-  for (int i = 0; i < 3; ++i) staged[lane * 3 + i] = make_uint2(w[2 * i], w[2 * i + 1]);
+  for (int i = 0; i < 3; ++i) __builtin_memcpy(own + i, w + i * N, sizeof(V));
   __syncwarp();
 #pragma unroll
-  for (int i = 0; i < 3; ++i) {
-    const uint2 v = staged[lane + i * 32];
-    w[2 * i] = v.x;
-    w[2 * i + 1] = v.y;
-  }
+  for (int i = 0; i < 3; ++i) __builtin_memcpy(w + i * N, all + i * 32, sizeof(V));
 }
 
 template <typename K, typename T>
-__device__ __forceinline__ void store_state(const UpdateArgs<T>& p, uint2* staged, T* state,
-                                            typename K::State& taken) {
+__device__ __forceinline__ void store_state(const UpdateArgs<T>& p, typename K::Vector* staged,
+                                            T* state, typename K::State& taken) {
   if constexpr (K::EXCHANGED) {
     if (p.whole_warps) {
+      constexpr int N = K::C / 2 * (sizeof(T) / 2);  // words of a vector
       exchange(staged, taken.w);
-      char* const to = reinterpret_cast<char*>(state) - threadIdx.x % 32 * 16;
+      char* const to = reinterpret_cast<char*>(state) - threadIdx.x % 32 * 8 * N;
 #pragma unroll
-      for (int i = 0; i < 3; ++i) {
-        Pack<uint32_t, 2> part;
-        part.w[0] = taken.w[2 * i];
-        part.w[1] = taken.w[2 * i + 1];
-        part.store(to + i * 256);
-      }
+      for (int i = 0; i < 3; ++i) taken.template part<N * 4 / sizeof(T)>(i).store(to + i * 128 * N);
       return;
     }
   }
@@ -118,35 +116,45 @@ __device__ __forceinline__ typename K::State with_newest(const typename K::State
 template <typename K, bool RING, typename T>
 __device__ __forceinline__ void update_entry(const UpdateArgs<T>& p, int64_t b, int64_t d0,
                                              T* state, const typename K::State& old,
-                                             const Pack<T, K::C>& x, int at, uint2* staged,
+                                             const typename K::Tokens& x, int at,
+                                             typename K::Vector* staged,
                                              const float (&w)[K::WMAX][K::C],
                                              const float (&bias)[K::C]) {
-  constexpr int C = K::C, S = K::S;
+  constexpr int C = K::C, S = K::S, L = K::L;
   const int first = K::WMAX - p.width;
   typename K::State taken;
-  float z[C];
+  float z[C * L];
 #pragma unroll
   for (int c = 0; c < C; ++c) {
-    T inputs[S];
+    T inputs[S], newest[S];
 #pragma unroll
     for (int j = 0; j < S; ++j) inputs[j] = old.element(K::entry(c, j));
     if constexpr (RING) in_order(at, inputs);
-    z[c] = convolve<K::WMAX>(
-        bias[c], first, [&](int k) { return w[k][c]; },
-        [&](int k) { return k < 3 ? to_compute(inputs[S - 3 + k]) : x.get(c); });
 #pragma unroll
-    for (int j = 0; j < S && !RING; ++j) {
-      taken.set_element(K::entry(c, j), j < S - 1 ? inputs[(j + 1) % S] : x.element(c));
+    for (int t = 0; t < L; ++t) {
+      z[c * L + t] = convolve<K::WMAX>(
+          bias[c], first, [&](int k) { return w[k][c]; },
+          [&](int k) {
+            const int j = t + k - 3;  // from the tokens' first on
+            return j < 0 ? to_compute(inputs[(j + S) % S]) : x.get(c * L + max(j, 0));
+          });
     }
+#pragma unroll
+    for (int j = 0; j < S; ++j) {
+      newest[j] = j + L < S ? inputs[(j + L) % S] : x.element(c * L + max(j + L - S, 0));
+    }
+    if constexpr (RING && L > 1) in_order((2 * S - L % S - at) % S, newest);
+#pragma unroll
+    for (int j = 0; j < S; ++j) taken.set_element(K::entry(c, j), newest[j]);
   }
   if (p.silu) {
 #pragma unroll
-    for (int c = 0; c < C; ++c) z[c] = silu<T>(z[c]);
+    for (int i = 0; i < C * L; ++i) z[i] = silu<T>(z[i]);
   }
   if constexpr (RING && K::DIM_FASTEST) {
     x.store(state + at * p.state.strides[2]);
   } else {
-    if constexpr (RING) taken = with_newest<K>(old, at, x);
+    if constexpr (RING && L == 1) taken = with_newest<K>(old, at, x);
     store_state<K>(p, staged, state, taken);
   }
   pack<T>(z).store(p.out.at(b, d0, 0));
@@ -160,7 +168,7 @@ __global__ void __launch_bounds__(kThreads, K::kBlocks)
   constexpr int C = K::C;
   constexpr int N = K::ENTRIES;
   constexpr bool INDEXED = K::INDEXED;
-  __shared__ uint2 staged[K::EXCHANGED ? N : 1][K::EXCHANGED ? kThreads * 3 : 1];
+  __shared__ typename K::Vector staged[K::EXCHANGED ? N : 1][K::EXCHANGED ? kThreads * 3 : 1];
   uint32_t column;
   const int64_t b0 =
       int64_t(split(blockIdx.x * kThreads + threadIdx.x, p.by_column, &column)) * p.entries;
@@ -174,14 +182,14 @@ __global__ void __launch_bounds__(kThreads, K::kBlocks)
   const SharedRows<N> shared_rows(p);
   int64_t index[N];
   int at[N] = {};  // where x goes in a ring
-  Pack<T, C> x[N];
+  typename K::Tokens x[N];
 #pragma unroll
   for (int i = 0; i < N; ++i) {
     const int64_t b = b0 + i;
     index[i] = -1;
     if (i < p.entries && b < p.batch) {
-      index[i] = INDEXED ? p.conv_state_indices.at(b) : b;
-      x[i] = Pack<T, C>::load(p.x.at(b, d0, 0));
+      index[i] = INDEXED && p.has_indices() ? p.conv_state_indices.at(b) : b;
+      x[i] = K::Tokens::load(p.x.at(b, d0, 0));
     }
   }
   const Parameters<K::WMAX, C> parameters(p, d0);
@@ -210,8 +218,8 @@ __global__ void __launch_bounds__(kThreads, K::kBlocks)
 #pragma unroll 1
       for (int n = 0; n < p.entries * C; ++n) {
         const int64_t b = b0 + n / C;
-        const int64_t r = b < p.batch ? p.conv_state_indices.at(b) : -1;
-        if (r < 0 || r >= p.states) continue;
+        const int64_t r = b < p.batch ? p.row_of(p.conv_state_indices.at(b)) : -1;
+        if (r < 0) continue;
         update_channel(p, r, b, int64_t(column) * C + n % C, true);
       }
       return;
@@ -228,7 +236,7 @@ __global__ void __launch_bounds__(kThreads, K::kBlocks)
 #pragma unroll
   for (int i = 0; i < N; ++i) {
     if (row[i] < 0) continue;
-    uint2* const shared = staged[K::EXCHANGED ? i : 0];
+    auto* const shared = staged[K::EXCHANGED ? i : 0];
     if (p.is_ring()) {
       update_entry<K, true>(p, b0 + i, d0, state(i), old[i], x[i], at[i], shared, w, bias);
     } else {
