@@ -214,7 +214,7 @@ class ForwardTiles {
     if (EDGE && base <= s_.lo && states_) {
       take_states<H>(p_, row_.b, row_.d, lane_, first_, t, s_.lo, h);
     }
-    [[maybe_unused]] typename Ids::Tile same;
+    [[maybe_unused]] Matches<V, H> same;
     if constexpr (MIXED) same = Ids(shared_).load(t - offset_);
 #pragma unroll
     for (int j = 0; j < V; ++j) {
@@ -240,7 +240,7 @@ class ForwardTiles {
 
   // Applies post_gate and residual to the activations z.
   template <bool MIXED>
-  __device__ __forceinline__ void gate(const Others& others, const typename Ids::Tile& same,
+  __device__ __forceinline__ void gate(const Others& others, const Matches<V, H>& same,
                                        float (&z)[V]) const {
     const auto gates = post_gate_.own(others.post), residuals = residual_.own(others.residual);
 #pragma unroll

@@ -148,20 +148,14 @@ constexpr uint32_t kPadding = 0x80;
 template <int H>
 constexpr uint32_t kAllMatch = (1u << H) - 1;
 
-// Of a step of id[H], the ids before it being id[0], ... id[H - 1]: bits 0 to H - 1, whether it is
-// padding or not. Taps before `first` do not count: see has_tap().
+// That of a step of id[H], the ids before it being id[0], ... id[H - 1]. Taps before `first` do not
+// count: see has_tap().
 template <int H>
-__device__ __forceinline__ uint32_t match_bits(const int* id, int first) {
+__device__ __forceinline__ uint32_t match_byte(const int* id, int first = 0) {
   uint32_t match = 0;
 #pragma unroll
   for (int k = 0; k < H; ++k) match |= k >= first && id[k] == id[H] ? 1u << k : 0;
-  return match;
-}
-
-// The byte of that step.
-template <int H>
-__device__ __forceinline__ uint32_t match_byte(const int* id, int first = 0) {
-  return id[H] < 0 ? kPadding : match_bits<H>(id, first);
+  return id[H] < 0 ? kPadding : match;
 }
 
 // With H = 3, the byte of a pair of steps: bits 1 to 3 are of the first, 4 to 6 of the second. One
@@ -209,10 +203,6 @@ class Matches {
       of_[i] = ALIGNED ? words[i] : __funnelshift_r(words[i], next, at % 4 * 8);
     }
   }
-  // Step i's part of the word it is in.
-  static __device__ __forceinline__ uint32_t bits(int i, bool padding, uint32_t match) {
-    return padding ? kPadding << i % 4 * 8 : match << first_bit(i);
-  }
   // As of IdMatches.
   __device__ __forceinline__ bool takes(int i, int k) const {
     return k == H || (of_[i / 4] & 1u << (first_bit(i) + k)) != 0;
@@ -245,11 +235,9 @@ class Matches {
 // steps before those of the chunk, which begins at step 0 here.
 template <int V, int H, int EARLY>
 class ChunkMatches {
-  static constexpr bool kPairs = H == 3 && EARLY == 0;
   static constexpr int TILE = 32 * V, kBefore = H <= 4 ? 4 : 8, kEarly = (EARLY + 7) / 8 * 8;
 
  public:
-  using Tile = Matches<V, H, kPairs>;
   struct alignas(16) Shared {
     uint8_t matches[kEarly + kWarps * TILE + (EARLY > 0 ? 4 : 0)];  // load() reads a word more
     bool mixed[kWarps];
@@ -273,8 +261,7 @@ class ChunkMatches {
       uint32_t words[V / 4] = {};
 #pragma unroll
       for (int i = 0; i < V; ++i) {
-        words[i / 4] |=
-            Tile::bits(i, id[kBefore + i] < 0, match_bits<H>(&id[kBefore - H + i], first));
+        words[i / 4] |= match_byte<H>(&id[kBefore - H + i], first) << i % 4 * 8;
       }
 #pragma unroll
       for (int i = 0; i < V / 4; ++i) {
@@ -299,8 +286,8 @@ class ChunkMatches {
   }
 
   // Those of the V steps from t on, which are in a mixed tile, or EARLY > 0.
-  __device__ __forceinline__ Tile load(int t) const {
-    Tile matches;
+  __device__ __forceinline__ Matches<V, H> load(int t) const {
+    Matches<V, H> matches;
     matches.template load_shared<EARLY == 0>(shared_->matches, t + kEarly);
     return matches;
   }
