@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "backward_options.cuh"
+#include "dilated_rows.h"
 #include "launch.cuh"
 #include "packed.h"
 #include "phases.h"
@@ -9,6 +10,7 @@
 #include "variants.cuh"
 
 #ifndef CAUSAL_CONV1D_GENERAL
+#include "backward_dilated.cuh"
 #include "backward_edges.cuh"
 #endif
 
@@ -106,6 +108,12 @@ struct Call {
   BackwardPlan plan(bool any, bool alone = true) const {
     return BackwardPlan(params, options, gradients, any, alone);
   }
+  // For backward_dilated.
+  DilatedRows dilated() const {
+    const bool plain = !packed() && !fused() && !given(params.seq_idx);
+    return DilatedRows(plain ? options.dilation : 1, params.x, params.weight.sizes[1],
+                       params.initial_states, {&params.x, &params.dout, &params.dx});
+  }
 };
 
 // What a call with options has in its workspace: what is made of cu_seqlens, or the ends of rows;
@@ -143,6 +151,7 @@ struct Room {
       if (plan.partials > 0) parts += plan.parts;
       all_matches += ceil_div(plan.workspace - plan.partials, 16) * 16;
     }
+    parts = std::max(parts, p.x.sizes[0] * call->dilated().chunks);
     const int64_t sum_bytes = ceil_div(parts * bytes_of_part(p), 16) * 16;
     if (workspace != nullptr) matches = sums + sum_bytes;
     size += std::max(sum_bytes + all_matches, call->plan(true).workspace);
@@ -169,6 +178,24 @@ bool has_kernel(const BackwardArgs<T>& p, const BackwardPlan& plan, bool fused) 
 
 #ifndef CAUSAL_CONV1D_GENERAL
 
+// Whether backward_dilated took the call, but for what concerns dfinal_states and dinitial_states.
+template <typename T>
+bool launch_dilated(const Call& call, const Room& room, cudaStream_t stream, cudaError_t* e) {
+  if constexpr (sizeof(T) <= 4) {
+    const DilatedRows rows = call.dilated();
+    if (rows.chunks == 0 || !has_every_kernel()) return false;
+    BackwardPlan plan = call.plan(false, false);
+    plan.parts = call.params.x.sizes[0] * rows.chunks;
+    plan.whole = false;
+    const BackwardArgs<T> p(call.params, call.options, call.gradients, plan, room.sums);
+    const auto kernel = p.width <= 4 ? backward_dilated<T, 4> : backward_dilated<T, 8>;
+    *e = launch_pdl(kernel, plan.parts * p.dim * kThreads, stream, p, rows);
+    if (*e == cudaSuccess && p.sums) *e = launch_reduce(p, stream);
+    return true;
+  }
+  return false;
+}
+
 template <typename T>
 cudaError_t launch_edges(const BackwardArgs<T>& p, const AnyOptions& o, const Call& call,
                          int64_t sums_at, cudaStream_t stream) {
@@ -185,6 +212,11 @@ cudaError_t launch_edges(const BackwardArgs<T>& p, const AnyOptions& o, const Ca
 }
 
 #else
+
+template <typename T>
+bool launch_dilated(const Call&, const Room&, cudaStream_t, cudaError_t*) {
+  return false;
+}
 
 template <typename T>
 cudaError_t launch_edges(const BackwardArgs<T>&, const AnyOptions&, const Call&, int64_t,
@@ -250,7 +282,8 @@ cudaError_t run_with(const Call& call, const Room& room, cudaStream_t stream) {
   const BackwardArgs<T> p(call.params, call.options, call.gradients, plan, room.sums);
   if (!has_elements(x)) {
     if (p.sums) e = launch_reduce(p, stream);  // which are zero
-  } else if (!launch_phases<T>(call, room, o, stream, &e)) {
+  } else if (!launch_dilated<T>(call, room, stream, &e) &&
+             !launch_phases<T>(call, room, o, stream, &e)) {
     e = launch_tiles(p, o, plan, stream);
   } else if (call.has_edges()) {
     return e;

@@ -8,6 +8,7 @@
 #ifndef CAUSAL_CONV1D_GENERAL
 #include "forward_channel_first.cuh"
 #include "forward_channel_last.cuh"
+#include "forward_dilated.cuh"
 #include "forward_edges.cuh"
 #endif
 
@@ -73,6 +74,22 @@ bool launch_fast(const ForwardParams& params, const Options& options, const Forw
   return false;
 }
 
+// Whether forward_dilated took the call.
+template <typename T>
+bool launch_dilated(const ForwardParams& params, const Options& options, const ForwardArgs<T>& p,
+                    cudaStream_t stream, cudaError_t* e) {
+  if constexpr (sizeof(T) <= 4) {
+    const DilatedRows rows(options.dilation, params.x, p.width, params.initial_states,
+                           {&params.x, &params.out});
+    const bool fused = p.pre_gate.given() || p.post_gate.given() || p.residual.given();
+    if (rows.chunks == 0 || fused || p.seq_idx.data != nullptr || !has_every_kernel()) return false;
+    const auto kernel = p.width <= 4 ? forward_dilated<T, 4> : forward_dilated<T, 8>;
+    *e = launch_pdl(kernel, p.batch * p.dim * rows.chunks * kThreads, stream, p, rows);
+    return true;
+  }
+  return false;
+}
+
 template <typename T>
 cudaError_t launch_edges(const ForwardArgs<T>& p, const AnyOptions& o, cudaStream_t stream) {
   if constexpr (sizeof(T) <= 4) {
@@ -90,6 +107,12 @@ cudaError_t launch_edges(const ForwardArgs<T>& p, const AnyOptions& o, cudaStrea
 template <typename T>
 bool launch_fast(const ForwardParams&, const Options&, const ForwardArgs<T>&, cudaStream_t,
                  cudaError_t*) {
+  return false;
+}
+
+template <typename T>
+bool launch_dilated(const ForwardParams&, const Options&, const ForwardArgs<T>&, cudaStream_t,
+                    cudaError_t*) {
   return false;
 }
 
@@ -181,7 +204,8 @@ cudaError_t run_with(ForwardParams params, const Options& options, const Packing
   o.rows = packed ? options.cu_seqlens.sizes[0] - 1 : params.x.sizes[0];
   const ForwardArgs<T> p(params, options);
   if (has_elements(params.x)) {
-    if (!launch_phases<T>(params, options, o, stream, &e)) {
+    if (!launch_dilated(params, options, p, stream, &e) &&
+        !launch_phases<T>(params, options, o, stream, &e)) {
       e = launch_any<true>(params, p, o, stream);
     } else if (has_edges(params, options)) {
       return e;
