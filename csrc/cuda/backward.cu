@@ -186,9 +186,13 @@ bool launch_dilated(const Call& call, const Room& room, cudaStream_t stream, cud
     if (rows.chunks == 0 || !has_every_kernel()) return false;
     BackwardPlan plan = call.plan(false, false);
     plan.parts = call.params.x.sizes[0] * rows.chunks;
+    plan.chunks = rows.chunks;
     plan.whole = false;
     const BackwardArgs<T> p(call.params, call.options, call.gradients, plan, room.sums);
-    const auto kernel = p.width <= 4 ? backward_dilated<T, 4> : backward_dilated<T, 8>;
+    auto kernel = backward_dilated<T, 4>;
+    if constexpr (std::is_same_v<T, __nv_bfloat16>) {
+      if (p.width > 4) kernel = backward_dilated<T, 8>;
+    }
     *e = launch_pdl(kernel, plan.parts * p.dim * kThreads, stream, p, rows);
     if (*e == cudaSuccess && p.sums) *e = launch_reduce(p, stream);
     return true;

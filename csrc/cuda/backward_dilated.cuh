@@ -39,7 +39,7 @@ __global__ void __launch_bounds__(kThreads, WMAX == 4 ? 6 : 4)
   alignas(16) __shared__ T xs[2][kPlaces<T, kDilatedTile + 2 * kMostHalo>];
   alignas(16) __shared__ T gs[2][kPlaces<T, kDilatedTile + kMostHalo>];
   alignas(16) __shared__ T dxs[kPlaces<T, kDilatedTile>];
-  const DilatedPart at(rows, p.dim, p.seqlen);
+  const DilatedPart at(p, rows);
   const int distance = static_cast<int>(rows.dilation), halo = H * distance;
   const int skip = WMAX - p.width;
   const T *const x = p.x.at(at.b, at.d, 0), *const dout = p.dout.at(at.b, at.d, 0);
@@ -95,15 +95,15 @@ __global__ void __launch_bounds__(kThreads, WMAX == 4 ? 6 : 4)
       }
 #pragma unroll
       for (int j = 0; j < V; ++j) {
-        to[j * distance] = from_compute<T>(correlate<WMAX>(
-            skip, [&](int k) { return w[k]; }, [&](int i) { return dz[j + i]; }));
+        to[j * distance] = from_compute<T>(
+            correlate<WMAX>(skip, [&](int k) { return w[k]; }, [&](int i) { return dz[j + i]; }));
       }
     }
     __syncthreads();
     unstage(dxs, dx, t0, static_cast<int>(min(int64_t(rows.tile), at.end - t0)));
   }
   pdl_launch();
-  if (p.sums) store_block_sums<WMAX>(p, at, at.b * rows.chunks + at.index, dw, db);
+  if (p.sums) store_block_sums<WMAX>(p, at, int64_t(at.b) * rows.chunks + at.index, dw, db);
 }
 
 }  // namespace causal_conv1d::gpu

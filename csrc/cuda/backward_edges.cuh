@@ -9,8 +9,8 @@ namespace causal_conv1d::gpu {
 
 // A warp has a place, 32 channels, and every `parts`-th sequence.
 enum EdgePlace {
-  kStart,  // dinitial_states, dx of the first W - 1 steps, and what these add to the sums, less what
-           // they added without states: that is the lane's partial sum
+  kStart,  // dinitial_states, dx of the first W - 1 steps, and what these add to the sums, less
+           // what they added without states: that is the lane's partial sum
   kEnd,    // dx of the last W - 1 steps, which take dfinal_states
   kEdgePlaces
 };

@@ -19,19 +19,21 @@ template <typename T, typename Outside>
 __device__ __forceinline__ void stage(T* to, const T* row, int64_t from, int count, int64_t seqlen,
                                       Outside&& outside) {
   constexpr int G = kPerVector<T>;
-  const int places = misalignment(row + from) + count;
-  const int64_t first = from + count - places;
+  const int early = misalignment(row + from), places = early + count;
+  const int64_t first = from - early;
+  const T* const data = row + first;
+  // The row is at places [lo, hi).
+  const int lo = static_cast<int>(max(-first, int64_t(-kFar)));
+  const int hi = static_cast<int>(min(seqlen - first, int64_t(kFar)));
+  const uint32_t address = shared_address(to);
 #pragma unroll 1
   for (int i = static_cast<int>(threadIdx.x) * G; i < places; i += kThreads * G) {
-    const int64_t s = first + i;
-    if (s >= 0 && s + G <= seqlen) {
-      copy_async_or_zero<16>(true, shared_address(to + i), row + s);
+    if (i >= lo && i + G <= hi) {
+      copy_async_or_zero<16>(true, address + i * int(sizeof(T)), data + i);
       continue;
     }
 #pragma unroll 1
-    for (int j = 0; j < G; ++j) {
-      to[i + j] = s + j >= 0 && s + j < seqlen ? row[s + j] : outside(s + j);
-    }
+    for (int j = i; j < i + G; ++j) to[j] = j >= lo && j < hi ? data[j] : outside(first + j);
   }
 }
 
@@ -40,31 +42,30 @@ template <typename T>
 __device__ __forceinline__ void unstage(const T* staged, T* row, int64_t from, int count) {
   constexpr int G = kPerVector<T>;
   const int early = misalignment(row + from), places = early + count;
+  T* const data = row + (from - early);
 #pragma unroll 1
   for (int i = static_cast<int>(threadIdx.x) * G; i < places; i += kThreads * G) {
-    T* const to = row + (from - early + i);
     if (i >= early && i + G <= places) {
-      *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(staged + i);
+      *reinterpret_cast<uint4*>(data + i) = *reinterpret_cast<const uint4*>(staged + i);
       continue;
     }
 #pragma unroll 1
-    for (int j = 0; j < G; ++j) {
-      if (i + j >= early && i + j < places) to[j] = staged[i + j];
-    }
+    for (int j = max(i, early); j < min(i + G, places); ++j) data[j] = staged[j];
   }
 }
 
 // A block's part of a row, and the steps of a tile that the calling thread has: first, first + d...
 struct DilatedPart {
-  int64_t b, d, index;
+  uint32_t b, d, index;
   int64_t begin, end;
   int first;
   bool idle;  // it has none
 
-  __device__ __forceinline__ DilatedPart(const DilatedRows& rows, int64_t dim, int64_t seqlen) {
-    b = split(split(blockIdx.x, rows.chunks, &index), dim, &d);
+  template <typename Args>
+  __device__ __forceinline__ DilatedPart(const Args& p, const DilatedRows& rows) {
+    b = split(split(blockIdx.x, p.by_chunks, &index), p.by_dim, &d);
     begin = index * rows.chunk;
-    end = min(begin + rows.chunk, seqlen);
+    end = min(begin + rows.chunk, p.seqlen);
     const int distance = static_cast<int>(rows.dilation), thread = static_cast<int>(threadIdx.x);
     first = thread / distance * distance * kPhaseSteps + thread % distance;
     idle = first >= rows.tile;
@@ -78,9 +79,9 @@ __device__ __forceinline__ auto state_before(const Args& p, const DilatedPart& a
   using T = typename Args::Element;
   const int64_t j = s + (p.width - 1) * dilation;
   if (s >= 0 || j < 0 || !p.initial_states.given()) return from_compute<T>(0.0f);
-  return static_cast<const T*>(p.initial_states.data)[at.b * p.initial_states.strides[0] +
-                                                      at.d * p.initial_states.strides[1] +
-                                                      j * p.initial_states.strides[2]];
+  return static_cast<const T*>(
+      p.initial_states.data)[at.b * p.initial_states.strides[0] +
+                             at.d * p.initial_states.strides[1] + j * p.initial_states.strides[2]];
 }
 
 }  // namespace causal_conv1d::gpu

@@ -8,6 +8,7 @@
 #include "../element_size.h"
 #include "../layout.h"
 #include "access.h"
+#include "packed.h"
 #include "schedule.h"
 
 namespace causal_conv1d::gpu {
@@ -29,8 +30,8 @@ struct DilatedRows {
       : dilation(dilation_) {
     const int size = static_cast<int>(element_size(x.dtype));
     const int64_t halo = (width > 4 ? 7 : 3) * dilation;
-    if (dilation == 1 || dilation > kThreads || halo > kMostHalo || width > 8 || size > 4 ||
-        is_channel_last(x) || common_access(rows, size) == Access::kStrided ||
+    if (dilation == 1 || dilation > kThreads || halo > kMostHalo || width > edge_width(x.dtype) ||
+        size > 4 || is_channel_last(x) || common_access(rows, size) == Access::kStrided ||
         (has_elements(initial_states) && initial_states.dtype != x.dtype)) {
       return;
     }

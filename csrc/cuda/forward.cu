@@ -76,14 +76,19 @@ bool launch_fast(const ForwardParams& params, const Options& options, const Forw
 
 // Whether forward_dilated took the call.
 template <typename T>
-bool launch_dilated(const ForwardParams& params, const Options& options, const ForwardArgs<T>& p,
+bool launch_dilated(const ForwardParams& params, const Options& options, ForwardArgs<T> p,
                     cudaStream_t stream, cudaError_t* e) {
   if constexpr (sizeof(T) <= 4) {
     const DilatedRows rows(options.dilation, params.x, p.width, params.initial_states,
                            {&params.x, &params.out});
     const bool fused = p.pre_gate.given() || p.post_gate.given() || p.residual.given();
     if (rows.chunks == 0 || fused || p.seq_idx.data != nullptr || !has_every_kernel()) return false;
-    const auto kernel = p.width <= 4 ? forward_dilated<T, 4> : forward_dilated<T, 8>;
+    p.by_dim = Divisor(p.dim);
+    p.by_chunks = Divisor(rows.chunks);
+    auto kernel = forward_dilated<T, 4>;
+    if constexpr (std::is_same_v<T, __nv_bfloat16>) {
+      if (p.width > 4) kernel = forward_dilated<T, 8>;
+    }
     *e = launch_pdl(kernel, p.batch * p.dim * rows.chunks * kThreads, stream, p, rows);
     return true;
   }
@@ -111,7 +116,7 @@ bool launch_fast(const ForwardParams&, const Options&, const ForwardArgs<T>&, cu
 }
 
 template <typename T>
-bool launch_dilated(const ForwardParams&, const Options&, const ForwardArgs<T>&, cudaStream_t,
+bool launch_dilated(const ForwardParams&, const Options&, ForwardArgs<T>, cudaStream_t,
                     cudaError_t*) {
   return false;
 }

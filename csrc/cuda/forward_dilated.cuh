@@ -15,7 +15,7 @@ __global__ void __launch_bounds__(kThreads, 10)
   constexpr int H = WMAX - 1, V = kPhaseSteps;
   alignas(16) __shared__ T xs[2][kPlaces<T, kDilatedTile + kMostHalo>];
   alignas(16) __shared__ T ys[kPlaces<T, kDilatedTile>];
-  const DilatedPart at(rows, p.dim, p.seqlen);
+  const DilatedPart at(p, rows);
   const int distance = static_cast<int>(rows.dilation), halo = H * distance;
   const T* const x = p.x.at(at.b, at.d, 0);
   T* const out = p.out.at(at.b, at.d, 0);
