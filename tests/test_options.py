@@ -55,6 +55,32 @@ def test_every_width(layout, dilation, device):
             assert_case(case, layout, layout)
 
 
+@pytest.mark.parametrize("dtype", FLOATS, ids=dtype_id)
+@pytest.mark.parametrize("dilation", (2, 7, 64, 128, 129))
+def test_long_dilated_rows(dilation, dtype, device):
+    """CUDA takes them channel-first by tiles, as far as taps reach."""
+    for width, states, activation in ((4, True, "silu"), (3, False, None), (8, True, "silu")):
+        case = make_case(
+            (2, 3, 5003),
+            width,
+            dtype,
+            around=(),
+            states=states,
+            dilation=dilation,
+            activation=activation,
+            device=device,
+        )
+        found = assert_case(case)
+        for name, gradient in run_backward(case).items():
+            assert torch.equal(gradient, found[name]), name
+        for where in ("channel_first_slice", "channel_last"):
+            moved = dataclasses.replace(
+                case, x=lay_out(case.x, where), dout=lay_out(case.dout, where)
+            )
+            assert torch.equal(run_forward(moved, where)[0], found["out"]), where
+            assert torch.equal(run_backward(moved, where)["dx"], found["dx"]), where
+
+
 @pytest.mark.parametrize("dtype", ALL_FLOATS, ids=dtype_id)
 @pytest.mark.parametrize("around", ("pre_gate", "post_gate", "residual", "x"))
 def test_each_of_gates_and_residual_alone(around, dtype, device):

@@ -36,8 +36,8 @@ struct Packing {
   }
 };
 
-// The widest filter that the kernels of edges and of dilation are there for, of x's type: wider ones
-// are left to the kernels for any strides, to keep the library small.
+// The widest filter that edges and dilation have kernels for, of x's type: states and dilations of
+// wider ones are left to the kernels for any strides, to keep the library small.
 constexpr int64_t edge_width(int32_t dtype) { return dtype == CAUSAL_CONV1D_BFLOAT16 ? 8 : 4; }
 
 // Writes ids, and bounds unless that is nullptr.
