@@ -4,7 +4,8 @@
 #
 #   bash scripts/dev/two_gpus.sh
 #
-# Logs go to OUT (default: build/gpu). NVLink multicast stays off.
+# Logs go to OUT (default: build/gpu), and there into one file as well: logs.tgz. NVLink multicast
+# stays off.
 set -uo pipefail
 cd "$(dirname "$0")/../.."
 OUT=${OUT:-build/gpu}
@@ -30,4 +31,5 @@ for ranks in 1 2; do
   run "train$ranks" timeout 100 "${torchrun[@]}" "$ranks" docs/examples/train_sharded.py --steps 30
 done
 run benchmark timeout 200 "${torchrun[@]}" 2 benchmarks/benchmark_cp.py --json "$OUT/benchmark_cp.json"
+tar -czf "$OUT/logs.tgz" -C "$OUT" --exclude logs.tgz .
 exit $status
