@@ -68,7 +68,7 @@ class Device(TorchDispatchMode):
         if func.overloadpacket is aten.to:  # which comes so far in inference mode
             with self:
                 return func.decompose(*args, **kwargs)
-        if func.overloadpacket in SYNCHRONISING:
+        if func.overloadpacket in SYNCHRONISING or _counts_a_mask(func, args):
             raise AssertionError(f"the host waits for the device: {func}")
         if func.overloadpacket is aten._to_copy and "device" in kwargs and not is_made:
             Device.waits += 1
@@ -77,6 +77,13 @@ class Device(TorchDispatchMode):
         found = func(*tree_map(values, args), **tree_map(values, on_cpu))
         found = tree_map_only(torch.Tensor, OtherTensor, found)
         return return_and_correct_aliasing(func, args, kwargs, found)
+
+
+def _counts_a_mask(func, args):
+    """Whether it takes the elements of a mask."""
+    if func.overloadpacket not in (aten.index, aten.index_put, aten.index_put_):
+        return False
+    return any(index is not None and index.dtype == torch.bool for index in args[1])
 
 
 def values(tensor):
