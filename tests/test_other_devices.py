@@ -107,7 +107,8 @@ def test_gradients_of_gradients():
 def test_states_are_changed_in_place(dilation):
     """Past the last row out is NaN, as on CUDA: to raise an error the host would have to wait."""
     weight, state = randn(6, 3), randn(4, 6, 7)
-    x, indices, lens = randn(4, 6, 2), torch.tensor([2, -1, 0, 9]), torch.tensor([0, 3, 2**63 - 1, 5])
+    x, indices = randn(4, 6, 2), torch.tensor([2, -1, 0, 9])
+    lens = torch.tensor([0, 3, 2**63 - 1, 5])
     placed = on_device(state)
     memory = values(placed).data_ptr()
     rest = (None, "silu", on_device(lens), on_device(indices))
