@@ -3,6 +3,7 @@
 Environment:
   CAUSAL_CONV1D_CUDA   1: fail without nvcc. 0: CPU only. Default: CUDA where nvcc is found; without
                        nvcc a machine with a GPU is an error, any other gets the CPU library alone.
+  CAUSAL_CONV1D_HIP    1: the library for AMD GPUs too, by hipcc: see docs/rocm.md.
   CAUSAL_CONV1D_LABEL  appended to the version, as in cu13.
   TORCH_CUDA_ARCH_LIST, CUDACXX or CUDA_HOME, MAX_JOBS, CMAKE_ARGS: see docs/BUILD_GUIDE.md.
   CAUSAL_CONV1D_SKIP_CUDA_BUILD, CAUSAL_CONV1D_FORCE_BUILD: upstream's. TRUE means CUDA=0, and what
@@ -71,6 +72,13 @@ def cuda_option():
         raise BuildError(f"CAUSAL_CONV1D_CUDA={value} means nothing here: set it to 1, 0 or auto.")
     skip = os.environ.get("CAUSAL_CONV1D_SKIP_CUDA_BUILD", "").strip().lower()
     return "OFF" if skip in YES else "AUTO"
+
+
+def hip_option():
+    value = os.environ.get("CAUSAL_CONV1D_HIP", "").strip().lower()
+    if value not in ("", *YES, *NO):
+        raise BuildError(f"CAUSAL_CONV1D_HIP={value} means nothing here: set it to 1 or 0.")
+    return "ON" if value in YES else "OFF"
 
 
 def job_count():
@@ -158,7 +166,9 @@ def settings_key(env):
     """Names the build folder, so that builds with other settings do not disturb each other."""
     names = "TORCH_CUDA_ARCH_LIST CMAKE_ARGS CC CXX CFLAGS CXXFLAGS CUDAFLAGS LDFLAGS CUDACXX"
     names += " CUDA_HOME CUDAHOSTCXX NVCC_PREPEND_FLAGS NVCC_APPEND_FLAGS"
-    facts = [sys.platform, os.uname().machine, cuda_option(), *map(env.get, names.split())]
+    names += " HIPCC ROCM_PATH PYTORCH_ROCM_ARCH"
+    options = (cuda_option(), hip_option())
+    facts = [sys.platform, os.uname().machine, *options, *map(env.get, names.split())]
     toolkit = os.path.join(env.get("CUDA_HOME", "/usr/local/cuda"), "bin", "nvcc")
     for program in (env.get("CXX", "c++"), env.get("CUDACXX", "nvcc"), toolkit):
         path = shutil.which(program, path=env["PATH"])
@@ -192,6 +202,7 @@ def configure(build, env):
     cmake = find_cmake(env)
     command = [cmake, "-S", str(ROOT), "-B", str(build), f"-DCAUSAL_CONV1D_CUDA={cuda_option()}"]
     command += [f"-DCAUSAL_CONV1D_TORCH_CUDA={cuda_of_torch()}"]
+    command += [f"-DCAUSAL_CONV1D_HIP={hip_option()}"]
     ninja = shutil.which("ninja", path=env["PATH"])
     if ninja:
         command += ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]

@@ -49,9 +49,14 @@ def driver_version() -> str | None:
     return f"{version.value // 1000}.{version.value % 1000 // 10}"
 
 
+def has_cuda() -> bool:
+    """Whether torch has the device type cuda, be it for NVIDIA's GPUs or for AMD's."""
+    return torch.version.cuda is not None or torch.version.hip is not None
+
+
 def gpus() -> list[int]:
     """The GPUs that torch can use."""
-    if torch.version.cuda is None or not torch.cuda.is_available():
+    if not has_cuda() or not torch.cuda.is_available():
         return []
     return list(range(torch.cuda.device_count()))
 
@@ -59,7 +64,7 @@ def gpus() -> list[int]:
 def other_devices() -> list[str]:
     """Those of an accelerator other than CUDA; torch 2.5 does not tell which it is."""
     accelerator = getattr(torch, "accelerator", None)
-    if torch.version.cuda is not None or accelerator is None or not accelerator.is_available():
+    if has_cuda() or accelerator is None or not accelerator.is_available():
         return []
     kind = accelerator.current_accelerator().type
     return [f"{kind}:{index}" for index in range(accelerator.device_count())]
@@ -72,17 +77,22 @@ def is_damaged(backend: _library.Backend) -> bool:
 
 def report_installation() -> None:
     print(description())
-    print(f"torch {torch.__version__}, its CUDA: {torch.version.cuda or 'none'}, ", end="")
-    print(f"the driver's CUDA: {driver_version() or 'no driver'}")
+    print(f"torch {torch.__version__}, its ", end="")
+    if torch.version.hip is not None:
+        print(f"HIP: {torch.version.hip}")
+    else:
+        print(f"CUDA: {torch.version.cuda or 'none'}, ", end="")
+        print(f"the driver's CUDA: {driver_version() or 'no driver'}")
     isa = _library.cpu.text("causal_conv1d_cpu_isa")
     print(f"CPU kernels: loaded, using {isa}, {torch.get_num_threads()} threads")
     print(f"operators: registered through {_library.cpu.registration}")
+    kind = _library.cuda.name.upper()
     if _library.cuda.problem is None:
         names = _library.cuda.text("causal_conv1d_cuda_architectures")
-        print(f"CUDA kernels: loaded, with code for {names}")
+        print(f"{kind} kernels: loaded, with code for {names}")
     else:
         mark = f"{tick(False)} " if is_damaged(_library.cuda) else ""
-        print(f"{mark}CUDA kernels: not loaded: {_library.cuda.problem}")
+        print(f"{mark}{kind} kernels: not loaded: {_library.cuda.problem}")
     for index in gpus():
         p = torch.cuda.get_device_properties(index)
         print(

@@ -28,6 +28,7 @@ DTYPES = {
 }
 _UNSUPPORTED_DTYPE = _DTYPE_NAMES.index("an_unsupported_dtype")
 _FLAGS = ("silu", "delta_softplus", "dt_softplus")
+SCANS = ("scan_forward", "scan_backward", "state_update")
 # The C functions of operations that have another name.
 _FUNCTIONS = {"conv_forward": "forward_with", "conv_backward": "backward_with"}
 
@@ -232,7 +233,7 @@ def cpu_operations(library: ctypes.CDLL) -> dict:
 
 
 def cuda_operations(library: ctypes.CDLL) -> dict:
-    """The operations on CUDA tensors, by name; on the current stream of their device."""
+    """The operations that a GPU library has, by name; on the current stream of their device."""
     current_stream = torch._C._cuda_getCurrentRawStream  # a tenth of the time of the public one
 
     def make(operation):
@@ -275,15 +276,22 @@ def cuda_operations(library: ctypes.CDLL) -> dict:
 
         return run
 
-    functions = {
-        "backward": make_with_workspace("backward"),
-        "scan_forward": make_with_workspace("scan_forward", ctypes.c_int),
-        "scan_backward": make_with_workspace("scan_backward", ctypes.c_int),
-        "conv_forward": make_with_workspace("conv_forward"),
-        "conv_backward": make_with_workspace("conv_backward"),
+    with_workspace = {
+        "backward": (),
+        "scan_forward": (ctypes.c_int,),
+        "scan_backward": (ctypes.c_int,),
+        "conv_forward": (),
+        "conv_backward": (),
     }
-    functions |= {operation: make(operation) for operation in CALLERS if operation not in functions}
-    return {name: telling_torch(name, functions[name]) for name in CALLERS}
+    has_scan = hasattr(library, "causal_conv1d_cuda_scan_forward")  # not that for AMD GPUs
+    found = {}
+    for name in CALLERS:
+        if name in SCANS and not has_scan:
+            continue
+        types = with_workspace.get(name)
+        run = make(name) if types is None else make_with_workspace(name, *types)
+        found[name] = telling_torch(name, run)
+    return found
 
 
 def _stand_in_addresses() -> Any:

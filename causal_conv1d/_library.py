@@ -23,6 +23,8 @@ from ._ops import NAMESPACE, ops
 from .selective_scan import operators as scan_operators
 
 STABLE_ABI, CTYPES = "torch's stable C ABI", "Python"
+# What the library for AMD GPUs lacks.
+NO_HIP_SCAN = "the library for AMD GPUs has no kernels of the selective scan"
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Loaded:
     """What is loaded and registered, once per process, as torch never drops an operator."""
 
     cpu: Backend
-    cuda: Backend
+    cuda: Backend  # of torch's device type cuda, which AMD's GPUs have too: then its name is hip
     self_test: _self_test.SelfTest | None = None  # of the CUDA kernels
     schemas: dict[str, str] = field(default_factory=dict)
     # torch drops what a Library object registered with the object.
@@ -85,7 +87,7 @@ def _load(name: str) -> Backend:
         return Backend(name, path, None, f"{problem}: reinstall it ({REINSTALL})")
     try:
         library = ctypes.CDLL(str(path))
-        register = getattr(library, f"causal_conv1d_register_{name}")
+        register = getattr(library, f"causal_conv1d_register_{'cpu' if name == 'cpu' else 'cuda'}")
     except OSError as error:
         return Backend(name, path, None, str(error))
     except AttributeError:
@@ -115,8 +117,38 @@ def _load_cpu() -> Backend:
     return backend
 
 
+def _share_hip_runtime() -> None:
+    """Has the library find the HIP runtime that torch has loaded, be it under another name.
+
+    Streams and memory of one runtime are nothing to another.
+    """
+    with open("/proc/self/maps") as maps:
+        runtimes = {
+            line.split(maxsplit=5)[-1].strip() for line in maps if "/libamdhip64.so" in line
+        }
+    for path in sorted(runtimes):
+        ctypes.CDLL(path, os.RTLD_NOLOAD | os.RTLD_GLOBAL)
+
+
+def _load_hip() -> Backend:
+    path = _path("hip")
+    if path.exists():
+        _share_hip_runtime()
+        return _load("hip")
+    return Backend(
+        "hip",
+        path,
+        None,
+        f"causal_conv1d was built without hipcc, so there is no {path}: with the hipcc of ROCm "
+        f"{torch.version.hip} on PATH (often in /opt/rocm/bin) "
+        f"run 'CAUSAL_CONV1D_HIP=1 pip install --no-deps --force-reinstall .' in its sources",
+    )
+
+
 def _load_cuda() -> Backend:
     path = _path("cuda")
+    if torch.version.hip is not None:
+        return _load_hip()
     if torch.version.cuda is None:
         damage = _elf.damage(path) if path.exists() else None
         also = f", and {damage}: reinstall it ({REINSTALL})" if damage else ""
@@ -165,7 +197,8 @@ def _operators_over(operations: dict, cpu: ctypes.CDLL) -> dict:
     return found | scan_operators.over(operations) | {"pool": operations["pool"]}
 
 
-def _register_cuda(loaded: Loaded) -> None:
+def _register_cuda(loaded: Loaded, plain: dict) -> None:
+    """The kernels, where there are; of operations without one those in plain torch."""
     cpu, cuda = loaded.cpu.library, loaded.cuda
     if _self_test.is_wanted():
         loaded.self_test = _self_test.SelfTest(cuda.library, cpu)
@@ -173,19 +206,20 @@ def _register_cuda(loaded: Loaded) -> None:
         operations = _ctypes_ops.cuda_operations(cuda.library)
         if loaded.self_test is not None:
             operations = {n: loaded.self_test.checked(n, run) for n, run in operations.items()}
-        loaded.register(_with_plain(_operators_over(operations, cpu)), "CUDA")
+        loaded.register(_with_plain(_operators_over(plain | operations, cpu)), "CUDA")
     elif loaded.self_test is not None:
         loaded.define(f"python_{schema}" for schema in loaded.schemas.values())
         operators = _operators_over(loaded.self_test.fallback, cpu)
         loaded.register(_replacements(loaded, operators), "CUDA")
 
 
-def _register_any_device(loaded: Loaded) -> None:
+def _register_any_device(loaded: Loaded) -> dict:
     """What serves tensors of every device that has no kernels in this process."""
-    warn = _torch_ops.warner(loaded.cuda.problem)
+    warn = _torch_ops.warner(loaded.cuda.name.upper(), loaded.cuda.problem or NO_HIP_SCAN)
     operations = _torch_ops.operations(loaded.cpu.library, warn)
     operators = _operators_over(operations, loaded.cpu.library)
     loaded.register(_with_plain(operators), _torch_ops.ANY_DEVICE)
+    return operations
 
 
 def _load_all() -> Loaded:
@@ -197,9 +231,9 @@ def _load_all() -> Loaded:
         loaded.define(schema.replace("(", ".plain(", 1) for schema in loaded.schemas.values())
         operations = _ctypes_ops.cpu_operations(library)
         loaded.register(_with_plain(_operators_over(operations, library)), "CPU")
+    plain = _register_any_device(loaded)
     if loaded.cuda.problem is None:
-        _register_cuda(loaded)
-    _register_any_device(loaded)
+        _register_cuda(loaded, plain)
 
     from . import (
         _autograd,

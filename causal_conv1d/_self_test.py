@@ -103,8 +103,9 @@ class SelfTest:
     def warn(self, device: torch.device) -> None:
         if not self.warned.is_first(device):
             return
+        kind = "CUDA" if torch.version.hip is None else "HIP"
         warnings.warn(
-            f"causal_conv1d: the CUDA kernels fail their self-test on {_describe(device)}, so "
+            f"causal_conv1d: the {kind} kernels fail their self-test on {_describe(device)}, so "
             f"plain torch operations, which are slower, take their place there: "
             f"{self.problem(device)}. 'python -m causal_conv1d' tells which GPUs the library has "
             f"code for; a build on this machine adds this one. CAUSAL_CONV1D_SELF_TEST=0 switches "
@@ -116,4 +117,6 @@ class SelfTest:
 
 def _describe(device: torch.device) -> str:
     p = torch.cuda.get_device_properties(device)
+    if torch.version.hip is not None:
+        return f"{device} ({p.name}, {p.gcnArchName})"
     return f"{device} ({p.name}, compute capability {p.major}.{p.minor})"

@@ -52,11 +52,12 @@ class Once:
         return self._tokens.setdefault(key, token) is token  # one step, which no thread divides
 
 
-def warner(cuda_problem: str | None):
+def warner(kind: str, problem: str):
     """A function that warns once for each type of device that torch's operations compute there.
 
     Args:
-        cuda_problem: why there are no CUDA kernels, if there are none.
+        kind: of the kernels for torch's device type cuda, CUDA or HIP.
+        problem: why there are none, or not those that are called.
     """
     once = Once()
 
@@ -64,7 +65,7 @@ def warner(cuda_problem: str | None):
         if not once.is_first(device.type):
             return
         why = (
-            f"there are no CUDA kernels in this process: {cuda_problem}"
+            f"there are no {kind} kernels in this process: {problem}"
             if device.type == "cuda"
             else "there are kernels for CPU and CUDA tensors alone"
         )

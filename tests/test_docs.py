@@ -172,6 +172,7 @@ BY_HAND = {
         "pip install torch triton --index-url https://pypi.jetson-ai-lab.io/sbsa/cu130",
         "sudo apt-get install cuda-toolkit-12-6",
     ],
+    "needs ROCm and a torch for it": ["CAUSAL_CONV1D_HIP=1 pip install --no-deps ."],
     "what pip fetches by itself in test_isolated": ["pip install 'setuptools>=77' cmake ninja"],
     "100 MB of CUDA 12, and a second build with it": [
         "bash scripts/dev/get_cuda12.sh /tmp/cuda12",

@@ -241,7 +241,7 @@ def test_a_device_without_memory_is_refused():
 
 
 def test_one_warning_a_type_of_device_in_all_threads():
-    warn = _torch_ops.warner("there is no nvcc")
+    warn = _torch_ops.warner("CUDA", "there is no nvcc")
     devices = [torch.device(name) for name in ("xpu:0", "cuda:0", "xpu:1", "cuda:1")] * 50
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

@@ -69,7 +69,7 @@ bool launch_packs(const PoolParams& params, PoolArgs<T> p, cudaStream_t stream, 
 }
 
 // A token for each sequence, as the update by slots.
-bool launch_update(const PoolParams& params, cudaStream_t stream, cudaError_t* e) {
+[[maybe_unused]] bool launch_update(const PoolParams& params, cudaStream_t stream, cudaError_t* e) {
   const bool slots = given(params.cache_indices);
   if (given(params.query_start_loc) || given(params.has_initial_state) ||
       given(params.num_accepted_tokens) || given(params.windows_out) ||
