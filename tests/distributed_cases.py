@@ -225,7 +225,7 @@ def without_synchronisation():
         {"layout": "zigzag", "dilation": 3, "initial_states": values[..., :9]},
         {"seq_idx": ids, "return_final_states": True},
         {"cu_seqlens": bounds, "return_final_states": True, "layout": "zigzag"},
-        {"cu_seqlens": bounds, "initial_states": values[..., :9].view(3, 16, 3)},
+        {"cu_seqlens": bounds, "initial_states": values[..., :9].reshape(3, 16, 3)},
     ]
     scan = (values, values.abs(), -weight.detach().abs(), values[:, None, :4], values[:, None, :4])
 
