@@ -44,27 +44,50 @@ cudaError_t launch_pdl_shared(void (*kernel)(Parameters...), int64_t threads, in
 
 #else
 
+// What ask() says of the current device, which must be the same each time: asked once per device.
+class OncePerDevice {
+ public:
+  template <typename F>
+  bool get(F&& ask) {
+    int device = 0;
+    if (cudaGetDevice(&device) != cudaSuccess || device < 0 || device >= kDevices) return false;
+    char answer = known_[device].load(std::memory_order_relaxed);
+    if (answer == kUnknown) {
+      answer = ask() ? kYes : kNo;
+      if (answer == kNo) cudaGetLastError();
+      known_[device].store(answer, std::memory_order_relaxed);
+    }
+    return answer == kYes;
+  }
+
+ private:
+  static constexpr int kDevices = 64;
+  enum : char { kUnknown, kNo, kYes };
+  std::atomic<char> known_[kDevices] = {};
+};
+
 // Whether programmatic dependent launch works on the current device: the device has it, the machine
-// code is for that (a kernel of older PTX would not wait), and graphs can capture it. Asked once
-// per device.
+// code is for that (a kernel of older PTX would not wait), and graphs can capture it.
 template <typename Kernel>
 bool has_pdl(Kernel* kernel) {
-  constexpr int kDevices = 64;
-  enum : char { kUnknown, kNo, kYes };
-  static std::atomic<char> known[kDevices];
-  int device = 0, driver = 0, runtime = 0;
-  if (cudaGetDevice(&device) != cudaSuccess || device < 0 || device >= kDevices) return false;
-  char answer = known[device].load(std::memory_order_relaxed);
-  if (answer == kUnknown) {
+  static OncePerDevice known;
+  return known.get([&] {
+    int driver = 0, runtime = 0;
     cudaFuncAttributes code{};
-    const bool can = cudaDriverGetVersion(&driver) == cudaSuccess && driver >= 12040 &&
-                     cudaRuntimeGetVersion(&runtime) == cudaSuccess && runtime >= 12040 &&
-                     cudaFuncGetAttributes(&code, kernel) == cudaSuccess && code.ptxVersion >= 90;
-    if (!can) cudaGetLastError();
-    answer = can ? kYes : kNo;
-    known[device].store(answer, std::memory_order_relaxed);
-  }
-  return answer == kYes;
+    return cudaDriverGetVersion(&driver) == cudaSuccess && driver >= 12040 &&
+           cudaRuntimeGetVersion(&runtime) == cudaSuccess && runtime >= 12040 &&
+           cudaFuncGetAttributes(&code, kernel) == cudaSuccess && code.ptxVersion >= 90;
+  });
+}
+
+// Whether the library has code of kernel for the current device.
+template <typename Kernel>
+bool has_code(Kernel* kernel) {
+  static OncePerDevice known;
+  return known.get([&] {
+    cudaFuncAttributes code{};
+    return cudaFuncGetAttributes(&code, kernel) == cudaSuccess;
+  });
 }
 
 // launch_shared() for a kernel that calls pdl_wait() before it touches memory: its blocks may start

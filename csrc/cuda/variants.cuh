@@ -105,7 +105,16 @@ struct Tables<T, 4> {
   using LastBackward = LastWith<4>;  // whose chunks depend on the width
 };
 
-// bf16 has a kernel for each width, as the taps that are not there take time.
+// For widths to 8.
+template <typename T>
+struct AnyStrides {
+  static constexpr int C = 1;
+  using First = Variants<ChannelFirst<T, 8, kUpTo, kSeqIdx, Access::kStrided>>;
+  using Last = Variants<ChannelLast<T, 1, 8, kUpTo, kSeqIdx>>;
+};
+
+// bf16 has a kernel for each width, as the taps that are not there take time. The forward goes on
+// to AnyStrides.
 template <typename T>
 struct Tables<T, 8> {
   template <bool SEQ>
@@ -117,26 +126,24 @@ struct Tables<T, 8> {
   using FirstWith =
       Joined<Exact<kNoSeqIdx>, OfBf16<T, ChannelFirst<T, 8, kUpTo, kNoSeqIdx, Access::kUnit>>,
              OfOthers<T, ChannelFirst<T, 8, kUpTo, kNoSeqIdx, Access::kAligned>>, Exact<kSeqIdx>,
-             Fused,
-             Variants<ChannelFirst<T, 8, kUpTo, kSeqIdx, Access::kUnit>,
-                      ChannelFirst<T, 8, kUpTo, kSeqIdx, Access::kStrided>>>;
+             Fused, Variants<ChannelFirst<T, 8, kUpTo, kSeqIdx, Access::kUnit>>>;
   using FusedFirst = ChannelFirst<T, 8, kUpTo, kSeqIdx, Access::kAligned, kFused>;
   // fp32 has no registers for it.
   using First = FirstWith<Of16Bits<T, FusedFirst>>;
-  using FirstBackward = FirstWith<OfBf16<T, FusedFirst>>;
+  using FirstBackward = Joined<FirstWith<OfBf16<T, FusedFirst>>, typename AnyStrides<T>::First>;
 
   template <int C, typename Fused>
   using LastWith =
       Joined<OfBf16<T, ChannelLast<T, C, 8, kExact, kSeqIdx>, ChannelLast<T, C, 7, kExact, kSeqIdx>,
                     ChannelLast<T, C, 6, kExact, kSeqIdx>, ChannelLast<T, C, 5, kExact, kSeqIdx>>,
-             OfOthers<T, ChannelLast<T, C, 8, kUpTo, kSeqIdx>>, Fused,
-             Variants<ChannelLast<T, 1, 8, kUpTo, kSeqIdx>>>;
+             OfOthers<T, ChannelLast<T, C, 8, kUpTo, kSeqIdx>>, Fused>;
   template <int C>
   using FusedLast = ChannelLast<T, C, 8, kUpTo, kSeqIdx, kFused>;
   static constexpr int C = forward_channels(sizeof(T));
   static constexpr int kBackwardC = channels_per_thread(8, sizeof(T));
   using Last = LastWith<C, Of16Bits<T, FusedLast<C>>>;
-  using LastBackward = LastWith<kBackwardC, OfBf16<T, FusedLast<kBackwardC>>>;
+  using LastBackward =
+      Joined<LastWith<kBackwardC, OfBf16<T, FusedLast<kBackwardC>>>, typename AnyStrides<T>::Last>;
 };
 
 // With CAUSAL_CONV1D_SMALL_PTX the PTX, which serves the GPUs that there is no machine code for,
