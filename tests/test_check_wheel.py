@@ -304,6 +304,19 @@ def test_what_is_missing(make, errors):
     ]
 
 
+def test_parts_without_ptx(make, errors, check_wheel, monkeypatch):
+    """forward_wide.cu alone may have none."""
+    both, machine_code = {"sm_87", "compute_80"}, {"sm_87"}
+    for parts, wrong in (
+        ([both, machine_code], None),
+        ([both, machine_code, machine_code], "2 sources have no PTX, and one may"),
+        ([both, {"compute_80"}], "one source has code for ['compute_80'] alone"),
+    ):
+        monkeypatch.setattr(check_wheel, "device_code", lambda library, parts=parts: parts)
+        found = [error for error in errors(make(name="cuda")) if "source" in error]
+        assert [error.split(": ", 2)[2] for error in found] == ([wrong] if wrong else [])
+
+
 def test_size(make, errors, check_wheel, monkeypatch):
     monkeypatch.setattr(check_wheel, "SMALL", 1000)
     (error,) = errors(make())
