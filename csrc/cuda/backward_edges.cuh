@@ -83,11 +83,13 @@ __global__ void __launch_bounds__(kThreads, WMAX == 4 ? 6 : 3)
   constexpr int H = WMAX - 1;
   pdl_wait();
   pdl_launch();
-  int64_t part, d;
-  const int64_t place = split_edges(p.x, p.dim, parts, &part, &d);
+  // A sequence's end and the next one's start, which touch the same sectors, are beside each other.
+  int64_t n, d;
+  if (split_edges(p.x, p.dim, parts * kEdgePlaces, &n, &d) > 0) return;
+  const int part = static_cast<int>(n) / kEdgePlaces;
+  const bool start = static_cast<int>(n) % kEdgePlaces == kStart;
   const bool states = p.initial_states.given(), dinitial = p.dinitial_states.given();
-  if (place == kStart ? !states && !dinitial : place != kEnd || !p.dfinal_states.given()) return;
-  const bool start = place == kStart;
+  if (start ? !states && !dinitial : !p.dfinal_states.given()) return;
   const int skip = WMAX - p.width;
   EdgeValues<WMAX> e;
   load_weights(p, min(d, p.dim - 1), e.w);
