@@ -64,6 +64,8 @@ class SelfTest:
         self.size = cuda.causal_conv1d_cuda_self_test_size()
         self.text = cuda.causal_conv1d_cuda_problem
         self.text.argtypes, self.text.restype = [ctypes.c_int], ctypes.c_char_p
+        self.architectures = cuda.causal_conv1d_cuda_architectures
+        self.architectures.restype = ctypes.c_char_p
         functions = [getattr(cpu, f"causal_conv1d_cpu_{name}") for name in TESTED]
         addresses = [ctypes.cast(function, ctypes.c_void_p) for function in functions]
         cuda.causal_conv1d_cuda_set_expected((ctypes.c_void_p * len(addresses))(*addresses))
@@ -107,9 +109,9 @@ class SelfTest:
         warnings.warn(
             f"causal_conv1d: the {kind} kernels fail their self-test on {_describe(device)}, so "
             f"plain torch operations, which are slower, take their place there: "
-            f"{self.problem(device)}. 'python -m causal_conv1d' tells which GPUs the library has "
-            f"code for; a build on this machine adds this one. CAUSAL_CONV1D_SELF_TEST=0 switches "
-            f"the test off.",
+            f"{self.problem(device)}. The library has code for {self.architectures().decode()}; "
+            f"a build on this machine adds this GPU. CAUSAL_CONV1D_SELF_TEST=0 switches the test "
+            f"off.",
             RuntimeWarning,
             stacklevel=2,
         )

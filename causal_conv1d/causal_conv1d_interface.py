@@ -221,8 +221,8 @@ def causal_conv1d_fn(
         or split_sizes is not None
     ):
         tensors = {"x": x, "weight": weight, "bias": bias, "seq_idx": seq_idx}
-        tensors |= {"cu_seqlens": None, "initial_states": initial_states, "pre_gate": pre_gate}
-        tensors |= {"post_gate": post_gate, "residual": residual}
+        tensors.update(cu_seqlens=None, initial_states=initial_states, pre_gate=pre_gate)
+        tensors.update(post_gate=post_gate, residual=residual)
         caller = "causal_conv1d_fn"
         found = convolve(caller, tensors, dilation, silu, split_sizes, states_out, with_states)
         return found if buffer is None else found[0]

@@ -84,7 +84,7 @@ def causal_conv1d_varlen_fn(
     """
     silu = is_silu(activation)
     tensors = {"x": x, "weight": weight, "bias": bias, "seq_idx": None, "cu_seqlens": cu_seqlens}
-    tensors |= {"initial_states": initial_states, "pre_gate": pre_gate, "post_gate": post_gate}
+    tensors.update(initial_states=initial_states, pre_gate=pre_gate, post_gate=post_gate)
     tensors["residual"] = residual
     required = {name: tensors[name] for name in ("x", "weight", "cu_seqlens")}
     optional = {name: value for name, value in tensors.items() if name not in required}

@@ -171,8 +171,9 @@ with warnings.catch_warnings(record=True) as caught:
         for _ in range(2):
             try:
                 causal_conv1d.causal_conv1d_fn(OtherTensor(x), OtherTensor(torch.ones(2, 2)))
-            except RuntimeError as error:  # a torch without CUDA, which comes so far
-                assert "not linked with support for cuda devices" in str(error), error
+            except RuntimeError as error:  # a torch without CUDA or a GPU comes so far
+                known = "not linked with support for cuda", "no NVIDIA driver", "CUDA error"
+                assert any(text in str(error) for text in known), error
     print("at a call:", *texts())
 from causal_conv1d import __main__ as doctor
 doctor.CHECKS.clear()  # about the CPU, whose kernels are as they are elsewhere

@@ -272,6 +272,14 @@ def test_a_call_that_is_refused_does_not_warn():
     assert seen == [x.device]
 
 
+@pytest.mark.skipif(DEVICE.type == "lazy", reason="which is no accelerator of torch")
+def test_the_doctor_checks_the_accelerator(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["doctor", "--no-speed"])
+    monkeypatch.setattr(doctor, "CHECKS", {"update": doctor.check_update})
+    assert doctor.main() == 0
+    assert "\nother:0: largest relative error" in capsys.readouterr().out
+
+
 # ------------------------------------------------------------------------ in processes of their own
 
 
@@ -288,7 +296,7 @@ def test_on_the_key_for_other_backends():
     """PrivateUse1, with a device guard and threads of autograd as a backend has them."""
     if not hasattr(torch.utils.backend_registration, "_setup_privateuseone_for_python_backend"):
         pytest.skip("this torch makes no such backend in Python")
-    names = "gradients or states_are or options or state_update or packed_scan or errors_are"
+    names = "gradients or states_are or options or packed_scan or errors_are or doctor_ch"
     out = run_tests("-k", names, os.path.basename(__file__), OTHER_DEVICE="other")
     assert " passed" in out and "skipped" not in out
 

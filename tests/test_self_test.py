@@ -85,6 +85,7 @@ def test_torch_takes_the_place_of_wrong_kernels_with_one_warning(monkeypatch):
         causal_conv1d_cuda_self_test=lambda *args: _self_test.UNTESTED,
         causal_conv1d_cuda_self_test_size=lambda: 16,
         causal_conv1d_cuda_problem=lambda device: NO_IMAGE.encode(),
+        causal_conv1d_cuda_architectures=lambda: b"8.7, 9.0",
         causal_conv1d_cuda_set_expected=lambda functions: None,
     )
     verdicts = {"forward": _self_test.WRONG, "update": _self_test.RIGHT}
@@ -104,7 +105,9 @@ def test_torch_takes_the_place_of_wrong_kernels_with_one_warning(monkeypatch):
     case = make_case((2, 6, 9), 4)
     out = torch.empty_like(case.x)
     arguments = (case.x, case.weight, case.bias, None, None, out, None, True)
-    with pytest.warns(RuntimeWarning, match=f"self-test on cuda:0 .*{NO_IMAGE}") as caught:
+    with pytest.warns(
+        RuntimeWarning, match=f"self-test on cuda:0 .*{NO_IMAGE}.* 8.7, 9.0;"
+    ) as caught:
         forward(*arguments)
     assert len(caught) == 1 and self_test.problem(case.x.device) == NO_IMAGE
     expected = causal_conv1d_ref(case.x, case.weight, case.bias, activation="silu")
