@@ -15,7 +15,7 @@ class SharedRows {
  public:
   template <typename T>
   __device__ __forceinline__ explicit SharedRows(const UpdateArgs<T>& p) {
-    if (!p.has_indices() || p.slots) return;
+    if (!p.may_share) return;
 #pragma unroll
     for (int i = 0; i < kAhead; ++i) {
       const int64_t at = threadIdx.x + i * kThreads;
@@ -28,7 +28,7 @@ class SharedRows {
   template <typename T>
   __device__ __forceinline__ bool seen(const UpdateArgs<T>& p, int64_t b, int count,
                                        const int (&rows)[N]) const {
-    if (!p.has_indices() || p.slots) return false;
+    if (!p.may_share) return false;
     bool found = N > 1 && rows[0] == rows[N - 1];
     const auto look = [&](int64_t at, int row) {
       const bool own = static_cast<uint64_t>(at - b) < static_cast<uint64_t>(count);

@@ -171,6 +171,7 @@ bool update_slots(const UpdateParams& params, int64_t pad_slot, cudaStream_t str
   bool done = false;
   dispatch_dtype(params.x.dtype, [&](auto zero) {
     UpdateArgs<decltype(zero)> p(params);
+    p.may_share = false;
     p.slots = true;
     p.pad_slot = pad_slot;
     done = launch_fast(params, p, stream, e);

@@ -31,6 +31,7 @@ struct UpdateArgs : CommonArgs<T> {
   Divisor by_column;    // threads (blocks of update_staged) per batch entry, or `entries` of them;
   int64_t columns = 0;  // of update_any
   int channels = 0;     // update_staged: per block
+  bool may_share;       // batch entries rows of the state
   bool slots = false;   // of a pool: indices differ, and what is no row, or pad_slot, gives 0
   int64_t pad_slot = -1;
 
@@ -41,7 +42,8 @@ struct UpdateArgs : CommonArgs<T> {
         cache_seqlens(index_view(params.cache_seqlens)),
         conv_state_indices(index_view(params.conv_state_indices)),
         states(params.conv_state.sizes[0]),
-        state_len(params.conv_state.sizes[2]) {}
+        state_len(params.conv_state.sizes[2]),
+        may_share(given(params.conv_state_indices) && params.x.sizes[0] > 1) {}
 
   __device__ __forceinline__ bool has_indices() const { return conv_state_indices.data != nullptr; }
   __device__ __forceinline__ bool is_ring() const { return cache_seqlens.data != nullptr; }

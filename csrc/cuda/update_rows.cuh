@@ -60,8 +60,8 @@ __global__ void __launch_bounds__(kThreads, K::kBlocks)
   pdl_wait();
   pdl_launch();
   // All that needs no index of the state first: nothing waits in between.
-  const SharedRows<1> shared_rows(p);
   const int64_t index = indexed ? p.conv_state_indices.at(b) : b;
+  const SharedRows<1> shared_rows(p);
   const int start = p.is_ring() ? p.ring_start(b, S) : 0;
   Row x[N], state[S];
   const auto load_tokens = [&](int64_t t) {
@@ -79,7 +79,7 @@ __global__ void __launch_bounds__(kThreads, K::kBlocks)
   }
   T* const at = static_cast<T*>(p.state.data) + row * p.state.strides[0] + d0;
 #pragma unroll
-  for (int j = 0; j < S; ++j) {
+  for (int j = S - 3; j < S; ++j) {  // an older one is not needed
     const int from = start + j < S ? start + j : start + j - S;
     state[j] = Row::load(at + from * p.state.strides[2]);
   }

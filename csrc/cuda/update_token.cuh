@@ -22,19 +22,20 @@ struct Token {
   static constexpr bool EXCHANGED = !DIM_FASTEST && S == 3 && sizeof(T) * C % 4 == 0;
   using Vector = std::conditional_t<State::kWords == 6, uint2, uint32_t>;
   // As many blocks per SM as registers allow without spills: it waits for memory alone.
-  static constexpr int kBlocks = C == 4 ? 7 : (L > 1 || State::kBytes > 24 ? 8 : 10 - INDEXED);
+  static constexpr int kBlocks = C == 4 ? 7 : (L > 1 || State::kBytes >= 24 ? 8 : 10 - INDEXED);
 
   // Where input j of channel c is in State.
   static __device__ __forceinline__ constexpr int entry(int c, int j) {
     return DIM_FASTEST ? j * C + c : c * S + j;
   }
 
-  // stride: of the inputs.
-  static __device__ __forceinline__ State load(const T* state, int64_t stride) {
+  // stride: of the inputs. ring: the oldest may be any; else it is the first and not needed.
+  static __device__ __forceinline__ State load(const T* state, int64_t stride, bool ring) {
     if constexpr (!DIM_FASTEST) return State::load(state);
     State inputs;
 #pragma unroll
     for (int j = 0; j < S; ++j) {
+      if (j < S - 3 && !ring) continue;
       inputs.template set_part<C>(j, Pack<T, C>::load(state + j * stride));
     }
     return inputs;
@@ -179,7 +180,6 @@ __global__ void __launch_bounds__(kThreads, K::kBlocks)
   pdl_wait();
   pdl_launch();
   // All that needs no index of the state first, then the states: nothing waits in between.
-  const SharedRows<N> shared_rows(p);
   int64_t index[N];
   int at[N] = {};  // where x goes in a ring
   typename K::Tokens x[N];
@@ -189,9 +189,11 @@ __global__ void __launch_bounds__(kThreads, K::kBlocks)
     index[i] = -1;
     if (i < p.entries && b < p.batch) {
       index[i] = INDEXED && p.has_indices() ? p.conv_state_indices.at(b) : b;
+      if (p.is_ring()) at[i] = K::S == 4 ? p.cache_seqlens.low(b) & 3 : p.ring_start(b, K::S);
       x[i] = K::Tokens::load(p.x.at(b, d0, 0));
     }
   }
+  const SharedRows<N> shared_rows(p);
   const Parameters<K::WMAX, C> parameters(p, d0);
   int row[N] = {};
   typename K::State old[N];
@@ -202,7 +204,7 @@ __global__ void __launch_bounds__(kThreads, K::kBlocks)
   for (int i = 0; i < N; ++i) {
     const int64_t r = INDEXED ? p.row_of(index[i]) : index[i];
     row[i] = r < 0 ? -1 - i : static_cast<int>(r);
-    if (row[i] >= 0) old[i] = K::load(state(i), p.state.strides[2]);
+    if (row[i] >= 0) old[i] = K::load(state(i), p.state.strides[2], p.is_ring());
   }
   if constexpr (INDEXED) {
     const bool shared = shared_rows.seen(p, b0, p.entries, row);
@@ -223,12 +225,6 @@ __global__ void __launch_bounds__(kThreads, K::kBlocks)
         update_channel(p, r, b, int64_t(column) * C + n % C, true);
       }
       return;
-    }
-  }
-  if (p.is_ring()) {
-#pragma unroll
-    for (int i = 0; i < N; ++i) {
-      if (row[i] >= 0) at[i] = p.ring_start(b0 + i, K::S);
     }
   }
   float w[K::WMAX][C], bias[C];
