@@ -99,9 +99,12 @@ cudaError_t run(const PoolParams& params, cudaStream_t stream) {
   cudaError_t e = cudaSuccess;
   if (p.width > 8) return launch(pool_any<T>, (p.sequences + 2) * p.dim, stream, p);
   if constexpr (kHasVariants && sizeof(T) <= 4) {
-    if (launch_update(params, stream, &e) || launch_packs<Pool<T, 4>>(params, p, stream, &e) ||
-        launch_packs<Pool<T, 8>>(params, p, stream, &e)) {
+    if (launch_update(params, stream, &e) || launch_packs<Pool<T, 4>>(params, p, stream, &e)) {
       return e;
+    }
+    if constexpr (std::is_same_v<T,
+                                 __nv_bfloat16>) {  // of other types pool_walk takes wide filters
+      if (launch_packs<Pool<T, 8>>(params, p, stream, &e)) return e;
     }
   }
   divide(params, 1, &p);

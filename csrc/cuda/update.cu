@@ -77,11 +77,11 @@ bool launch_token(const UpdateParams& params, UpdateArgs<T>& p, cudaStream_t str
   return true;
 }
 
-// Four tokens of 16 bits.
+// Four tokens of bf16.
 template <typename T>
 bool launch_tokens(const UpdateParams& params, UpdateArgs<T>& p, cudaStream_t stream,
                    cudaError_t* e) {
-  if constexpr (sizeof(T) == 2) {
+  if constexpr (std::is_same_v<T, __nv_bfloat16>) {
     return launch_token<T, 2, 4, false, 4>(params, p, stream, e) ||
            launch_token<T, 2, 3, false, 4>(params, p, stream, e);
   }
