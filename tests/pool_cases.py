@@ -32,7 +32,7 @@ def make(rng, device, dtype, state_dtype=None, *, width=None, ragged=None):
 
     if width is None:
         width = rng.choice((1, 2, 3, 4, 4, 5, 6, 7, 8, 9, 13))
-    dim, slack = rng.choice((1, 4, 24, 40, 136)), rng.choice((0, 0, 3, 8))
+    dim, slack = rng.choice((1, 4, 24, 40, 130, 136)), rng.choice((0, 0, 3, 8))
     lengths = [rng.choice((0, 1, 1, 2, 3, 5, 17, 60)) for _ in range(rng.randint(1, 9))]
     count, before, after = len(lengths), rng.randint(0, 2), rng.randint(0, 2)
     if ragged is None:
