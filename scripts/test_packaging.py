@@ -562,7 +562,7 @@ def test_relative_paths_to_nvcc(name, value, tree, tmp_path, setup, monkeypatch)
 
 @pytest.mark.skipif(not NVCC, reason="needs nvcc")
 def test_with_nvcc(tree, tmp_path):
-    """CPU code, sm_87 and PTX on two cores: in 60 s where they do nothing else, and 1.5 GB."""
+    """CPU code, sm_87 and PTX on two cores: in 110 s where they do nothing else, and 1.5 GB."""
     report = tmp_path / "time"
     command = [shutil.which("time"), "-v", "-o", report, "taskset", "-c", "0,1"]
     offline(*command, *WHEEL, tmp_path, tree, nvcc=True, CAUSAL_CONV1D_CUDA="true", MAX_JOBS="2")
@@ -574,5 +574,5 @@ def test_with_nvcc(tree, tmp_path):
     memory = int(lines["Maximum resident set size (kbytes)"]) / 2**10
     elapsed = lines["Elapsed (wall clock) time (h:mm:ss or m:ss)"]
     print(f"{elapsed}, {processor:.0f} s of the cores' time; the largest process: {memory:.0f} MiB")
-    assert processor < 2 * 60
+    assert processor < 2 * 110
     assert 2 * memory < 1500  # two at a time
