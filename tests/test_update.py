@@ -156,6 +156,28 @@ def test_every_size(batch, dim, device):
         assert_update(make_update(None, batch=batch, dim=dim, dtype=dtype, device=device))
 
 
+@pytest.mark.parametrize("layout", ("channel_first", "channel_last"))
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("dim", (64, 128, 130, 136, 200))
+def test_few_tokens_of_many_channels(dim, mode, layout, device):
+    """Some kernels take whole vectors of tokens and of states, others a warp's states together."""
+    for dtype in FLOATS:
+        for seqlen in (None, 2, 4):
+            for state_len in (3, 4):
+                arguments = make_update(
+                    seqlen,
+                    4,
+                    state_len,
+                    dtype,
+                    dim=dim,
+                    mode=mode,
+                    layout="contiguous" if seqlen is None else layout,
+                    state_layout=layout,
+                    device=device,
+                )
+                assert_update(arguments)
+
+
 @pytest.mark.parametrize("start", (0, 1, 4, 5, 6, 2**31 - 1, 2**31 - 5))
 @pytest.mark.parametrize("seqlen", (None, 3, 12))
 def test_ring_positions_are_modulo_the_state_length(seqlen, start, device):

@@ -116,9 +116,11 @@ struct Pack {
                      "r"(w[2 * i]), "r"(w[2 * i + 1])
                      : "memory");
       }
-    } else if constexpr (kBytes == 4) {
-      *static_cast<uint32_t*>(to) = w[0];
+    } else if constexpr (kBytes % 4 == 0) {
+#pragma unroll
+      for (int i = 0; i < kWords; ++i) static_cast<uint32_t*>(to)[i] = w[i];
     } else {
+      static_assert(N == 1, "no vector type of this size");
       *static_cast<T*>(to) = element(0);
     }
   }
