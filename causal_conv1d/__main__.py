@@ -22,6 +22,7 @@ from causal_conv1d import causal_conv1d_fn as fn
 from causal_conv1d import causal_conv1d_update as update
 from causal_conv1d import causal_conv1d_varlen_states as varlen_states
 from causal_conv1d._installation import description, tick
+from causal_conv1d._self_test import OLDEST, is_too_old
 from causal_conv1d.reference import (
     TOLERANCE,
     causal_conv1d_ref,
@@ -98,6 +99,10 @@ def report_installation() -> None:
         print(
             f"cuda:{index}: {p.name}, compute capability {p.major}.{p.minor}, "
             f"{p.multi_processor_count} SMs, {p.total_memory / 2**30:.1f} GiB"
+            + (
+                "; too old for the CUDA kernels, which need {}.{}".format(*OLDEST)
+                * is_too_old(index)
+            )
         )
     if not gpus():
         print("GPUs: none that torch can use")

@@ -20,6 +20,7 @@ from ._ctypes_ops import DTYPES
 from ._operators import CALLERS
 
 UNTESTED, RIGHT, WRONG = range(3)  # causal_conv1d_verdict
+OLDEST = 7, 5  # compute capability that the kernels can be compiled for
 # Operations that run another one's kernels, whose test counts for them.
 _TESTED_AS = {"conv_forward": "forward", "conv_backward": "backward", "pool": "update"}
 TESTED = [operation for operation in CALLERS if operation not in _TESTED_AS]
@@ -102,6 +103,12 @@ class SelfTest:
             verdict = self.run(number, index, stream, memory.data_ptr())
         return verdict
 
+    def advice(self, device: torch.device) -> str:
+        if is_too_old(device):
+            return "The CUDA kernels need compute capability {}.{} or newer.".format(*OLDEST)
+        codes = self.architectures().decode()
+        return f"The library has code for {codes}; a build on this machine adds this GPU."
+
     def warn(self, device: torch.device) -> None:
         if not self.warned.is_first(device):
             return
@@ -109,12 +116,16 @@ class SelfTest:
         warnings.warn(
             f"causal_conv1d: the {kind} kernels fail their self-test on {_describe(device)}, so "
             f"plain torch operations, which are slower, take their place there: "
-            f"{self.problem(device)}. The library has code for {self.architectures().decode()}; "
-            f"a build on this machine adds this GPU. CAUSAL_CONV1D_SELF_TEST=0 switches the test "
-            f"off.",
+            f"{self.problem(device)}. {self.advice(device)} CAUSAL_CONV1D_SELF_TEST=0 switches the "
+            f"test off.",
             RuntimeWarning,
             stacklevel=2,
         )
+
+
+def is_too_old(device: torch.device | int) -> bool:
+    """Whether no build of this library can have CUDA kernels for that GPU."""
+    return torch.cuda.get_device_capability(device) < OLDEST
 
 
 def _describe(device: torch.device) -> str:

@@ -496,6 +496,10 @@ FAILURES = {
         {"TORCH_CUDA_ARCH_LIST": "new", "CUDACXX": "/bin/false"},
         "give for example TORCH_CUDA_ARCH_LIST='8.7 9.0+PTX' or 'native'.",
     ),
+    "a GPU that is too old": (
+        {"TORCH_CUDA_ARCH_LIST": "7.0 7.5", "CUDACXX": "/bin/false"},
+        "CAUSAL_CONV1D_CUDA=0 builds for the CPU alone.",
+    ),
     "small PTX for other GPUs": (
         {
             "CMAKE_ARGS": "-DCAUSAL_CONV1D_SMALL_PTX=ON",

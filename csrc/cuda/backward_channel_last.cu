@@ -38,7 +38,7 @@ struct alignas(sizeof(float) * C) PerChannel {
 template <typename K>
 struct LastShared {
   using T = typename K::Element;
-  static constexpr int kGroups = K::FUSED ? 2 : 16 / kGroupRows<K>;  // in flight
+  static constexpr int kGroups = kTuring ? 1 : K::FUSED ? 2 : 16 / kGroupRows<K>;  // in flight
   using Reader = RowPairs<T, K::C, kGroupRows<K>, kGroups>;
   // The dz of each warp's first rows, for the warp before.
   using FirstDz = PerChannel<K::C>[kBackwardLines - 1][K::H][32];

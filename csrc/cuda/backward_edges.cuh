@@ -78,7 +78,7 @@ __device__ __forceinline__ void store_edge_dx(const BackwardArgs<T>& p, const Pa
 }
 
 template <int WMAX, typename T>
-__global__ void __launch_bounds__(kThreads, WMAX == 4 ? 6 : 3)
+__global__ void __launch_bounds__(kThreads, WMAX == 4 ? (kTuring ? 4 : 6) : 3)
     backward_edges(const BackwardArgs<T> p, const AnyOptions o, int64_t parts, int64_t sums_at) {
   constexpr int H = WMAX - 1;
   pdl_wait();

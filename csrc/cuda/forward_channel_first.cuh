@@ -275,7 +275,7 @@ constexpr int kForwardFirstBlocks =
                                          : (K::SEQ ? 5 : (K::ACCESS == Access::kUnit ? 7 : 9)));
 
 template <typename K>
-__global__ void __launch_bounds__(kThreads, kForwardFirstBlocks<K>)
+__global__ void __launch_bounds__(kThreads, kAtMost<kForwardFirstBlocks<K>>)
     forward_channel_first(const ForwardArgs<typename K::Element> p) {
   if (kSmallPtx && !K::kAnyStride) return;
   using T = typename K::Element;

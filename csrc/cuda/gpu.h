@@ -4,6 +4,17 @@
 // different places of the code. No vote or shuffle goes beyond a group.
 #pragma once
 
+namespace causal_conv1d::gpu {
+
+// Compute capability 7.5, before cp.async, cache policies and arithmetic of bf16.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+constexpr bool kTuring = true;
+#else
+constexpr bool kTuring = false;
+#endif
+
+}  // namespace causal_conv1d::gpu
+
 #ifndef CAUSAL_CONV1D_HIP
 
 #include <cuda_bf16.h>

@@ -153,13 +153,7 @@ __device__ __forceinline__ Pack<T, N> pack(const float (&values)[N]) {
     } else if constexpr (N == 1) {
       p.set_element(0, from_compute<T>(values[0]));
     } else if (i % 2 == 0) {
-      if constexpr (std::is_same_v<T, __nv_bfloat16>) {
-        const __nv_bfloat162 two = __floats2bfloat162_rn(values[i], values[i + 1]);
-        __builtin_memcpy(&p.w[i / 2], &two, 4);
-      } else {
-        const __half2 two = __floats2half2_rn(values[i], values[i + 1]);
-        __builtin_memcpy(&p.w[i / 2], &two, 4);
-      }
+      p.w[i / 2] = pack_two<T>(values[i], values[i + 1]);
     }
   }
   return p;
@@ -178,7 +172,9 @@ __device__ __forceinline__ Pack<T, N> product(const Pack<T, N>& a, const Pack<T,
   for (int i = 0; i < Pack<T, N>::kWords; ++i) {
     // As a sum with -0, which changes no product: bf16 has no multiplication of its own before
     // compute capability 9.0.
-    if constexpr (std::is_same_v<T, __nv_bfloat16>) {
+    if constexpr (kTuring && std::is_same_v<T, __nv_bfloat16>) {
+      p.w[i] = pack_two<T>(a.get(2 * i) * b.get(2 * i), a.get(2 * i + 1) * b.get(2 * i + 1));
+    } else if constexpr (std::is_same_v<T, __nv_bfloat16>) {
       asm("fma.rn.bf16x2 %0, %1, %2, %3;"
           : "=r"(p.w[i])
           : "r"(a.w[i]), "r"(b.w[i]), "r"(0x80008000));
@@ -194,6 +190,7 @@ __device__ __forceinline__ Pack<T, N> product(const Pack<T, N>& a, const Pack<T,
 // Stores what a later kernel reads with load_evict_first(): it stays in L2 until then.
 template <int N>
 __device__ __forceinline__ void store_evict_last(const Pack<float, N>& p, float* to) {
+  if constexpr (kTuring) return p.store(to);
   uint64_t policy;
   asm("createpolicy.fractional.L2::evict_last.b64 %0, 1.0;" : "=l"(policy));
   if constexpr (N == 4) {

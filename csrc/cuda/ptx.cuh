@@ -49,6 +49,7 @@ __device__ __forceinline__ void load_words_if(bool condition, const void* from, 
 
 // Loads what store_evict_last() stored; it may leave L2 then.
 __device__ __forceinline__ float load_evict_first(const float* from) {
+  if constexpr (kTuring) return *from;
   float v;
   uint64_t policy;
   asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
@@ -66,10 +67,24 @@ __device__ __forceinline__ uint32_t shared_address(const void* p) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(p));
 }
 
-// Zeros unless inside; from is not accessed then.
+// Zeros unless inside; from is not accessed then. Without cp.async it is done when this returns.
 template <int BYTES>
 __device__ __forceinline__ void copy_async_or_zero(bool inside, uint32_t to, const void* from) {
-  if constexpr (BYTES == 16) {
+  if constexpr (kTuring) {
+    uint32_t w[4] = {};
+    if constexpr (BYTES == 4) {
+      if (inside) w[0] = *static_cast<const uint32_t*>(from);
+      asm volatile("st.shared.b32 [%0], %1;" ::"r"(to), "r"(w[0]) : "memory");
+    } else if constexpr (BYTES == 8) {
+      load_words_if<2>(inside, from, w);
+      asm volatile("st.shared.v2.b32 [%0], {%1, %2};" ::"r"(to), "r"(w[0]), "r"(w[1]) : "memory");
+    } else {
+      load_words_if<4>(inside, from, w);
+      asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(w[0]), "r"(w[1]),
+                   "r"(w[2]), "r"(w[3])
+                   : "memory");
+    }
+  } else if constexpr (BYTES == 16) {
     asm volatile(
         "{ .reg .pred p; setp.eq.b32 p, %2, 0; cp.async.cg.shared.global [%0], [%1], 16, p; }" ::
             "r"(to),
@@ -85,18 +100,24 @@ __device__ __forceinline__ void copy_async_or_zero(bool inside, uint32_t to, con
 }
 
 __device__ __forceinline__ void commit_copies() {
-  asm volatile("cp.async.commit_group;" ::: "memory");
+  if constexpr (!kTuring) asm volatile("cp.async.commit_group;" ::: "memory");
 }
 
 // Waits until at most the last N groups are in flight.
 template <int N>
 __device__ __forceinline__ void wait_for_copies() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
+  if constexpr (!kTuring) asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
 }
 
 // The least v of the warp's lanes. All must call it.
 __device__ __forceinline__ unsigned least_of_warp(unsigned v) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
   return __reduce_min_sync(0xffffffff, v);
+#else
+#pragma unroll
+  for (int n = 16; n > 0; n /= 2) v = min(v, __shfl_xor_sync(0xffffffff, v, n));
+  return v;
+#endif
 }
 
 // Keeps the compiler from computing v again at each use: it cannot see through a shuffle, even one
@@ -130,6 +151,26 @@ __device__ __forceinline__ void opaque(int64_t& i, int64_t& j) {
 template <typename T>
 __device__ __forceinline__ T uniform(T v) {
   return __shfl_sync(0xffffffff, v, 0);
+}
+
+// Two numbers rounded to T, which has 16 bits, as they lie in memory.
+template <typename T>
+__device__ __forceinline__ uint32_t pack_two(float low, float high) {
+  uint32_t word;
+  if constexpr (!std::is_same_v<T, __nv_bfloat16>) {
+    const __half2 two = __floats2half2_rn(low, high);
+    __builtin_memcpy(&word, &two, 4);
+  } else if constexpr (kTuring) {
+    const auto rounded = [](float v) {  // in the upper half
+      const uint32_t bits = __float_as_uint(v);
+      return v != v ? 0x7fff0000u : bits + 0x7fffu + (bits >> 16 & 1);
+    };
+    word = __byte_perm(rounded(low), rounded(high), 0x7632);
+  } else {
+    const __nv_bfloat162 two = __floats2bfloat162_rn(low, high);
+    __builtin_memcpy(&word, &two, 4);
+  }
+  return word;
 }
 
 __device__ __forceinline__ float tanh_approx(float h) {

@@ -438,17 +438,22 @@ __global__ void __launch_bounds__(K::kThreads, BLOCKS) forward(const ForwardArgs
   }
 }
 
+template <typename K>
+size_t shared_bytes(const ForwardArgs& p) {
+  return sizeof(Shared<K>) + sizeof(typename K::F) * p.dstate * K::kChannels;
+}
+
 template <typename K, int BLOCKS>
 cudaError_t run_form(const ForwardArgs& p, cudaStream_t stream) {
   const int64_t blocks = p.sequences.count * p.groups * p.blocks_a_group(K::kChannels);
-  const size_t bytes = sizeof(Shared<K>) + sizeof(typename K::F) * p.dstate * K::kChannels;
-  return launch(forward<K, BLOCKS>, blocks, dim3(K::kThreads), bytes, stream, p);
+  return launch(forward<K, BLOCKS>, blocks, dim3(K::kThreads), shared_bytes<K>(p), stream, p);
 }
 
 // With few channels a channel is more lanes, up to two warps. The bounds are what was fastest on an
 // H200, which has 132 multiprocessors, as channels for each of them.
 template <int BYTES>
-cudaError_t run_fast(const ForwardArgs& p, int multiprocessors, cudaStream_t stream) {
+cudaError_t run_fast(const ForwardArgs& p, int multiprocessors, int most_shared,
+                     cudaStream_t stream) {
   const int64_t channels = p.sequences.count * p.dim / multiprocessors;
   const bool is_short = p.sequences.count * 512 > p.sequences.seqlen * p.batch;
   if constexpr (BYTES != 0) {
@@ -462,7 +467,10 @@ cudaError_t run_fast(const ForwardArgs& p, int multiprocessors, cudaStream_t str
       return run_form<Form<float, 32, 8, 2, true, BYTES>, 2>(p, stream);
     }
   }
-  if (channels >= 24 || is_short) {
+  // A block of compute capability 7.5 has 64 KiB at most, too few for the forms that follow.
+  const bool is_small =
+      shared_bytes<Form<float, 32, 16, 1, true>>(p) > static_cast<size_t>(most_shared);
+  if (channels >= 24 || is_short || is_small) {
     return run_form<Form<float, 16, 8, 1, true, BYTES>, 3>(p, stream);
   }
   if constexpr (BYTES == 2) {
@@ -507,14 +515,17 @@ cudaError_t run(const ScanForwardParams& params, int device, cudaStream_t stream
     return run_form<Form<F, 8, 4, 1, false>, 1>(p, stream);
   } else {
     if (!suits_vectors(p)) return run_form<Form<F, 16, 8, 1, false>, 2>(p, stream);
-    int multiprocessors = 0;
-    const cudaError_t e =
+    int multiprocessors = 0, shared = 0;  // shared: bytes that a block may have
+    cudaError_t e =
         cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
+    if (e == cudaSuccess) {
+      e = cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+    }
     if (e != cudaSuccess) return e;
     switch (bytes_of(p)) {
-      case 2: return run_fast<2>(p, multiprocessors, stream);
-      case 4: return run_fast<4>(p, multiprocessors, stream);
-      default: return run_fast<0>(p, multiprocessors, stream);
+      case 2: return run_fast<2>(p, multiprocessors, shared, stream);
+      case 4: return run_fast<4>(p, multiprocessors, shared, stream);
+      default: return run_fast<0>(p, multiprocessors, shared, stream);
     }
   }
 }

@@ -5,6 +5,7 @@
 #pragma once
 
 #include "scan_update.cuh"
+#include "schedule.cuh"
 
 namespace causal_conv1d::gpu::scan {
 
@@ -101,7 +102,8 @@ struct UpdateShare {
 };
 
 template <typename K>
-__global__ void __launch_bounds__(kUpdateThreads, K::kBlocks) update_fast(const FastUpdateArgs p) {
+__global__ void __launch_bounds__(kUpdateThreads, kAtMost<K::kBlocks>)
+    update_fast(const FastUpdateArgs p) {
   constexpr int E = K::E, P = K::P, V = K::V, SHARING = K::kSharing, ROUNDS = K::kRounds;
   constexpr int state_bytes = kBytes<K::STATE>, x_bytes = kBytes<K::X>;
   const uint32_t lanes = 1u << p.lane_bits, lane = threadIdx.x & (lanes - 1), piece = lanes * V;

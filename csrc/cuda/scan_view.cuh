@@ -165,16 +165,10 @@ template <int N>
 __device__ __forceinline__ void pack(const float (&x)[N], bool bfloat16, uint32_t (&w)[N / 2]) {
   if (bfloat16) {
 #pragma unroll
-    for (int i = 0; i < N; i += 2) {
-      const __nv_bfloat162 two = __floats2bfloat162_rn(x[i], x[i + 1]);
-      __builtin_memcpy(&w[i / 2], &two, 4);
-    }
+    for (int i = 0; i < N; i += 2) w[i / 2] = pack_two<__nv_bfloat16>(x[i], x[i + 1]);
   } else {
 #pragma unroll
-    for (int i = 0; i < N; i += 2) {
-      const __half2 two = __floats2half2_rn(x[i], x[i + 1]);
-      __builtin_memcpy(&w[i / 2], &two, 4);
-    }
+    for (int i = 0; i < N; i += 2) w[i / 2] = pack_two<__half>(x[i], x[i + 1]);
   }
 }
 

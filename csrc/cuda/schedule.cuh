@@ -35,6 +35,10 @@ constexpr int kRoomFor = BLOCKS < 4 ? 1 : 228 * 1024 / (BLOCKS + 1) - 1023 - USE
 constexpr int kRoomFor = 1;
 #endif
 
+// BLOCKS, or as many as the threads of an SM of compute capability 7.5 are.
+template <int BLOCKS>
+constexpr int kAtMost = kTuring && BLOCKS > 1024 / kThreads ? 1024 / kThreads : BLOCKS;
+
 // The calling thread's place in the plane of Columns.
 struct ColumnChunk {
   uint32_t b, chunk, column, part;  // part: which block of chunks

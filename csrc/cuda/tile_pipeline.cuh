@@ -73,7 +73,7 @@ class TilePipeline {
  public:
   using ReaderX = TileReader<T, K::V, K::HP, K::ACCESS>;
   using ReaderG = TileReader<T, K::V, 0, K::ACCESS>;
-  static constexpr int kStages = 4;
+  static constexpr int kStages = kTuring ? 2 : 4;
 
  private:
   static constexpr int kBetween = 128, kTileBytes = K::TILE * static_cast<int>(sizeof(T));

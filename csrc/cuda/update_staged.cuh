@@ -68,7 +68,7 @@ __device__ __forceinline__ void update_in_place(const UpdateArgs<T>& p, int64_t 
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kThreads, 12) update_staged(const UpdateArgs<T> p) {
+__global__ void __launch_bounds__(kThreads, kAtMost<12>) update_staged(const UpdateArgs<T> p) {
   if (kSmallPtx) return;
   uint32_t part;
   const int64_t b = split(blockIdx.x, p.by_column, &part);

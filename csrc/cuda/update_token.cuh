@@ -162,7 +162,7 @@ __device__ __forceinline__ void update_entry(const UpdateArgs<T>& p, int64_t b, 
 }
 
 template <typename K>
-__global__ void __launch_bounds__(kThreads, K::kBlocks)
+__global__ void __launch_bounds__(kThreads, kAtMost<K::kBlocks>)
     update_token(const UpdateArgs<typename K::Element> p) {
   if (kSmallPtx) return;
   using T = typename K::Element;

@@ -32,14 +32,14 @@ from wheel_files import Problem
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# Besides sm_87 and PTX, by CUDA's major version and the machine. JetPack 6 is sm_87 alone. Code of
-# CUDA 12 takes more room, so there 8.9 runs that for 8.6.
+# Besides sm_87 and PTX, by CUDA's major version and the machine. JetPack 6 is sm_87 alone. Turing,
+# 7.5, is in x86-64 machines alone. Code of CUDA 12 takes more room: there 8.9 runs that for 8.6.
 CUDA_13 = "8.0 8.6 8.9 9.0 10.0 11.0 12.0 12.1"
 ARCHITECTURES = {
     (12, "aarch64"): "",
-    (12, "x86_64"): "8.0 8.6 9.0",
+    (12, "x86_64"): "7.5 8.0 8.6 9.0",
     (13, "aarch64"): CUDA_13,
-    (13, "x86_64"): CUDA_13,
+    (13, "x86_64"): f"7.5 {CUDA_13}",
 }
 VERSIONS = {major for major, _ in ARCHITECTURES}
 
