@@ -9,7 +9,7 @@
 namespace causal_conv1d::gpu {
 
 template <typename T, int WMAX>
-__global__ void __launch_bounds__(kThreads, 10)
+__global__ void __launch_bounds__(kThreads, kAtMost<10>)
     forward_dilated(const ForwardArgs<T> p, const DilatedRows rows) {
   if (kSmallPtx) return;
   constexpr int H = WMAX - 1, V = kPhaseSteps;
