@@ -80,12 +80,10 @@ using Of16Bits = std::conditional_t<sizeof(T) == 2, Variants<Vs...>, Variants<>>
 template <typename T, int WMAX>
 struct Tables;
 
+// Kernels for up to 8 taps would take one that is not there of narrower filters: see has_tap().
 template <typename T>
 struct Tables<T, 4> {
   static constexpr int C = forward_channels(sizeof(T));
-  // Where tiles are as long, one kernel for any strides serves all widths.
-  static constexpr int kStridedMax =
-      steps_per_lane(4, sizeof(T)) == steps_per_lane(8, sizeof(T)) ? 8 : 4;
   using First = Joined<Variants<ChannelFirst<T, 4, kExact, kNoSeqIdx, Access::kAligned>,
                                 ChannelFirst<T, 4, kExact, kNoSeqIdx, Access::kDense>>,
                        OfBf16<T, ChannelFirst<T, 4, kExact, kNoSeqIdx, Access::kUnit>>,
@@ -93,16 +91,14 @@ struct Tables<T, 4> {
                        OfBf16<T, ChannelFirst<T, 4, kExact, kSeqIdx, Access::kAligned>>,
                        Variants<ChannelFirst<T, 4, kUpTo, kSeqIdx, Access::kAligned, kFused>,
                                 ChannelFirst<T, 4, kUpTo, kSeqIdx, Access::kUnit>,
-                                ChannelFirst<T, kStridedMax, kUpTo, kSeqIdx, Access::kStrided>>>;
+                                ChannelFirst<T, 4, kUpTo, kSeqIdx, Access::kStrided>>>;
   using FirstBackward = First;
-  template <int WMAX>  // of the kernel for single channels
-  using LastWith = Joined<
+  using Last = Joined<
       Variants<ChannelLast<T, C, 4, kExact, kNoSeqIdx>>,
       OfBf16<T, ChannelLast<T, C, 4, kUpTo, kNoSeqIdx>, ChannelLast<T, C, 4, kExact, kSeqIdx>>,
       Variants<ChannelLast<T, C, 4, kUpTo, kSeqIdx>, ChannelLast<T, C, 4, kUpTo, kSeqIdx, kFused>,
-               ChannelLast<T, 1, WMAX, kUpTo, kSeqIdx>>>;
-  using Last = LastWith<8>;
-  using LastBackward = LastWith<4>;  // whose chunks depend on the width
+               ChannelLast<T, 1, 4, kUpTo, kSeqIdx>>>;
+  using LastBackward = Last;
 };
 
 // For widths to 8.
