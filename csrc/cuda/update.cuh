@@ -1,8 +1,8 @@
 // Update: the convolution of one or more new tokens with a running state, which takes them in.
 //
-// update_token: one token, W = 2 .. 4, a state of x's type of 3 or 4 inputs with unit stride over
-//   them or over channels; rings only of 4 inputs with unit stride over them. A thread owns C
-//   channels of kEntries batch entries and has the states in registers.
+// update_token: one token, or four of bf16 with unit stride over time; W <= 4, a state of 3 or 4
+//   inputs of x's type with unit stride over them or, for one token, over channels. A thread owns
+//   C channels of ENTRIES batch entries and has the states in registers.
 // update_rows: several tokens or a ring, W <= 4, x and a state of 3 or 4 inputs of x's type with
 //   unit stride over channels. A thread owns the channels of 8 bytes of a batch entry.
 // update_staged: what is left with W <= 4, x and a state of x's type with unit stride over time. A
