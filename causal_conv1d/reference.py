@@ -379,6 +379,10 @@ def selective_scan_ref(
     bounds = [0, seqlen] if cu_seqlens is None else [int(bound) for bound in cu_seqlens]
     if bounds != sorted(bounds) or bounds[0] < 0 or bounds[-1] > seqlen:
         raise RuntimeError(f"cu_seqlens must ascend from 0 to seqlen = {seqlen}, got {bounds}")
+    decays, additions = (
+        decay.unbind(-1),
+        added.unbind(-1),
+    )  # selecting each would add up in backward
     states, last = [added.new_zeros(added.shape[:3])] * seqlen, []
     for i, (start, stop) in enumerate(itertools.pairwise(bounds)):
         if initial_states is None:
@@ -387,7 +391,7 @@ def selective_scan_ref(
             state = initial_states if cu_seqlens is None else initial_states[i : i + 1]
             state = state.to(added.dtype)
         for t in range(start, stop):
-            state = decay[..., t] * state + added[..., t]
+            state = decays[t] * state + additions[t]
             states[t] = state
         last.append(state)
     y = torch.stack(states, -1) if states else torch.zeros_like(added)

@@ -49,8 +49,8 @@ import sys
 import hip_stand_in
 hip_stand_in.install()
 sys.path.append("scripts/dev")
-import fuzz_options
-sys.exit(fuzz_options.main(["--cases", "60"]))
+import fuzz
+sys.exit(fuzz.main(["--cases", "60"]))
 """
 
 

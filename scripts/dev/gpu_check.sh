@@ -2,20 +2,22 @@
 # On a machine with an NVIDIA GPU: installs a wheel (the one named by WHEEL, else one built here for
 # this GPU), then runs the doctor, the test suite with --device cuda and compute-sanitizer.
 #
-#   bash scripts/dev/gpu_check.sh [doctor] [tests] [sanitizer] [options] [ctypes] [benchmark] [host]
+#   bash scripts/dev/gpu_check.sh [doctor] [tests] [sanitizer] [random] [ctypes] [benchmark] [host]
 #
-# The default is the first three; options are CASES random calls with options and as many of the
-# pool, from seed SEED; ctypes is the suite with the operators registered from Python, host the time
-# of a call on the host.
+# The default is the first three; random is CASES random calls of each form that fuzz.py knows, from
+# seed SEED on; ctypes is the suite with the operators registered from Python, host the time of a
+# call on the host.
 #
 # Python is python3 on PATH, with torch. Wheels for what else is needed may lie in WHEELHOUSE.
+# LIBRARY takes the place of the wheel's CUDA library: one with PTX alone, for example. LIMIT is the
+# most seconds a step may take; FILES are the tests, by default all.
 # Logs go to OUT (default: build/gpu), and there into one file as well: logs.tgz.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 OUT=${OUT:-build/gpu}
 mkdir -p "$OUT"
 site=$(mktemp -d)
-export PYTHONPATH=$site
+export OUT PYTHONPATH=$site OMP_NUM_THREADS=${OMP_NUM_THREADS:-2} # many processes beside each other
 steps=("$@")
 [ ${#steps[@]} -gt 0 ] || steps=(doctor tests sanitizer)
 
@@ -29,21 +31,47 @@ if [ -z "$wheel" ]; then
   wheel=$(echo "$site"/dist/*.whl)
 fi
 python3 -m pip install -q --no-index --no-deps --target "$site" "$wheel"
+if [ -n "${LIBRARY:-}" ]; then
+  cp --remove-destination "$LIBRARY" "$site/causal_conv1d/libcausal_conv1d_cuda.so"
+fi
 nvidia-smi --query-gpu=name,driver_version --format=csv,noheader
 echo "wheel: $(basename "$wheel")"
+
+trap 'tar -czf "$OUT/logs.tgz" -C "$OUT" --exclude logs.tgz .' EXIT
 
 status=0
 run() { # name, command: its whole output into a log, the end of it here
   local name=$1
   shift
   echo "== $name: $*"
-  if "$@" >"$OUT/$name.log" 2>&1; then echo "$name: ok"; else status=1; echo "$name: FAILED"; fi
+  if timeout "${LIMIT:-3600}" "$@" >"$OUT/$name.log" 2>&1; then
+    echo "$name: ok"
+  else
+    echo "$name: FAILED, $?"
+    status=1
+  fi
   tail -n "${TAIL:-25}" "$OUT/$name.log"
 }
 
 # Without the source folder, which has no compiled libraries, on the path.
+read -ra files <<<"${FILES:-tests --ignore tests/ecosystem}"
 suite=(python3 -c 'import sys; del sys.path[0]; import pytest; sys.exit(pytest.console_main())'
-  tests --ignore tests/ecosystem --device cuda -q -n "${WORKERS:-8}" --dist worksteal)
+  "${files[@]}" --device cuda -v -n "${WORKERS:-8}" --dist worksteal
+  --durations 20)
+
+# fuzz FORM: its random cases, by WORKERS processes, each with a seed of its own.
+fuzz() {
+  local i processes=() workers=${WORKERS:-8} failed=0
+  for ((i = 0; i < workers; ++i)); do
+    python3 scripts/dev/fuzz.py --device cuda --of "$1" --seed $((${SEED:-1} + i)) \
+      --cases $((${CASES:-2000} / workers + 1)) >"$OUT/random-$1-$i.log" 2>&1 &
+    processes+=($!)
+  done
+  for i in "${processes[@]}"; do wait "$i" || failed=1; done
+  tail -qn 1 "$OUT/random-$1"-*.log
+  return $failed
+}
+export -f fuzz
 
 for step in "${steps[@]}"; do
   case $step in
@@ -57,20 +85,16 @@ for step in "${steps[@]}"; do
       for form in options pool; do
         run "$tool-$form" env PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
           compute-sanitizer --tool "$tool" --error-exitcode 1 \
-          python3 scripts/dev/fuzz_options.py --device cuda --of "$form" --cases 200
+          python3 scripts/dev/fuzz.py --device cuda --of "$form" --cases 200
       done
     done
     ;;
-  options)
-    for form in options pool; do
-      run "random-$form" python3 scripts/dev/fuzz_options.py --device cuda --of "$form" \
-        --seed "${SEED:-1}" --cases "${CASES:-2000}"
-    done
+  random)
+    for form in options pool scan state_update; do run "random-$form" bash -c "fuzz $form"; done
     ;;
   host) run host python3 benchmarks/benchmark.py --host ;;
   benchmark) TAIL=80 run benchmark python3 benchmarks/benchmark.py --json "$OUT/benchmark.json" ;;
   *) echo "no step $step" && exit 2 ;;
   esac
 done
-tar -czf "$OUT/logs.tgz" -C "$OUT" --exclude logs.tgz .
 exit $status

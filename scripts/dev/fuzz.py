@@ -1,7 +1,7 @@
-"""The convolution with options, or the pool of states, against float64, at random.
+"""The convolution with options, the pool of states or the scan against float64, at random.
 
-    python scripts/dev/fuzz_options.py --device cuda --seed 1 --cases 20000
-    python scripts/dev/fuzz_options.py --of pool
+    python scripts/dev/fuzz.py --device cuda --seed 1 --cases 20000
+    python scripts/dev/fuzz.py --of pool
 
 Each case has a seed of its own, SEED * 1000000 + its number, which a failure names; --first NUMBER
 --cases 1 runs that one again. Ends with 1 if a case failed.
@@ -20,9 +20,16 @@ sys.path.append(str(Path(__file__).resolve().parent.parent.parent / "tests"))
 
 import options_cases  # noqa: E402
 import pool_cases  # noqa: E402
+import scan_cases  # noqa: E402
+import state_update_cases  # noqa: E402
 import torch  # noqa: E402
 
-CASES = {"options": options_cases, "pool": pool_cases}
+CASES = {
+    "options": options_cases,
+    "pool": pool_cases,
+    "scan": scan_cases,
+    "state_update": state_update_cases,
+}
 
 
 def main(arguments=None) -> int:
