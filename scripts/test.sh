@@ -26,7 +26,7 @@ ctest_in() {
     tail -n 40 "$folder.log" >&2
     fail "the C++ tests do not build; the whole output is in $folder.log"
   }
-  (cd "$folder" && ctest --output-on-failure | sed '/Test *#.*Passed/d; /^ *Start /d')
+  (cd "$folder" && ctest --output-on-failure -j "$(nproc)" | sed '/Test *#.*Passed/d; /^ *Start /d')
 }
 say "C++ tests"
 # Of the libraries that are installed.
