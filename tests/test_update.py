@@ -186,6 +186,17 @@ def test_ring_positions_are_modulo_the_state_length(seqlen, start, device):
     assert_update(arguments)
 
 
+@pytest.mark.parametrize("dtype", ALL_FLOATS, ids=dtype_id)
+@pytest.mark.parametrize("dim", (1, 20))
+def test_ring_without_positions(dim, dtype, device):
+    """A width of 1 needs no state: there is no place that cache_seqlens could tell."""
+    arguments = make_update(8, 1, 0, dtype, batch=1, dim=dim, device=device)
+    arguments["conv_state"] = arguments["conv_state"].as_strided((1, dim, 0), (0, 0, 1))
+    expected = assert_update(arguments)
+    arguments["cache_seqlens"] = torch.tensor([3], dtype=torch.int32, device=device)
+    assert torch.equal(causal_conv1d_update(**arguments, activation="silu"), expected)
+
+
 @pytest.mark.parametrize("seqlen", (None, 1, 9))
 @pytest.mark.parametrize("mode", ("indexed", "indexed ring"))
 def test_negative_index_gives_zero_and_touches_no_state(mode, seqlen, device):

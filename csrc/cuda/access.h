@@ -1,4 +1,4 @@
-// How wide the accesses to a tensor may be. Host code, without CUDA.
+// How wide the accesses to a tensor may be, and where it ends. Host code, without CUDA.
 #pragma once
 
 #include <cstdint>
@@ -67,6 +67,16 @@ inline Access common_access(std::initializer_list<const Tensor*> tensors, int si
             (t->sizes[0] <= 1 || (t->strides[0] - dim * seqlen) % G == 0);
   }
   return aligned ? Access::kAligned : (dense ? Access::kDense : Access::kUnit);
+}
+
+// Elements from t.data to one past the last in memory.
+inline int64_t extent(const Tensor& t) {
+  if (!has_elements(t)) return 0;
+  int64_t n = 1;
+  for (int i = 0; i < t.ndim; ++i) {
+    if (t.strides[i] > 0) n += (t.sizes[i] - 1) * t.strides[i];
+  }
+  return n;
 }
 
 }  // namespace causal_conv1d::gpu

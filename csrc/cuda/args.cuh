@@ -1,6 +1,7 @@
 // What all operators' kernels are given.
 #pragma once
 
+#include "access.h"
 #include "schedule.cuh"
 #include "seq_idx.cuh"
 #include "silu.cuh"
@@ -32,7 +33,7 @@ struct CommonArgs {
 };
 
 // Of the forward and the backward. seq_idx may be the ids of packed sequences, which have no
-// initial_states here. The kernels but those of forward_any and backward_any know no dilation.
+// initial_states here. A dilation is given apart, to the kernels that know one.
 template <typename T>
 struct SequenceArgs : CommonArgs<T> {
   AnyView<Compute<T>> initial_states;

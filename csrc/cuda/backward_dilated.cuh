@@ -41,7 +41,7 @@ __global__ void __launch_bounds__(kThreads, WMAX == 4 ? 6 : 4)
   alignas(16) __shared__ T dxs[kPlaces<T, kDilatedTile>];
   const DilatedPart at(p, rows);
   const int distance = static_cast<int>(rows.dilation), halo = H * distance;
-  const int skip = WMAX - p.width;
+  const int first = WMAX - p.width;
   const T *const x = p.x.at(at.b, at.d, 0), *const dout = p.dout.at(at.b, at.d, 0);
   T* const dx = p.dx.at(at.b, at.d, 0);
   pdl_wait();
@@ -80,7 +80,7 @@ __global__ void __launch_bounds__(kThreads, WMAX == 4 ? 6 : 4)
 #pragma unroll
       for (int j = 0; j < V + H; ++j) {
         dz[j] = convolve<WMAX>(
-            bias, skip, [&](int k) { return w[k]; }, [&](int k) { return h[j + k]; });
+            bias, first, [&](int k) { return w[k]; }, [&](int k) { return h[j + k]; });
       }
       p.gradients(g, true, dz);
 #pragma unroll
@@ -90,13 +90,13 @@ __global__ void __launch_bounds__(kThreads, WMAX == 4 ? 6 : 4)
         if (j >= V) continue;
         db += dz[j];
         accumulate<WMAX>(
-            dz[j], skip, [&](int k) -> float& { return dw[k]; }, [&](int k) { return h[j + k]; },
+            dz[j], first, [&](int k) -> float& { return dw[k]; }, [&](int k) { return h[j + k]; },
             [&](int) { return inside; });
       }
 #pragma unroll
       for (int j = 0; j < V; ++j) {
         to[j * distance] = from_compute<T>(
-            correlate<WMAX>(skip, [&](int k) { return w[k]; }, [&](int i) { return dz[j + i]; }));
+            correlate<WMAX>(first, [&](int k) { return w[k]; }, [&](int i) { return dz[j + i]; }));
       }
     }
     __syncthreads();

@@ -9,7 +9,8 @@
 
 namespace causal_conv1d::gpu {
 
-// Places for so many steps, and for what their vectors have before and after them.
+// Places in shared memory for so many steps of any alignment: whole vectors, of which the first may
+// begin before them and the last end after them.
 template <typename T, int STEPS>
 constexpr int kPlaces = (STEPS + 2 * kPerVector<T> - 2) / kPerVector<T> * kPerVector<T>;
 

@@ -9,9 +9,8 @@ namespace causal_conv1d::gpu {
 
 // The bytes of Matches (with H = 3 of pairs), one per thread, and for each block whether those from
 // 8 before it to 8 after it are not all matches; of the taps from `first` on, as match_byte() takes
-// it. Steps outside the row have the id of the nearest inside: no tile is mixed for their sake, and
-// a step after the row, whose dz is zero if x~ is finite, meets no x~ that nothing else there
-// meets.
+// it. Steps outside the row have the id of the nearest inside, so that no tile is mixed for their
+// sake. The dz of one after the row is then 0, or NaN where the row's last step has NaN too.
 template <int H>
 __global__ void __launch_bounds__(kThreads)
     find_matches(const SeqIdx seq_idx, int64_t seqlen, int64_t pitch, int first, uint8_t* matches,

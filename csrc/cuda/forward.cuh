@@ -2,10 +2,12 @@
 //
 // forward_channel_last: a thread owns C adjacent channels over a chunk of steps; it loads several
 //   steps at once and keeps the last W-1 inputs in registers.
-// forward_channel_first: a warp owns a few tiles of one row, each lane V adjacent steps of a tile;
-// a
-//   lane loads the W-1 inputs before its own too, which its neighbour has just brought to L1.
-// forward_any_width: one thread per output, for W > 8 and fp64.
+// forward_channel_first: a warp owns a few tiles of one row, a lane V adjacent steps of each. It
+//   loads the W-1 inputs before its own too, which its neighbour has just brought to L1.
+// forward_dilated: channel-first with a dilation; a block owns a few tiles of one row.
+// forward_any_width: everything else, one thread per output.
+// Then forward_edges computes what states change of packed sequences, and write_final_states writes
+// final_states where no other kernel does.
 //
 // Chunks are short, so that the threads at work at any time are in one region of memory: a copy
 // that walks along 64 tiles per warp is 10 % slower than one that takes four (H200).

@@ -1,7 +1,7 @@
-// What kernels and their launches take of CUDA. For AMD's GPUs the same names stand for HIP's, and
-// for what ptx.cuh has else. HIP builds have the kernels for any strides alone, which take the
-// lanes of a block in groups of 32: those of waves of 64 are two such groups, which may be in
-// different places of the code. No vote or shuffle goes beyond a group.
+// CUDA's headers; or, for AMD's GPUs, the same names for what HIP has, and in plain C++ what
+// ptx.cuh has otherwise. HIP builds have the kernels for any strides alone. Their warps are groups
+// of 32 lanes, a wave of 64 lanes being two, which may be at different places of the code: no vote
+// or shuffle goes beyond a group.
 #pragma once
 
 namespace causal_conv1d::gpu {

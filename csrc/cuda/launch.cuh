@@ -80,7 +80,8 @@ bool has_pdl(Kernel* kernel) {
   });
 }
 
-// Whether the library has code of kernel for the current device.
+// Whether the library has code of kernel, and of others with these parameters, for the current
+// device.
 template <typename Kernel>
 bool has_code(Kernel* kernel) {
   static OncePerDevice known;

@@ -1,3 +1,4 @@
+// Makes ids and bounds of cu_seqlens, and finds where the rows of seq_idx end.
 #include "packed.h"
 
 #include <climits>

@@ -1,11 +1,11 @@
 // Launches the kernels of the pool of states.
-#include "pool_packs.cuh"
-#include "pool_walk.cuh"
-// After what declares the pool's checks.
 #include <utility>
 
+#include "../pool_check.h"  // before launch.cuh, which calls its check()
 #include "access.h"
 #include "launch.cuh"
+#include "pool_packs.cuh"
+#include "pool_walk.cuh"
 #include "update_slots.h"
 
 namespace causal_conv1d::gpu {
@@ -102,10 +102,10 @@ cudaError_t run(const PoolParams& params, cudaStream_t stream) {
     if (launch_update(params, stream, &e) || launch_packs<Pool<T, 4>>(params, p, stream, &e)) {
       return e;
     }
-    if constexpr (std::is_same_v<T,
-                                 __nv_bfloat16>) {  // of other types pool_walk takes wide filters
-      if (launch_packs<Pool<T, 8>>(params, p, stream, &e)) return e;
-    }
+  }
+  // Wide filters of other types are left to pool_walk, to keep the library small.
+  if constexpr (kHasVariants && std::is_same_v<T, __nv_bfloat16>) {
+    if (launch_packs<Pool<T, 8>>(params, p, stream, &e)) return e;
   }
   divide(params, 1, &p);
   return launch_parts<T>(pool_walk<T>, p, stream);

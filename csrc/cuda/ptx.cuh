@@ -25,10 +25,6 @@ __device__ __forceinline__ void pdl_wait() {
 #endif
 }
 
-__device__ __forceinline__ void prefetch_l2(const void* from) {
-  asm volatile("prefetch.global.L2 [%0];" ::"l"(from));
-}
-
 // Loads N words, 2 or 4, from global memory into w, if condition, without a branch.
 template <int N>
 __device__ __forceinline__ void load_words_if(bool condition, const void* from, uint32_t* w) {

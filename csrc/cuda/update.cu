@@ -69,7 +69,7 @@ bool launch_token(const UpdateParams& params, UpdateArgs<T>& p, cudaStream_t str
   const int64_t columns = indexed || L > 1 ? whole_blocks(p.dim / C) : p.dim / C;
   const int64_t threads = p.batch * columns;
   if (threads > kMaxParts || p.states > kMaxParts) return false;
-  p.entries = threads >= (1 << 18) ? Plain::ENTRIES : 1;  // where there are enough for every thread
+  p.entries = threads >= (1 << 18) ? Plain::ENTRIES : 1;  // an H200 runs so many threads at a time
   p.whole_warps = p.dim / C % 32 == 0;
   p.by_column = Divisor(columns);
   auto kernel = indexed ? update_token<Indexed> : update_token<Plain>;
@@ -116,6 +116,7 @@ bool launch_staged(const UpdateParams& params, UpdateArgs<T>& p, cudaStream_t st
       !is_staged(params.conv_state, p.state_len, size)) {
     return false;
   }
+  if (p.state_len == 0) return false;  // a ring without positions has none to write to
   const int64_t channel = (p.state_len + p.seqlen) * size;
   int64_t channels = kThreads;
   while (2 * channels * channel <= kBytes && p.batch * ceil_div(p.dim, 2 * channels) >= kEnough) {
@@ -134,12 +135,12 @@ bool launch_staged(const UpdateParams& params, UpdateArgs<T>& p, cudaStream_t st
 template <typename T>
 bool launch_fast(const UpdateParams& params, UpdateArgs<T> p, cudaStream_t stream, cudaError_t* e) {
   if constexpr (sizeof(T) <= 4) {
-    constexpr int half = sizeof(T) == 2 ? 2 : 1;
+    constexpr int C = 4 / sizeof(T);
     return has_every_kernel() && p.width <= 4 && params.conv_state.dtype == params.x.dtype &&
-           (launch_token<T, half, 4, false>(params, p, stream, e) ||
-            launch_token<T, 2 * half, 4, true>(params, p, stream, e) ||
-            launch_token<T, 2 * half, 3, false>(params, p, stream, e) ||
-            launch_token<T, 2 * half, 3, true>(params, p, stream, e) ||
+           (launch_token<T, C, 4, false>(params, p, stream, e) ||
+            launch_token<T, 2 * C, 4, true>(params, p, stream, e) ||
+            launch_token<T, 2 * C, 3, false>(params, p, stream, e) ||
+            launch_token<T, 2 * C, 3, true>(params, p, stream, e) ||
             launch_tokens(params, p, stream, e) || launch_rows<T, 4>(params, p, stream, e) ||
             launch_rows<T, 3>(params, p, stream, e) || launch_staged(params, p, stream, e));
   }

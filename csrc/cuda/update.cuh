@@ -26,13 +26,15 @@ struct UpdateArgs : CommonArgs<T> {
   AnyView<Compute<T>> state;
   Index cache_seqlens, conv_state_indices;
   int64_t states, state_len;
-  int entries = 1;           // update_token: batch entries per thread
-  bool whole_warps = false;  // of channels of one of them
-  Divisor by_column;    // threads (blocks of update_staged) per batch entry, or `entries` of them;
-  int64_t columns = 0;  // of update_any
-  int channels = 0;     // update_staged: per block
-  bool may_share;       // batch entries rows of the state
-  bool slots = false;   // of a pool: indices differ, and what is no row, or pad_slot, gives 0
+  int entries = 1;           // update_token: batch entries of a thread
+  bool whole_warps = false;  // update_token: a warp has channels of one batch entry alone
+  // Threads, in update_staged blocks, that have all channels of a batch entry, or of `entries`.
+  Divisor by_column;
+  int64_t columns = 0;  // the same for update_any
+  int channels = 0;     // update_staged: of a block
+  bool may_share;       // whether batch entries may have one row of the state
+  // Of a pool: indices differ, and an index that is no row, or is pad_slot, gives 0.
+  bool slots = false;
   int64_t pad_slot = -1;
 
   explicit UpdateArgs(const UpdateParams& params)

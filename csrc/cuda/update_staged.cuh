@@ -90,6 +90,7 @@ __global__ void __launch_bounds__(kThreads, kAtMost<12>) update_staged(const Upd
     for (int d = threadIdx.x; d < channels; d += kThreads) {
       p.write_without_row(index, b, d0 + d, 1);
     }
+    commit_copies();
     wait_for_copies<0>();
     return;
   }

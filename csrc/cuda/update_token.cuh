@@ -50,7 +50,8 @@ struct Token {
   }
 };
 
-// The states of a warp, from each lane's own to adjacent vectors: of 3 a lane.
+// Each lane gives the 3 vectors of its own state, and gets vectors lane, lane + 32 and lane + 64 of
+// the warp's 96.
 template <typename V, int WORDS>
 __device__ __forceinline__ void exchange(V* staged, uint32_t (&w)[WORDS]) {
   static_assert(sizeof(V) * 3 == WORDS * 4, "three vectors");

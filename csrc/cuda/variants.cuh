@@ -1,10 +1,10 @@
 // The variants that kernels are compiled in, and which one a call gets.
 //
-// A variant is a type. WMAX is the taps there is room for, 4 or 8 if W is not WMAX; EXACT: W is
-// WMAX; SEQ: seq_idx may be given; FUSED: for calls with a pre_gate, a post_gate, a residual, or
-// (in the backward) add_dout, each of which may be missing. Forward and backward have the same
-// ones. A call that no variant suits is left to the kernels for any strides: forward_any.cuh,
-// backward_any.cuh.
+// A variant is a type. WMAX is the taps there is room for; EXACT: W is WMAX, else it may be less
+// and WMAX is 4 or 8; SEQ: seq_idx may be given; FUSED: for calls with a pre_gate, a post_gate, a
+// residual, or (in the backward) add_dout, each of which may be missing. A call that no variant
+// suits is left to the kernels for any strides: forward_any.cuh, backward_any.cuh and, with
+// options, backward_options.cuh.
 #pragma once
 
 #include <type_traits>
@@ -80,7 +80,8 @@ using Of16Bits = std::conditional_t<sizeof(T) == 2, Variants<Vs...>, Variants<>>
 template <typename T, int WMAX>
 struct Tables;
 
-// Kernels for up to 8 taps would take one that is not there of narrower filters: see has_tap().
+// For widths to 4, which AnyStrides cannot take: a kernel of 8 taps always has those from 3 on, see
+// has_tap().
 template <typename T>
 struct Tables<T, 4> {
   static constexpr int C = forward_channels(sizeof(T));
@@ -165,7 +166,7 @@ inline bool has_every_kernel() {
 #endif
 }
 
-// Whether a variant suits. Without gates and residual the last one of a table suits every case.
+// Whether a variant of the table suits.
 template <typename... Vs>
 bool has_variant(Variants<Vs...>, const Case& c) {
   const bool every = has_every_kernel();

@@ -85,12 +85,4 @@ AnyView<F> any_view(const Tensor& t) {
   return v;
 }
 
-// Elements from t's first to one past its last in memory.
-inline int64_t extent(const Tensor& t) {
-  if (!has_elements(t)) return 0;
-  int64_t n = 1;
-  for (int i = 0; i < t.ndim; ++i) n += (t.sizes[i] - 1) * t.strides[i];
-  return n;
-}
-
 }  // namespace causal_conv1d::gpu

@@ -247,6 +247,17 @@ TEST(Access, IsWhatHoldsForAllTensors) {
   EXPECT_EQ(common_access({&strided}, 2), Access::kStrided);
 }
 
+TEST(Access, TensorsEndAfterTheirLastElementInMemory) {
+  Tensor t = tensor({2, 3, 10});
+  EXPECT_EQ(extent(t), 60);
+  t.strides[1] = -10;  // the first channel comes last
+  EXPECT_EQ(extent(t), 40);
+  t.strides[0] = 0;
+  EXPECT_EQ(extent(t), 10);
+  t.sizes[0] = 0;
+  EXPECT_EQ(extent(t), 0);
+}
+
 TEST(Access, ChannelsAreAsManyAsAllTensorsGiveAtOnce) {
   Tensor x = tensor(channel_last(2, 24, 10));
   EXPECT_EQ(common_channels(4, 2, 24, {&x}), 4);
