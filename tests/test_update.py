@@ -312,6 +312,24 @@ def test_many_entries_of_few_rows(rows, dtype, device):
         assert_as_copies(arguments)
 
 
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("state_len", (3, 4))
+def test_more_channels_than_a_gpu_has_threads(state_len, mode, device):
+    """There a thread of CUDA's kernels has two entries, and the last one a single entry."""
+    arguments = make_update(
+        None, 4, state_len, torch.bfloat16, batch=129, dim=8192, mode=mode, device=device
+    )
+    indices = arguments["conv_state_indices"]
+    if indices is None:
+        assert_update(arguments)
+        return
+    assert_as_copies(arguments)
+    indices[6] = -1  # an entry of padding beside one that is none
+    indices[21] = indices[100]  # two of one row, and two beside each other
+    indices[40] = indices[41]
+    assert_as_copies(arguments)
+
+
 def test_entries_of_one_row_on_any_number_of_threads(device):
     threads = torch.get_num_threads()
     try:
