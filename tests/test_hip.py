@@ -24,7 +24,8 @@ def library():
     return hip_stand_in.build()
 
 
-def run(*command, folder=TESTS.parent, **variables):
+def run(*command, folder=TESTS, **variables):
+    """Python in that folder, which is the first on its path."""
     paths = [str(folder), str(TESTS), *filter(None, sys.path)]
     env = os.environ | {"PYTHONPATH": os.pathsep.join(paths)} | variables
     return subprocess.run(
@@ -48,7 +49,7 @@ RANDOM = """
 import sys
 import hip_stand_in
 hip_stand_in.install()
-sys.path.append("scripts/dev")
+sys.path.append("../scripts/dev")
 import fuzz
 sys.exit(fuzz.main(["--cases", "60"]))
 """
