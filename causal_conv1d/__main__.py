@@ -22,7 +22,7 @@ from causal_conv1d import causal_conv1d_fn as fn
 from causal_conv1d import causal_conv1d_update as update
 from causal_conv1d import causal_conv1d_varlen_states as varlen_states
 from causal_conv1d._installation import description, tick
-from causal_conv1d._self_test import OLDEST, is_too_old
+from causal_conv1d._self_test import OLDEST, describe, is_too_old
 from causal_conv1d.reference import (
     TOLERANCE,
     causal_conv1d_ref,
@@ -97,7 +97,7 @@ def report_installation() -> None:
     for index in gpus():
         p = torch.cuda.get_device_properties(index)
         print(
-            f"cuda:{index}: {p.name}, compute capability {p.major}.{p.minor}, "
+            f"cuda:{index}: {describe(p)}, "
             f"{p.multi_processor_count} SMs, {p.total_memory / 2**30:.1f} GiB"
             + (
                 "; too old for the CUDA kernels, which need {}.{}".format(*OLDEST)

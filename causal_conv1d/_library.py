@@ -23,8 +23,6 @@ from ._ops import NAMESPACE, ops
 from .selective_scan import operators as scan_operators
 
 STABLE_ABI, CTYPES = "torch's stable C ABI", "Python"
-# What the library for AMD GPUs lacks.
-NO_HIP_SCAN = "the library for AMD GPUs has no kernels of the selective scan"
 
 
 @dataclass(frozen=True)
@@ -215,7 +213,7 @@ def _register_cuda(loaded: Loaded, plain: dict) -> None:
 
 def _register_any_device(loaded: Loaded) -> dict:
     """What serves tensors of every device that has no kernels in this process."""
-    warn = _torch_ops.warner(loaded.cuda.name.upper(), loaded.cuda.problem or NO_HIP_SCAN)
+    warn = _torch_ops.warner(loaded.cuda.name.upper(), loaded.cuda.problem)
     operations = _torch_ops.operations(loaded.cpu.library, warn)
     operators = _operators_over(operations, loaded.cpu.library)
     loaded.register(_with_plain(operators), _torch_ops.ANY_DEVICE)

@@ -107,7 +107,13 @@ class SelfTest:
         if is_too_old(device):
             return "The CUDA kernels need compute capability {}.{} or newer.".format(*OLDEST)
         codes = self.architectures().decode()
-        return f"The library has code for {codes}; a build on this machine adds this GPU."
+        said = f"The library has code for {codes}"
+        if torch.version.hip is None:
+            return f"{said}; a build on this machine adds this GPU."
+        gpu = torch.cuda.get_device_properties(device).gcnArchName.partition(":")[0]
+        if gpu in codes.split():
+            return f"{said}."
+        return f"{said}; a build with PYTORCH_ROCM_ARCH={gpu} adds this GPU."
 
     def warn(self, device: torch.device) -> None:
         if not self.warned.is_first(device):
@@ -125,11 +131,16 @@ class SelfTest:
 
 def is_too_old(device: torch.device | int) -> bool:
     """Whether no build of this library can have CUDA kernels for that GPU."""
-    return torch.cuda.get_device_capability(device) < OLDEST
+    # AMD's GPUs have numbers of another kind there.
+    return torch.version.hip is None and torch.cuda.get_device_capability(device) < OLDEST
+
+
+def describe(p) -> str:
+    """A GPU by its properties: the name and which machine code it runs."""
+    if torch.version.hip is not None:
+        return f"{p.name}, {p.gcnArchName}"
+    return f"{p.name}, compute capability {p.major}.{p.minor}"
 
 
 def _describe(device: torch.device) -> str:
-    p = torch.cuda.get_device_properties(device)
-    if torch.version.hip is not None:
-        return f"{device} ({p.name}, {p.gcnArchName})"
-    return f"{device} ({p.name}, compute capability {p.major}.{p.minor})"
+    return f"{device} ({describe(torch.cuda.get_device_properties(device))})"

@@ -52,25 +52,26 @@ class Once:
         return self._tokens.setdefault(key, token) is token  # one step, which no thread divides
 
 
-def warner(kind: str, problem: str):
+def warner(kind: str, problem: str | None):
     """A function that warns once for each type of device that torch's operations compute there.
 
     Args:
         kind: of the kernels for torch's device type cuda, CUDA or HIP.
-        problem: why there are none, or not those that are called.
+        problem: why there are none; None if there are, of HIP all but the scan's.
     """
     once = Once()
 
     def warn(device: torch.device) -> None:
         if not once.is_first(device.type):
             return
-        why = (
-            f"there are no {kind} kernels in this process: {problem}"
-            if device.type == "cuda"
-            else "there are kernels for CPU and CUDA tensors alone"
-        )
+        what, why = f"{device.type} tensors", "there are kernels for CPU and CUDA tensors alone"
+        if device.type == "cuda":
+            why = f"there are no {kind} kernels in this process: {problem}"
+        if device.type == "cuda" and problem is None:
+            what = f"selective scans of {what}"
+            why = f"the {kind} library has no kernels of them"
         warnings.warn(
-            f"causal_conv1d: {device.type} tensors are computed by plain torch operations, which "
+            f"causal_conv1d: {what} are computed by plain torch operations, which "
             f"are slower than kernels, as {why}",
             RuntimeWarning,
             stacklevel=2,

@@ -131,6 +131,78 @@ def test_a_rocm_torch_loads_it(site, library, runtime):
         assert f"{name} True" in lines
 
 
+ON_A_GPU = """
+import sys, warnings
+import rocm_on_cpu
+import torch
+from helpers import randn
+from other_device import Device, OtherTensor, values
+from scan_helpers import arguments, make_scan
+from test_scan_update import make_update
+from causal_conv1d import _library, aiter, causal_conv1d_fn, causal_conv1d_update
+from causal_conv1d import causal_conv1d_varlen_states, selective_scan_fn, selective_state_update
+from causal_conv1d._ops import ops
+
+warned = []
+warnings.simplefilter("always")
+warnings.showwarning = lambda text, *_: warned.append(str(text))
+
+def results(make):
+    x, weight, bias = make(randn(2, 6, 9)), make(randn(6, 4, seed=1)), make(randn(6, seed=2))
+    out, state = torch.empty_like(x), make(randn(2, 6, 3))
+    aiter.causal_conv1d_fwd(out, x, weight, bias, True)
+    yield out
+    yield causal_conv1d_fn(x, weight, bias, activation="silu", dilation=2)
+    yield from ops.backward(x, weight, bias, out, None, None, None, True, True, False, True)[:3]
+    yield causal_conv1d_update(out[:, :, 0], state, weight, bias, "silu")
+    yield state
+    yield causal_conv1d_varlen_states(x[0].t(), make(torch.tensor([0, 4, 9])), 3)
+    given = arguments({name: make(value) for name, value in make_scan(seqlen=70).items()}, True)
+    yield from ops.scan_forward(*given, True)
+    yield selective_state_update(**{name: make(v) for name, v in make_update().items()})
+
+def on_gpu(tensor):
+    return OtherTensor(tensor.clone()) if isinstance(tensor, torch.Tensor) else tensor
+
+with Device():
+    for found, expected in zip(results(on_gpu), results(lambda tensor: tensor), strict=True):
+        assert found.device == torch.device("cuda", 0)
+        torch.testing.assert_close(values(found), expected, rtol=1e-4, atol=1e-4)
+print(_library.self_test.problem(torch.device("cuda", 0)))
+print(*warned, sep="\\n")
+"""
+SCAN_WARNING = (
+    "causal_conv1d: selective scans of cuda tensors are computed by plain torch operations, which "
+    "are slower than kernels, as the HIP library has no kernels of them"
+)
+
+
+@pytest.fixture
+def on_a_gpu(site, library):
+    """Runs the calls above in a torch for ROCm; what the self-test found, and all warnings."""
+    shutil.copy(library, site / "causal_conv1d")
+
+    def run_them(**variables):
+        variables["CAUSAL_CONV1D_REGISTRATION"] = "ctypes"
+        found = run("-c", ON_A_GPU, folder=site, **variables)
+        assert found.returncode == 0, found.stderr
+        return found.stdout.splitlines()
+
+    return run_them
+
+
+def test_every_operation_on_a_gpu(on_a_gpu):
+    assert on_a_gpu() == ["None", SCAN_WARNING]
+
+
+def test_torch_takes_the_place_of_wrong_kernels_with_one_warning(on_a_gpu):
+    problem, wrong, scan = on_a_gpu(HIP_ON_CPU_FAULT="1")
+    start = "causal_conv1d: the HIP kernels fail their self-test on cuda:0 (a GPU, gfx1030:xnack-), so "
+    advice = "; a build with PYTORCH_ROCM_ARCH=gfx1030 adds this GPU. CAUSAL_CONV1D_SELF_TEST=0"
+    assert wrong.startswith(start) and problem in wrong and advice in wrong
+    assert scan == SCAN_WARNING
+
+
 def test_a_rocm_torch_without_it(site):
     found = run("-c", LOADING, folder=site)
     assert "HIP kernels: not loaded: causal_conv1d was built without hipcc, so there is no " in (
