@@ -318,11 +318,13 @@ def test_no_sequences_no_steps_no_channels(device):
                 assert not found["dweight"].any() and not found["dbias"].any()
 
 
-def test_cu_seqlens_that_are_wrong(device):
+def test_cu_seqlens_that_are_wrong(device, pytestconfig):
+    """Told on the CPU; kernels of a GPU, for which the host would have to wait, take near ones."""
+    is_told = device == "cpu" and not pytestconfig.pluginmanager.hasplugin("hip_stand_in")
     x, weight = randn(1, 8, 10, device=device), randn(8, 4, device=device)
     for values in ([0, 6, 4, 10], [0, 11], [-1, 5, 10], [0, 4, 2**31 + 5]):
         bounds = torch.tensor(values, device=device)
-        if device == "cpu":
+        if is_told:
             with pytest.raises(RuntimeError, match="^causal_conv1d_fn: cu_seqlens must"):
                 causal_conv1d_varlen_fn(x, weight, None, bounds)
             continue
