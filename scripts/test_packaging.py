@@ -507,6 +507,8 @@ FAILURES = {
     ),
     "a GPU that is too old": (
         {"TORCH_CUDA_ARCH_LIST": "7.0 7.5", "CUDACXX": "/bin/false"},
+        "The CUDA kernels need compute capability 7.5 or newer, not sm_70: leave it out of "
+        "TORCH_CUDA_ARCH_LIST, or set that where the machine's own GPU is so old; "
         "CAUSAL_CONV1D_CUDA=0 builds for the CPU alone.",
     ),
     "small PTX for other GPUs": (
@@ -571,6 +573,13 @@ def test_relative_paths_to_nvcc(name, value, tree, tmp_path, setup, monkeypatch)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv(name, value)
     assert setup["build_environment"]()[name] == str(tmp_path / value)
+
+
+@pytest.mark.skipif(not NVCC, reason="needs nvcc")
+def test_code_for_the_gpus_that_are_listed(tree, tmp_path):
+    configure = ("cmake", "-S", tree, "-B", tmp_path, "-DCAUSAL_CONV1D_CUDA=ON")
+    output = offline(*configure, nvcc=True, TORCH_CUDA_ARCH_LIST="7.5 9.0+PTX")
+    assert output.count("with code for sm_87 compute_80 sm_75 sm_90 compute_90\n") == 1
 
 
 @pytest.mark.skipif(not NVCC, reason="needs nvcc")
