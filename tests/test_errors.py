@@ -375,6 +375,41 @@ def test_cuda_error_is_not_left_for_the_next_kernel(name, cuda):
     assert (torch.ones(3, device=cuda) + 1).tolist() == [2, 2, 2]
 
 
+WITH_WORKSPACE = ("backward", "conv_forward", "conv_backward")
+
+
+def assert_workspace_is_checked(library, name, device):
+    function = f"causal_conv1d_cuda_{_ctypes_ops._FUNCTIONS.get(name, name)}"
+    pack, structs = _ctypes_ops._packer(name)
+    tail = (ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)
+    call = _ctypes_ops._function(library, function, structs, *tail)
+    size_of = getattr(library, f"{function}_workspace_size")
+    size_of.argtypes, size_of.restype = [ctypes.c_char_p] * structs, ctypes.c_int64
+    arguments = arguments_of(name, device)
+    params = pack(tuple(arguments.values()))
+    size = size_of(*params)
+    assert size > 0
+    memory = torch.zeros(size + 16, dtype=torch.uint8, device=device)
+    few = f"workspace must have {size} bytes, got {size - 1}"
+    aligned = "workspace must be memory that is aligned to 16 bytes, got "
+    start = memory.data_ptr()
+    for workspace, given, text in (
+        (start, size - 1, few),
+        (None, size, aligned),
+        (start + 8, size, aligned),
+    ):
+        status = call(*params, 0, None, workspace, given)
+        assert status.code == 1
+        assert status.message.decode().startswith(f"{PREFIX[name]}: {text}")
+    for written in WRITTEN[name]:
+        assert arguments[written].isnan().all()
+
+
+@pytest.mark.parametrize("name", WITH_WORKSPACE)
+def test_workspace_is_checked(name, cuda):
+    assert_workspace_is_checked(_library.cuda.library, name, cuda)
+
+
 OTHER_DTYPES = [dtype for dtype in _ctypes_ops.DTYPES if dtype not in ALL_FLOATS]
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import hip_stand_in
 import pytest
+import test_errors
 import torch
 
 from causal_conv1d import _ctypes_ops, _library, _self_test
@@ -78,6 +79,11 @@ def test_self_test(library):
     assert found.stdout == f"{{{_self_test.RIGHT}}} None\n", found.stderr
     found = run("-c", SELF_TEST, library, HIP_ON_CPU_FAULT="1")
     assert found.stdout.startswith(f"{{{_self_test.WRONG}}} "), found.stderr
+
+
+@pytest.mark.parametrize("name", test_errors.WITH_WORKSPACE)
+def test_workspace_is_checked(name, library):
+    test_errors.assert_workspace_is_checked(ctypes.CDLL(str(library)), name, "cpu")
 
 
 LOADING = """

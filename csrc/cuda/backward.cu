@@ -309,10 +309,13 @@ int64_t causal_conv1d_cuda_backward_workspace_size(const causal_conv1d_backward_
 causal_conv1d_status causal_conv1d_cuda_backward(const causal_conv1d_backward_params* params,
                                                  int device, void* stream, void* workspace,
                                                  int64_t workspace_size) {
-  return gpu::run_operator("causal_conv1d_bwd", params, device, [&](auto zero) {
+  const auto cuda_stream = static_cast<cudaStream_t>(stream);
+  const char* const caller = "causal_conv1d_bwd";
+  return gpu::run_operator(caller, params, device, [&](auto zero) {
     const gpu::BackwardPlan plan(*params);
-    if (!gpu::has_room(plan.workspace, workspace, workspace_size)) return cudaErrorInvalidValue;
-    return gpu::run<decltype(zero)>(*params, plan, workspace, static_cast<cudaStream_t>(stream));
+    return gpu::run_in_workspace(caller, plan.workspace, workspace, workspace_size, [&] {
+      return gpu::run<decltype(zero)>(*params, plan, workspace, cuda_stream);
+    });
   });
 }
 
@@ -334,17 +337,16 @@ causal_conv1d_status causal_conv1d_cuda_backward_with(
     int64_t workspace_size) {
   gpu::Call call;
   const Status checked = check(params, options, gradients, &call.options, &call.gradients);
-  return gpu::run_checked("causal_conv1d_bwd", checked, params, device, [&](auto zero) {
-    using T = decltype(zero);
-    const auto cuda_stream = static_cast<cudaStream_t>(stream);
+  if (checked.code == CAUSAL_CONV1D_OK && call.is_plain()) {
+    return causal_conv1d_cuda_backward(params, device, stream, workspace, workspace_size);
+  }
+  const auto cuda_stream = static_cast<cudaStream_t>(stream);
+  const char* const caller = "causal_conv1d_bwd";
+  return gpu::run_checked(caller, checked, params, device, [&](auto zero) {
     call.params = *params;
-    if (call.is_plain()) {
-      const gpu::BackwardPlan plan(*params);
-      if (!gpu::has_room(plan.workspace, workspace, workspace_size)) return cudaErrorInvalidValue;
-      return gpu::run<T>(*params, plan, workspace, cuda_stream);
-    }
     const gpu::Room room(&call, workspace);
-    if (!gpu::has_room(room.size, workspace, workspace_size)) return cudaErrorInvalidValue;
-    return gpu::run_with<T>(call, room, cuda_stream);
+    return gpu::run_in_workspace(caller, room.size, workspace, workspace_size, [&] {
+      return gpu::run_with<decltype(zero)>(call, room, cuda_stream);
+    });
   });
 }

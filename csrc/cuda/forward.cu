@@ -214,11 +214,13 @@ causal_conv1d_status causal_conv1d_cuda_forward_with(const causal_conv1d_forward
   Options own;
   const Status checked = check(params, options, &own);
   const auto cuda_stream = static_cast<cudaStream_t>(stream);
-  return gpu::run_checked("causal_conv1d_fn", checked, params, device, [&](auto zero) {
+  const char* const caller = "causal_conv1d_fn";
+  return gpu::run_checked(caller, checked, params, device, [&](auto zero) {
     using T = decltype(zero);
-    if (gpu::is_plain(own)) return gpu::run<T>(*params, cuda_stream);
     const gpu::Packing packing = gpu::packing_of(*params, own, workspace);
-    if (!gpu::has_room(packing.size, workspace, workspace_size)) return cudaErrorInvalidValue;
-    return gpu::run_with<T>(*params, own, packing, cuda_stream);
+    return gpu::run_in_workspace(caller, packing.size, workspace, workspace_size, [&] {
+      return gpu::is_plain(own) ? gpu::run<T>(*params, cuda_stream)
+                                : gpu::run_with<T>(*params, own, packing, cuda_stream);
+    });
   });
 }

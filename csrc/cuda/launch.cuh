@@ -147,15 +147,20 @@ inline Status to_status(const char* caller, cudaError_t e) {
                cudaGetErrorString(e), cudaGetErrorName(e));
 }
 
-// Makes device current and calls f(a zero of x's element type), if the call is valid and has work.
+inline Status to_status(const char*, const Status& status) { return status; }
+
+// Makes device current and calls f(a zero of x's element type), which returns a cudaError_t or a
+// Status, if the call is valid and has work.
 template <typename Params, typename F>
-Status run_checked(const char* caller, const Status& status, const Params* params, int device,
+Status run_checked(const char* caller, const Status& checked, const Params* params, int device,
                    F&& f) {
-  if (status.code != CAUSAL_CONV1D_OK || !has_work(*params)) return status;
+  if (checked.code != CAUSAL_CONV1D_OK || !has_work(*params)) return checked;
   const DeviceGuard guard(device);
-  cudaError_t e = guard.status();
-  if (e == cudaSuccess) dispatch_dtype(params->x.dtype, [&](auto zero) { e = f(zero); });
-  return to_status(caller, e);
+  Status status = to_status(caller, guard.status());
+  if (status.code == CAUSAL_CONV1D_OK) {
+    dispatch_dtype(params->x.dtype, [&](auto zero) { status = to_status(caller, f(zero)); });
+  }
+  return status;
 }
 
 // Checks params first.
@@ -164,9 +169,20 @@ Status run_operator(const char* caller, const Params* params, int device, F&& f)
   return run_checked(caller, check(params), params, device, static_cast<F&&>(f));
 }
 
-// Whether a caller's workspace has the bytes that are needed.
-inline bool has_room(int64_t needed, const void* workspace, int64_t size) {
-  return needed <= size && (needed == 0 || workspace != nullptr);
+// Calls f() if a caller's workspace is what is needed.
+template <typename F>
+Status run_in_workspace(const char* caller, int64_t needed, const void* workspace, int64_t size,
+                        F&& f) {
+  if (size < needed) {
+    return error(CAUSAL_CONV1D_INVALID_ARGUMENT, "%s: workspace must have %lld bytes, got %lld",
+                 caller, static_cast<long long>(needed), static_cast<long long>(size));
+  }
+  if (needed > 0 && (workspace == nullptr || reinterpret_cast<uintptr_t>(workspace) % 16 != 0)) {
+    return error(CAUSAL_CONV1D_INVALID_ARGUMENT,
+                 "%s: workspace must be memory that is aligned to 16 bytes, got %p", caller,
+                 workspace);
+  }
+  return to_status(caller, f());
 }
 
 }  // namespace causal_conv1d::gpu

@@ -228,17 +228,15 @@ causal_conv1d_status causal_conv1d_cuda_scan_backward(
   using namespace causal_conv1d::gpu::scan;
   const Status status = check(params);
   if (status.code != CAUSAL_CONV1D_OK) return status;
-  return run_checked("selective_scan_bwd", params, params->inputs.u.dtype, device,
-                     [&](auto zero) -> cudaError_t {
-                       int count = 0;
-                       const cudaError_t e = multiprocessors_of(device, &count);
-                       if (e != cudaSuccess) return e;
-                       Backward<decltype(zero)> backward(*params, count);
-                       const int64_t size = backward.workspace();
-                       if (size > workspace_size || (size > 0 && workspace == nullptr)) {
-                         return cudaErrorInvalidValue;
-                       }
-                       backward.place(static_cast<char*>(workspace));
-                       return backward.run(static_cast<cudaStream_t>(stream));
-                     });
+  const char* const caller = "selective_scan_bwd";
+  return run_checked(caller, params, params->inputs.u.dtype, device, [&](auto zero) {
+    int count = 0;
+    const cudaError_t e = multiprocessors_of(device, &count);
+    if (e != cudaSuccess) return gpu::to_status(caller, e);
+    Backward<decltype(zero)> backward(*params, count);
+    return gpu::run_in_workspace(caller, backward.workspace(), workspace, workspace_size, [&] {
+      backward.place(static_cast<char*>(workspace));
+      return backward.run(static_cast<cudaStream_t>(stream));
+    });
+  });
 }

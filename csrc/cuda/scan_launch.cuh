@@ -22,14 +22,14 @@ cudaError_t launch(void (*kernel)(Parameters...), int64_t blocks, dim3 threads, 
   return cudaGetLastError();
 }
 
-// Makes device current and calls f(a zero of the type of the sums). params have been checked.
+// Makes device current and calls f(a zero of the type of the sums), which returns a cudaError_t or
+// a Status. params have been checked.
 template <typename Params, typename F>
 Status run_checked(const char* caller, const Params* params, int32_t dtype, int device, F&& f) {
   if (!has_work(*params)) return ok();
   const DeviceGuard guard(device);
-  cudaError_t e = guard.status();
-  if (e == cudaSuccess) e = dtype == CAUSAL_CONV1D_FLOAT64 ? f(double{}) : f(float{});
-  return to_status(caller, e);
+  if (guard.status() != cudaSuccess) return to_status(caller, guard.status());
+  return to_status(caller, dtype == CAUSAL_CONV1D_FLOAT64 ? f(double{}) : f(float{}));
 }
 
 }  // namespace causal_conv1d::gpu::scan
