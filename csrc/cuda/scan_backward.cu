@@ -28,13 +28,19 @@ BackwardProblem problem(const Inputs& p, int multiprocessors) {
   return q;
 }
 
+BackwardArgs args_of(const ScanInputs& inputs) {
+  BackwardArgs p{};
+  static_cast<Inputs&>(p) = make_inputs(inputs);
+  return p;
+}
+
 template <typename F>
 class Backward {
  public:
   static constexpr int kRow = kSteps<F, kLanes>, kBlock = kLaneChannels;
 
   Backward(const ScanBackwardParams& params, int multiprocessors)
-      : p{{make_inputs(params.inputs)}}, plan(problem<F>(p, multiprocessors)) {
+      : p(args_of(params.inputs)), plan(problem<F>(p, multiprocessors)) {
     set_views(params);
     p.chunks_a_row = plan.chunks_a_row;
     p.all_chunks = plan.chunks;
