@@ -26,6 +26,8 @@ struct Form {
   static constexpr int kPiece = kOwn < kItems<F> ? kOwn : kItems<F>;  // in one Raw
   static constexpr bool FAST = FAST_;  // suits_vectors(), as all tensors do
   static constexpr int BYTES = BYTES_;
+  // Blocks of fewer warps are for compute capability 7.5 alone, see run().
+  static constexpr bool kHere = WARPS >= kWarps || kTuring;
 };
 
 template <typename K>
@@ -431,6 +433,7 @@ __device__ __forceinline__ void forward_sequence(const ForwardArgs& p) {
 
 template <typename K, int BLOCKS>
 __global__ void __launch_bounds__(K::kThreads, BLOCKS) forward(const ForwardArgs p) {
+  if (!K::kHere) return;
   if constexpr (K::BYTES == 0) {
     forward_sequence<K>(p);
   } else {
@@ -511,17 +514,20 @@ cudaError_t run(const ScanForwardParams& params, int device, cudaStream_t stream
   outside.add(p.ungated, p.dim, 1);
   const cudaError_t cleared = clear(outside, stream);
   if (cleared != cudaSuccess) return cleared;
+  int multiprocessors = 0, shared = 0;  // shared: bytes that a block may have
+  cudaError_t e = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
+  if (e == cudaSuccess) {
+    e = cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  }
+  if (e != cudaSuccess) return e;
   if constexpr (sizeof(F) == 8) {
-    return run_form<Form<F, 8, 4, 1, false>, 1>(p, stream);
+    // Many states take more than the 64 KiB of compute capability 7.5.
+    using K = Form<F, 8, 4, 1, false>;
+    const bool fits = shared_bytes<K>(p) <= static_cast<size_t>(shared);
+    return fits ? run_form<K, 1>(p, stream)
+                : run_form<Form<F, 8, 4, 1, false, 0, kWarps / 2>, 1>(p, stream);
   } else {
     if (!suits_vectors(p)) return run_form<Form<F, 16, 8, 1, false>, 2>(p, stream);
-    int multiprocessors = 0, shared = 0;  // shared: bytes that a block may have
-    cudaError_t e =
-        cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
-    if (e == cudaSuccess) {
-      e = cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-    }
-    if (e != cudaSuccess) return e;
     switch (bytes_of(p)) {
       case 2: return run_fast<2>(p, multiprocessors, shared, stream);
       case 4: return run_fast<4>(p, multiprocessors, shared, stream);
