@@ -442,7 +442,7 @@ __global__ void __launch_bounds__(kThreads, kFirstBlocks<K>)
   FirstWork<K> work(p);
   pdl_wait();
   __shared__ typename Pipeline::Ring rings[kWarps];
-  __shared__ Pack<T, K::ACCESS == Access::kUnit ? kPerVector<T> : 1> heads[kWarps];
+  alignas(16) __shared__ Pack<T, K::ACCESS == Access::kUnit ? kPerVector<T> : 1> heads[kWarps];
   __shared__ typename DzExchange<K::H>::Shared dz[kWarps];
   __shared__ float sums[K::WMAX + 1][kWarps];
   FirstRegisters<K> r;
