@@ -33,8 +33,15 @@ class Checker:
 
     dilation = 1
 
-    def __init__(self, operation: str, tensors: dict, first: str = "x", most_dims: int = 3):
-        self.caller, self.tensors, self.first = CALLERS[operation], tensors, first
+    def __init__(
+        self,
+        operation: str,
+        tensors: dict,
+        first: str = "x",
+        most_dims: int = 3,
+        caller: str | None = None,
+    ):
+        self.caller, self.tensors, self.first = caller or CALLERS[operation], tensors, first
         leader = next(iter(tensors))
         device = tensors[leader].device
         most = {3: "three", 4: "four"}[most_dims]
@@ -228,9 +235,12 @@ _CHECKS = {
 }
 
 
-def check(operation: str, tensors: dict, dilation: int = 1) -> None:
-    """Raises RuntimeError, as the real operation does, for tensors by name that it refuses."""
-    checker = Checker(operation, tensors)
+def check(operation: str, tensors: dict, dilation: int = 1, caller: str | None = None) -> None:
+    """Raises RuntimeError, as the real operation does, for tensors by name that it refuses.
+
+    caller: whom errors name, if it is not the operation's usual one.
+    """
+    checker = Checker(operation, tensors, caller=caller)
     checker.dilation = dilation
     _CHECKS[operation](checker)
 

@@ -2,10 +2,12 @@
 
 import datetime
 import os
+import time
 
 import torch
 import torch.distributed as dist
 from distributed_cases import leaf
+from torch.distributed.device_mesh import init_device_mesh
 
 from causal_conv1d import causal_conv1d_cp, causal_conv1d_fn, selective_scan_cp
 from causal_conv1d.distributed import gather_lengths, groups
@@ -59,6 +61,21 @@ def a_call_of_one_rank():
     return raised(lambda: causal_conv1d_cp(x[..., :5], weight))
 
 
+def groups_of_one_name():
+    """One after the other; notes of the first, which are still in the store, are not the second's.
+
+    Rank 1 is late, so that the others look while its note is not there.
+    """
+    store = dist.PrefixStore("both", dist.distributed_c10d._get_default_store())
+    groups._store = lambda group: store
+    x, weight = torch.randn(2, 4, 8), torch.randn(4, 3)
+    for length in (6, 8):
+        group = dist.new_group()
+        if dist.get_rank() == 1:
+            time.sleep(0.3)
+        causal_conv1d_cp(x[..., :length], weight, group=group)
+
+
 def refusals():
     """Errors that every rank finds for itself."""
     x, weight = torch.randn(1, 4, 5), torch.randn(4, 3)
@@ -71,24 +88,30 @@ def refusals():
     told("layout must be 'contiguous' or 'zigzag', got 'ring'", x, weight, layout="ring")
     told("a zigzag shard must have two parts of equal length", x, weight, layout="zigzag")
     told("lengths must have the length of each of the 3 parts", x, weight, lengths=(5, 5))
-    told("dilation must be an int of at least 1, got 0", x, weight, dilation=0)
+    told("lengths must be ints, got [5.0, 5, 5]", x, weight, lengths=[5.0, 5, 5])
+    told("lengths must be ints, got 15", x, weight, lengths=15)
+    told("causal_conv1d_cp: dilation must be 1..65536, got 65537", x, weight, dilation=65537)
+    told("dilation must be an int, got 2.0", x, weight, dilation=2.0)
     told(
-        "initial_states must be (batch, dim, (width - 1) * dilation) = (1, 4, 2)",
+        "initial_states must be (batch, dim, width - 1) = (1, 4, 2)",
         x,
         weight,
         initial_states=x,
     )
-    told("cu_seqlens needs an x of batch 1", x.expand(2, -1, -1), weight, cu_seqlens=bounds)
+    told("x must be (1, dim, total) with", x.expand(2, -1, -1), weight, cu_seqlens=bounds)
     told("cu_seqlens must ascend from 0", x, weight, cu_seqlens=torch.tensor([0, 16]))
     told(
-        "cu_seqlens must not be given together with seq_idx",
+        "cu_seqlens must not be given with seq_idx",
         x,
         weight,
         cu_seqlens=bounds,
         seq_idx=torch.zeros(1, 5, dtype=torch.int32),
     )
     told("activation must be None, silu, or swish", x, weight, activation="relu")
-    told("weight must be (dim, width) with dim = 4", x, weight[:3])
+    told("causal_conv1d_cp: weight must be (dim, width) with dim = 4", x, weight[:3])
+    told("group must be a process group or a DeviceMesh, got list", x, weight, group=[0, 1])
+    mesh = init_device_mesh("cpu", (3, 1))
+    told("group must be a DeviceMesh of one dimension, got one of 2", x, weight, group=mesh)
     only = dist.new_group([0])
     if dist.get_rank() > 0:
         told("this process is not in the group", x, weight, group=only)
@@ -148,8 +171,6 @@ def call_forms():
         assert nothing is None
         assert torch.equal(found - mine, wanted[:, steps] + mine - mine)
         torch.testing.assert_close(dx, wanted_dx[:, steps])
-
-    from torch.distributed.device_mesh import init_device_mesh
 
     mesh = init_device_mesh("cpu", (ranks,))
     assert gather_lengths(rank + 3, mesh) == list(range(3, ranks + 3))

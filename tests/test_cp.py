@@ -122,6 +122,10 @@ def test_a_call_that_one_rank_makes_alone_is_an_error_there(tmp_path):
     assert told in found[1], found
 
 
+def test_notes_of_a_group_that_is_gone_are_not_read(tmp_path):
+    check(faults.by_notes, 3, tmp_path, faults.groups_of_one_name)
+
+
 def test_boundaries_that_a_gpu_does_not_check_index_nothing_beyond_them():
     """Here of 600 steps, where the ranks have 1200."""
     from causal_conv1d.distributed.parts import Part, Parts

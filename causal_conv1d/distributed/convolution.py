@@ -73,40 +73,9 @@ def _checked(x, weight, bias, seq_idx, cu_seqlens, initial_states, dilation):
     optional = {"bias": bias, "seq_idx": seq_idx, "cu_seqlens": cu_seqlens}
     optional["initial_states"] = initial_states
     check_tensors(CALLER, {"x": x, "weight": weight}, optional)
-    if not isinstance(dilation, int) or dilation < 1:
-        raise ValueError(f"{CALLER}: dilation must be an int of at least 1, got {dilation!r}")
-    given = {"x": x, "weight": weight, "bias": bias, "seq_idx": seq_idx, "initial_states": None}
-    _fake.check("forward", given)
-    if cu_seqlens is not None:
-        text = None
-        if seq_idx is not None:
-            text = "must not be given together with seq_idx"
-        elif x.shape[0] != 1:
-            text = f"needs an x of batch 1, got {x.shape[0]}"
-        elif cu_seqlens.dim() != 1 or cu_seqlens.shape[0] == 0:
-            text = f"must be (sequences + 1,), got {tuple(cu_seqlens.shape)}"
-        elif cu_seqlens.dtype not in (torch.int32, torch.int64):
-            text = f"must be int32 or int64, got {cu_seqlens.dtype}"
-        elif cu_seqlens.device != x.device:
-            text = f"must be on x's device {x.device}, got {cu_seqlens.device}"
-        if text is not None:
-            raise RuntimeError(f"{CALLER}: cu_seqlens {text}")
-    if initial_states is not None:
-        rows = x.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
-        wanted = (rows, x.shape[1], (weight.shape[1] - 1) * dilation)
-        got = initial_states
-        if tuple(got.shape) != wanted:
-            first = "batch" if cu_seqlens is None else "sequences"
-            text = f"({first}, dim, (width - 1) * dilation) = {wanted}, got {tuple(got.shape)}"
-        elif got.device != x.device:
-            text = f"on x's device {x.device}, got {got.device}"
-        elif not got.is_floating_point() or (got.dtype == torch.float64) != (
-            x.dtype == torch.float64
-        ):
-            text = f"a float type, float64 if and only if x is, got {got.dtype}"
-        else:
-            return
-        raise RuntimeError(f"{CALLER}: initial_states must be {text}")
+    if not isinstance(dilation, int):
+        raise TypeError(f"{CALLER}: dilation must be an int, got {dilation!r}")
+    _fake.check("conv_forward", {"x": x, "weight": weight, **optional}, dilation, CALLER)
 
 
 def _form(tensors, lengths, *others):
@@ -231,7 +200,7 @@ def causal_conv1d_cp(
     Raises:
         RuntimeError, ValueError: an argument that does not fit, or differs between ranks; the
             message names it.
-        TypeError: an argument that is no tensor.
+        TypeError: an argument of another type.
         NotImplementedError: another activation.
     """
     group = find_group(CALLER, group)

@@ -38,10 +38,17 @@ def find_group(caller: str, group: Any) -> Any:
         raise RuntimeError(
             f"{caller}: there is no process group: call torch.distributed.init_process_group first"
         )
-    if hasattr(group, "get_group"):  # a DeviceMesh of one dimension
+    if hasattr(group, "get_group"):  # a DeviceMesh
+        if group.ndim != 1:
+            raise RuntimeError(
+                f"{caller}: group must be a DeviceMesh of one dimension, got one of {group.ndim}"
+            )
         group = group.get_group()
     if group is None:
         group = dist.group.WORLD
+    if group is not dist.GroupMember.NON_GROUP_MEMBER and not isinstance(group, dist.ProcessGroup):
+        kind = type(group).__name__
+        raise TypeError(f"{caller}: group must be a process group or a DeviceMesh, got {kind}")
     if dist.get_rank(group) < 0:
         raise RuntimeError(f"{caller}: this process is not in the group")
     return group
@@ -56,6 +63,7 @@ class _Kept:
 
     def __init__(self) -> None:
         self.calls = 0
+        self.life = 0  # which group this is of those that had its name in the store; 0: not asked
         self.noted = 0  # the last call that was compared by the store
         self.agreed: set[tuple[int, ...]] = set()
         self.prepared: dict[Hashable, tuple[Any, list[int]]] = {}
@@ -127,9 +135,11 @@ class _Notes:
         kept = kept_of(group)
         self.caller, self.store, self.kept, self.call = caller, _store(group), kept, kept.calls
         self.rank, self.ranks = dist.get_rank(group), dist.get_world_size(group)
+        if kept.life == 0:  # a group that was destroyed leaves its notes in the store
+            kept.life = self.store.add(f"causal_conv1d/lives/{self.rank}", 1)
 
     def _key(self, rank: int, call: int) -> str:
-        return f"causal_conv1d/{call}/{rank}"
+        return f"causal_conv1d/{self.kept.life}/{call}/{rank}"
 
     def leave(self, numbers: Sequence[int]) -> None:
         self.store.set(self._key(self.rank, self.call), json.dumps(list(numbers)))

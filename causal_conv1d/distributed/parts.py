@@ -6,6 +6,7 @@ tensors (zigzag: parts r and 2n - 1 - r of rank r of n).
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -127,7 +128,10 @@ def make_parts(
                 f"given, got {length} steps"
             )
         lengths = [length // 2 if zigzag else length] * count
-    lengths = [int(n) for n in lengths]
+    try:
+        lengths = [operator.index(n) for n in lengths]
+    except TypeError:
+        raise TypeError(f"{caller}: lengths must be ints, got {lengths!r}") from None
     if len(lengths) != count or min(lengths) < 0:
         raise ValueError(
             f"{caller}: lengths must have the length of each of the {count} parts, got {lengths}"

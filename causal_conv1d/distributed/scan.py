@@ -83,7 +83,7 @@ class _Part:
             for name, tensor in tensors.items()
         }
         self.states = self.tensors.pop("initial_states")
-        self.cu = cu_seqlens
+        self.cu = None if cu_seqlens is None else cu_seqlens.contiguous()
         if cu_seqlens is None:
             self.local = None
         else:
@@ -324,7 +324,7 @@ def _checked(tensors, cu_seqlens):
     for name in "BC":
         if tensors[name].dim() == 3:
             tensors[name] = tensors[name].unsqueeze(1)
-    fake.check("scan_forward", tensors)
+    fake.check("scan_forward", tensors, caller=CALLER)
 
 
 @_disable_dynamo
@@ -381,7 +381,7 @@ def selective_scan_cp(
     Raises:
         RuntimeError, ValueError: an argument that does not fit, or differs between ranks; the
             message names it.
-        TypeError: an argument that is no tensor.
+        TypeError: an argument of another type.
     """
     group = find_group(CALLER, group)
     rank, ranks = dist.get_rank(group), dist.get_world_size(group)

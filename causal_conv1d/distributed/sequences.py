@@ -112,7 +112,8 @@ class Packed(Rows):
     """
 
     def __init__(self, call: Any, cu_seqlens, initial_states, dfinal=None, ids=None) -> None:
-        self.cu, self.begins, self.stops = cu_seqlens, cu_seqlens[:-1], cu_seqlens[1:]
+        cu = cu_seqlens.contiguous()  # searchsorted warns of one that is not
+        self.cu, self.begins, self.stops = cu, cu[:-1], cu[1:]
         self.has_states = initial_states is not None or dfinal is not None
         super().__init__(call, ids, initial_states, dfinal)
         self.travels = None  # each rank has the boundaries

@@ -158,12 +158,17 @@ _CHECKS = {
 }
 
 
-def check(operation: str, tensors: dict, any_dstate: bool = False) -> None:
-    """Raises RuntimeError, as the real operation does, for tensors by name that it refuses."""
+def check(
+    operation: str, tensors: dict, any_dstate: bool = False, caller: str | None = None
+) -> None:
+    """Raises RuntimeError, as the real operation does, for tensors by name that it refuses.
+
+    caller: whom errors name, if it is not the operation's usual one.
+    """
     function, first = _CHECKS[operation]
     if operation == "state_update":
         tensors = {name: operators.with_heads(name, tensor) for name, tensor in tensors.items()}
-    checker = _Checker(operation, tensors, first=first, most_dims=4)
+    checker = _Checker(operation, tensors, first=first, most_dims=4, caller=caller)
     checker.any_dstate = any_dstate
     function(checker)
 
