@@ -96,13 +96,11 @@ def report_installation() -> None:
         print(f"{mark}{kind} kernels: not loaded: {_library.cuda.problem}")
     for index in gpus():
         p = torch.cuda.get_device_properties(index)
+        oldest = "{}.{}".format(*OLDEST)
+        note = f"; too old for the CUDA kernels, which need {oldest}" if is_too_old(index) else ""
         print(
             f"cuda:{index}: {describe(p)}, "
-            f"{p.multi_processor_count} SMs, {p.total_memory / 2**30:.1f} GiB"
-            + (
-                "; too old for the CUDA kernels, which need {}.{}".format(*OLDEST)
-                * is_too_old(index)
-            )
+            f"{p.multi_processor_count} SMs, {p.total_memory / 2**30:.1f} GiB{note}"
         )
     if not gpus():
         print("GPUs: none that torch can use")

@@ -2,6 +2,7 @@
 
 import datetime
 import os
+import random
 import time
 
 import torch
@@ -10,7 +11,7 @@ from distributed_cases import leaf
 from torch.distributed.device_mesh import init_device_mesh
 
 from causal_conv1d import causal_conv1d_cp, causal_conv1d_fn, selective_scan_cp
-from causal_conv1d.distributed import gather_lengths, groups
+from causal_conv1d.distributed import convolution, gather_lengths, groups, local
 
 
 def raised(call):
@@ -74,6 +75,35 @@ def groups_of_one_name():
         if dist.get_rank() == 1:
             time.sleep(0.3)
         causal_conv1d_cp(x[..., :length], weight, group=group)
+
+
+def wrong_boundaries():
+    """Those of a GPU are not checked: whatever they are, torch's operations index no step beyond.
+
+    The kernels are left out, as the CPU's check them.
+    """
+
+    def backward(dx, x, weight, bias, dout, seq_idx, cu_seqlens, states, *others):
+        dstates = None if states is None else torch.zeros_like(states)
+        return torch.zeros_like(weight), None, dstates
+
+    convolution.check_bounds = lambda *args, **options: None
+    local.forward, local.backward = (lambda *args: None), backward
+    rng = random.Random(0)
+    for seed in range(60):
+        sequences, width, length = rng.randrange(1, 6), rng.randrange(1, 5), 2 * rng.randrange(6)
+        bounds = torch.tensor([rng.randrange(-20, 40) for _ in range(sequences + 1)])
+        x, weight = leaf(torch.randn(1, 3, length)), leaf(torch.randn(3, width))
+        states = leaf(torch.randn(sequences, 3, width - 1)) if seed % 2 else None
+        found = causal_conv1d_cp(
+            x,
+            weight,
+            cu_seqlens=bounds,
+            initial_states=states,
+            return_final_states=True,
+            layout=rng.choice(("contiguous", "zigzag")),
+        )
+        torch.autograd.backward(found, [torch.ones_like(tensor) for tensor in found])
 
 
 def refusals():

@@ -16,8 +16,8 @@ from causal_conv1d import causal_conv1d_cp, causal_conv1d_fn
 
 @pytest.mark.parametrize("ranks", [2, 4, 8])
 def test_random_cases(ranks, tmp_path):
-    """220 in all; out and dx have the bits of the whole call."""
-    seeds = {2: range(100), 4: range(1000, 1080), 8: range(2000, 2040)}[ranks]
+    """500 in all; out and dx have the bits of the whole call."""
+    seeds = {2: range(300), 4: range(1000, 1140), 8: range(2000, 2060)}[ranks]
     check(cases.random_cases, ranks, tmp_path, seeds)
 
 
@@ -126,8 +126,12 @@ def test_notes_of_a_group_that_is_gone_are_not_read(tmp_path):
     check(faults.by_notes, 3, tmp_path, faults.groups_of_one_name)
 
 
+def test_wrong_boundaries(tmp_path):
+    check(faults.wrong_boundaries, 2, tmp_path)
+
+
 def test_boundaries_that_a_gpu_does_not_check_index_nothing_beyond_them():
-    """Here of 600 steps, where the ranks have 1200."""
+    """In the scan; here of 600 steps, where the ranks have 1200."""
     from causal_conv1d.distributed.parts import Part, Parts
     from causal_conv1d.distributed.scan import Call, _Part
 

@@ -211,6 +211,7 @@ def test_torch_takes_the_place_of_wrong_kernels_with_one_warning(on_a_gpu):
 
 def test_a_rocm_torch_without_it(site):
     found = run("-c", LOADING, folder=site)
+    assert found.returncode == 0, found.stderr
     assert "HIP kernels: not loaded: causal_conv1d was built without hipcc, so there is no " in (
         found.stdout
     )

@@ -13,8 +13,10 @@ from .operators import INPUTS
 
 
 def _inputs(name, args):
-    """The inputs of a scan. For its loop over sequences their bounds are fetched from the device,
-    once a call, so wrong ones are told, as on the CPU."""
+    """The inputs of a scan, with the bounds of its sequences on the CPU, for the loop over them.
+
+    RuntimeError for wrong bounds, as on the CPU.
+    """
     inputs = Inputs(*args[:INPUTS])
     if inputs.cu_seqlens is not None:
         inputs.cu_seqlens = inputs.cu_seqlens.cpu()
