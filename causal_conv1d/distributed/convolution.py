@@ -80,7 +80,7 @@ def _checked(x, weight, bias, seq_idx, cu_seqlens, initial_states, dilation):
 
 def _form(tensors, lengths, *others):
     """All that a call is checked for and divided by, or None where that needs values or fails."""
-    forms: list[Any] = []
+    forms = []
     for tensor in tensors:
         if tensor is None:
             forms.append(None)

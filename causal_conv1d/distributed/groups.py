@@ -46,10 +46,11 @@ def find_group(caller: str, group: Any) -> Any:
         group = group.get_group()
     if group is None:
         group = dist.group.WORLD
-    if group is not dist.GroupMember.NON_GROUP_MEMBER and not isinstance(group, dist.ProcessGroup):
+    is_outside = group is dist.GroupMember.NON_GROUP_MEMBER
+    if not is_outside and not isinstance(group, dist.ProcessGroup):
         kind = type(group).__name__
         raise TypeError(f"{caller}: group must be a process group or a DeviceMesh, got {kind}")
-    if dist.get_rank(group) < 0:
+    if is_outside or dist.get_rank(group) < 0:
         raise RuntimeError(f"{caller}: this process is not in the group")
     return group
 

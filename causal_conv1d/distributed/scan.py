@@ -227,13 +227,7 @@ class _Scan(torch.autograd.Function):
                 results[scan.part] = *scan.scan(states), states
         found = [results[scan.part] for scan in scans]
         outs = [out for out, _, _ in found]
-        out = (
-            outs[0]
-            if len(outs) == 1
-            else torch.cat(outs, -1)
-            if outs
-            else torch.empty_like(args[0])
-        )
+        out = _concatenated(outs) if outs else torch.empty_like(args[0])
         ctx.call = call
         states = [states for _, _, states in found]
         decays = [maps[scan.part][0] for scan in scans]
