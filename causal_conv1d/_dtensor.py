@@ -119,7 +119,7 @@ def _local(x, name, tensor):
     return tensor.redistribute(x.device_mesh, places).to_local(grad_placements=gradients)
 
 
-def sequence_sharded(x, weight, bias, seq_idx, initial_states, with_states, silu):
+def sequence_sharded(x, weight, bias, seq_idx, initial_states, with_states, silu, dilation):
     """forward or forward_states of such an x: each device's part, and a halo from those before.
 
     Along the other dimensions of the mesh x stays as it is; the other tensors follow it.
@@ -147,6 +147,7 @@ def sequence_sharded(x, weight, bias, seq_idx, initial_states, with_states, silu
         initial_states=_local(x, "initial_states", initial_states),
         return_final_states=with_states,
         lengths=[min(most, max(x.shape[2] - i * most, 0)) for i in range(count)],
+        dilation=dilation,
     )
 
     def whole(tensor, placements, like):
@@ -161,5 +162,5 @@ def sequence_sharded(x, weight, bias, seq_idx, initial_states, with_states, silu
     if final.requires_grad and mesh.get_local_rank(along) > 0:
         # Each device has the whole gradient of the final states, which is to be counted once.
         final.register_hook(torch.zeros_like)
-    like = on_meta.new_empty(*x.shape[:2], weight.shape[1] - 1)
+    like = on_meta.new_empty(*x.shape[:2], (weight.shape[1] - 1) * dilation)
     return out, whole(final, [Replicate() if p.is_shard(2) else p for p in x.placements], like)

@@ -217,8 +217,8 @@ def causal_conv1d_fn(
         pre_gate is not None
         or post_gate is not None
         or residual is not None
-        or dilation != 1
         or split_sizes is not None
+        or (dilation != 1 and not is_sequence_sharded(x))
     ):
         tensors = {"x": x, "weight": weight, "bias": bias, "seq_idx": seq_idx}
         tensors.update(cu_seqlens=None, initial_states=initial_states, pre_gate=pre_gate)
@@ -227,7 +227,8 @@ def causal_conv1d_fn(
         found = convolve(caller, tensors, dilation, silu, split_sizes, states_out, with_states)
         return found if buffer is None else found[0]
     if is_transformed(x):
-        found = _traced(x, weight, bias, seq_idx, initial_states, with_states, states_out, silu)
+        states = initial_states, with_states, states_out
+        found = _traced(x, weight, bias, seq_idx, *states, silu, dilation)
         return found if buffer is None else found[0]
     try:
         if torch.is_grad_enabled() and (
@@ -276,12 +277,15 @@ def _write_states(final_states_out, final_states, x):
     return final_states_out.copy_(final_states)
 
 
-def _traced(x, weight, bias, seq_idx, initial_states, with_states, states_out, silu):
-    """causal_conv1d_fn by operators alone, for tracers, transformations and tensor subclasses."""
+def _traced(x, weight, bias, seq_idx, initial_states, with_states, states_out, silu, dilation):
+    """causal_conv1d_fn by operators alone, for tracers, transformations and tensor subclasses.
+
+    dilation is 1 unless x is sharded over its sequence.
+    """
     _check_fn_tensors(x, weight, bias, seq_idx, initial_states, states_out)
     args = (x, weight, bias, seq_idx, initial_states, silu)
     if is_sequence_sharded(x):
-        found = sequence_sharded(*args[:5], with_states, silu)
+        found = sequence_sharded(*args[:5], with_states, silu, dilation)
         if not with_states:
             return found
     elif _onnx.is_exporting():

@@ -96,6 +96,7 @@ def test_dtensor(tmp_path, device):
 
 def _sequence_sharded(mesh):
     from torch.distributed.tensor import DTensor
+    from torch.distributed.tensor.debug import CommDebugMode
 
     # Of 1 step the second device has none.
     for length in (22, 21, 1):
@@ -123,6 +124,14 @@ def _sequence_sharded(mesh):
                 torch.testing.assert_close(a.full_tensor(), b)
             with pytest.raises(TypeError, match="weight must be a DTensor"):
                 causal_conv1d_fn(sharded[0], plain[1])
+    with CommDebugMode() as communication:
+        found = causal_conv1d_fn(*sharded[:4], return_final_states=True, dilation=2)
+    expected = causal_conv1d_fn(*plain[:4], return_final_states=True, dilation=2)
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one.full_tensor(), other)
+    assert found[0].placements == sharded[0].placements
+    gathers = torch.ops.c10d_functional.all_gather_into_tensor
+    assert communication.get_comm_counts()[gathers] == 0
 
 
 def test_sequence_sharded_dtensor(tmp_path, device):
