@@ -87,7 +87,9 @@ def causal_conv1d_ref(
         cu_seqlens: (sequences + 1,) int32 or int64, or None: boundaries, ascending, between 0 and
             seqlen, of the sequences in a batch of 1. Each is convolved alone, from and to its own
             row of the states; steps of no sequence are padding.
-        pre_gate, post_gate, residual: x's shape and type, or None.
+        pre_gate: x's shape and type, or None.
+        post_gate: the same.
+        residual: the same.
         dilation: steps from one tap to the next.
 
     Returns:
@@ -348,12 +350,16 @@ def selective_scan_ref(
     steps cu_seqlens[i] .. cu_seqlens[i+1] - 1, with states of its own.
 
     Args:
-        u, delta, z: (batch, dim, seqlen), any float type; z may be None.
+        u: (batch, dim, seqlen), any float type.
+        delta: as u.
         A: (dim, dstate), real or complex.
-        B, C: (batch, groups, dstate, seqlen), (batch, dstate, seqlen), or (dim, dstate) for one
-            that is constant in time. With a complex A the last is complex, the others have pairs
-            of real numbers along seqlen, and y is twice the real part of the sum.
-        D, delta_bias: (dim,) or None.
+        B: (batch, groups, dstate, seqlen), (batch, dstate, seqlen), or (dim, dstate) if it is
+            constant in time. With a complex A the last is complex, the others have pairs of real
+            numbers along seqlen, and y is twice the real part of the sum.
+        C: as B.
+        D: (dim,) or None.
+        z: as u, or None.
+        delta_bias: (dim,) or None.
         delta_softplus: whether dt goes through softplus.
         return_last_state: whether to return (out, last_state) instead of out.
         initial_states: (batch or sequences, dim, dstate) or None.
@@ -459,10 +465,14 @@ def selective_state_update_ref(
     Args:
         state: (batch, dim, dstate) or (batch, heads, dim, dstate); with state_batch_indices any
             number of rows instead of batch.
-        x, dt, z: (batch, dim) or (batch, heads, dim); z may be None.
+        x: (batch, dim) or (batch, heads, dim).
+        dt: as x.
         A: (dim, dstate) or (heads, dim, dstate).
-        B, C: (batch, dstate) or (batch, groups, dstate), of groups of neighbouring heads.
-        D, dt_bias: (dim,) or (heads, dim), or None.
+        B: (batch, dstate) or (batch, groups, dstate), of groups of neighbouring heads.
+        C: as B.
+        D: (dim,) or (heads, dim), or None.
+        z: as x, or None.
+        dt_bias: (dim,) or (heads, dim), or None.
         dt_softplus: whether dt + dt_bias goes through softplus.
         state_batch_indices: (batch,) int32 or int64, or None: the row of state of each batch
             entry. A negative one is padding: its out is 0 and no state is touched. One past the
