@@ -123,7 +123,7 @@ def test_torch_sees_what_is_written(device):
     torch.library.opcheck(ops.pool.default, tuple(arguments.values()), test_utils=tests)
     versions = {n: arguments[n]._version for n in WRITTEN}
     ops.pool(*arguments.values())
-    assert all(arguments[n]._version == v + 1 for n, v in versions.items())
+    assert all(arguments[n]._version > v for n, v in versions.items())
 
 
 def test_it_has_no_derivative(device):
