@@ -76,6 +76,22 @@ def _legacy_form(bias, seq_idx, initial_states, return_final_states, final_state
     return seq_idx, initial_states, return_final_states, final_states_out, activation, buffer
 
 
+def _recorded(x, weight, bias, seq_idx, initial_states, with_states, states_out, silu):
+    """The call where gradients are recorded."""
+    if (
+        states_out is not None
+        and initial_states is not None
+        and _share_memory(states_out, initial_states)
+    ):
+        initial_states = initial_states.clone()  # the backward needs what was in it
+    operator = _forward_states if with_states else _forward
+    args = (operator, x, weight, bias, seq_idx, initial_states, silu)
+    found = Forward.apply(*args)  # type: ignore[attr-defined]
+    if states_out is None:
+        return found
+    return found[0], _write_states(states_out, found[1], x)
+
+
 @overload
 def causal_conv1d_fn(
     x: torch.Tensor,
@@ -191,13 +207,6 @@ def causal_conv1d_fn(
 
     Older positional forms are accepted as well: activation as the 4th or 5th argument (upstream
     before 1.2), and ``(x, weight, bias, seq_idx, initial_states, final_states_out, activation)``.
-
-    Example::
-
-        >>> x = torch.randn(2, 64, 100)
-        >>> weight, bias = torch.randn(64, 4), torch.randn(64)
-        >>> causal_conv1d_fn(x, weight, bias, activation="silu").shape
-        torch.Size([2, 64, 100])
     """
     buffer = None
     if (
@@ -238,17 +247,8 @@ def causal_conv1d_fn(
             or (initial_states is not None and initial_states.requires_grad)
             or (states_out is not None and states_out.requires_grad)
         ):
-            if (
-                states_out is not None
-                and initial_states is not None
-                and _share_memory(states_out, initial_states)
-            ):
-                initial_states = initial_states.clone()  # the backward needs what was in it
-            operator = _forward_states if with_states else _forward
-            args = (operator, x, weight, bias, seq_idx, initial_states, silu)
-            found = Forward.apply(*args)  # type: ignore[attr-defined]
-            if states_out is not None:
-                found = found[0], _write_states(states_out, found[1], x)
+            states = initial_states, with_states, states_out
+            found = _recorded(x, weight, bias, seq_idx, *states, silu)
         elif states_out is not None:
             found = torch.empty_like(x), states_out
             _forward_out(x, weight, bias, seq_idx, initial_states, *found, silu)
