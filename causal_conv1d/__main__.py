@@ -65,9 +65,11 @@ def gpus() -> list[int]:
 def other_devices() -> list[str]:
     """Those of an accelerator other than CUDA; torch 2.5 does not tell which it is."""
     accelerator = getattr(torch, "accelerator", None)
-    if has_cuda() or accelerator is None or not accelerator.is_available():
+    if accelerator is None or not accelerator.is_available():
         return []
     kind = accelerator.current_accelerator().type
+    if kind == "cuda":
+        return []
     return [f"{kind}:{index}" for index in range(accelerator.device_count())]
 
 

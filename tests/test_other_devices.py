@@ -276,6 +276,7 @@ def test_a_call_that_is_refused_does_not_warn():
 def test_the_doctor_checks_the_accelerator(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["doctor", "--no-speed"])
     monkeypatch.setattr(doctor, "CHECKS", {"update": doctor.check_update})
+    monkeypatch.setattr(torch.version, "cuda", "12.6")  # a torch that has CUDA too
     assert doctor.main() == 0
     assert "\nother:0: largest relative error" in capsys.readouterr().out
 
