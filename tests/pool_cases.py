@@ -1,5 +1,7 @@
 """Random calls of the operator ``pool``, and their comparison with plain operations in float64."""
 
+import sys
+
 import torch
 from helpers import assert_close
 from tolerances import OUT
@@ -91,7 +93,8 @@ def assert_case(arguments):
     for name in WRITTEN[1:]:
         if arguments[name] is not None:
             assert torch.equal(apart[name], plain[name].to(apart[name].dtype)), name
-    if arguments["weight"].shape[1] > 8 and arguments["x"].is_cuda:
+    stand_in = getattr(sys.modules.get("gpu_stand_in"), "installed", False)
+    if arguments["weight"].shape[1] > 8 and (arguments["x"].is_cuda or stand_in):
         return
     again = copied(arguments)
     again["x"] = again["out"] = arguments["x"].clone(memory_format=torch.preserve_format)

@@ -77,7 +77,7 @@ def test_self_test(library):
     """Of every kernel, by value; and of kernels that write nothing."""
     found = run("-c", SELF_TEST, library)
     assert found.stdout == f"{{{_self_test.RIGHT}}} None\n", found.stderr
-    found = run("-c", SELF_TEST, library, HIP_ON_CPU_FAULT="1")
+    found = run("-c", SELF_TEST, library, GPU_ON_CPU_FAULT="1")
     assert found.stdout.startswith(f"{{{_self_test.WRONG}}} "), found.stderr
 
 
@@ -202,7 +202,7 @@ def test_every_operation_on_a_gpu(on_a_gpu):
 
 
 def test_torch_takes_the_place_of_wrong_kernels_with_one_warning(on_a_gpu):
-    problem, wrong, scan = on_a_gpu(HIP_ON_CPU_FAULT="1")
+    problem, wrong, scan = on_a_gpu(GPU_ON_CPU_FAULT="1")
     start = "causal_conv1d: the HIP kernels fail their self-test on cuda:0 (a GPU, gfx1030:xnack-)"
     advice = "; a build with PYTORCH_ROCM_ARCH=gfx1030 adds this GPU. CAUSAL_CONV1D_SELF_TEST=0"
     assert wrong.startswith(start) and problem in wrong and advice in wrong

@@ -21,6 +21,6 @@ lint=() format=(--check) clang=(--dry-run -Werror)
 if [ "${1:-}" = --fix ]; then lint=(--fix) format=() clang=(-i); fi
 "$tools/bin/ruff" check "${lint[@]}" .
 "$tools/bin/ruff" format "${format[@]}" .
-find csrc tests/cpp tests/hip_on_cpu docs/examples -name '*.[ch]' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.inl' |
+find csrc tests/cpp tests/gpu_on_cpu docs/examples -name '*.[ch]' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.inl' |
   xargs env PYTHONPATH="$tools" "$tools/bin/clang-format" "${clang[@]}"
 PYTHONPATH=$tools "$PYTHON" -m mypy

@@ -1,0 +1,29 @@
+"""The library for NVIDIA GPUs on the CPU: see gpu_stand_in.py.
+
+As a plugin of pytest it takes the place of the convolution's CPU kernels in the tests:
+
+    PYTHONPATH=tests pytest -p cuda_stand_in tests/test_forward.py
+"""
+
+import ctypes
+
+import gpu_stand_in
+
+LIBRARY = gpu_stand_in.StandIn(
+    "cuda",
+    (
+        *gpu_stand_in.CONVOLUTION,
+        *("forward_wide", "backward_channel_first", "backward_channel_last"),
+    ),
+    (),
+    ("-D__CUDA_ARCH__=870", '-DCAUSAL_CONV1D_ARCHITECTURES="stand-in"'),
+)
+build = LIBRARY.build
+
+
+def install():
+    gpu_stand_in.install(ctypes.CDLL(str(build())))
+
+
+def pytest_configure(config):
+    config.pluginmanager.register(gpu_stand_in.Plugin(LIBRARY))
