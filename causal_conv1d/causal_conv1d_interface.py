@@ -207,6 +207,11 @@ def causal_conv1d_fn(
 
     Older positional forms are accepted as well: activation as the 4th or 5th argument (upstream
     before 1.2), and ``(x, weight, bias, seq_idx, initial_states, final_states_out, activation)``.
+
+    Example::
+
+        >>> causal_conv1d_fn(torch.randn(2, 64, 100), torch.randn(64, 4)).shape
+        torch.Size([2, 64, 100])
     """
     buffer = None
     if (
@@ -235,8 +240,8 @@ def causal_conv1d_fn(
         caller = "causal_conv1d_fn"
         found = convolve(caller, tensors, dilation, silu, split_sizes, states_out, with_states)
         return found if buffer is None else found[0]
+    states = initial_states, with_states, states_out
     if is_transformed(x):
-        states = initial_states, with_states, states_out
         found = _traced(x, weight, bias, seq_idx, *states, silu, dilation)
         return found if buffer is None else found[0]
     try:
@@ -247,7 +252,6 @@ def causal_conv1d_fn(
             or (initial_states is not None and initial_states.requires_grad)
             or (states_out is not None and states_out.requires_grad)
         ):
-            states = initial_states, with_states, states_out
             found = _recorded(x, weight, bias, seq_idx, *states, silu)
         elif states_out is not None:
             found = torch.empty_like(x), states_out
