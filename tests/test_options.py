@@ -56,7 +56,7 @@ def test_every_width(layout, dilation, device):
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=dtype_id)
-@pytest.mark.parametrize("dilation", (2, 7, 64, 128, 129))
+@pytest.mark.parametrize("dilation", (2, 7, 64, 128, 129, 1000))
 def test_long_dilated_rows(dilation, dtype, device):
     """CUDA takes them channel-first by tiles, as far as taps reach."""
     for width, states, activation in ((4, True, "silu"), (3, False, None), (8, True, "silu")):

@@ -23,10 +23,18 @@ void run_backward(BackwardProblem& p, int num_threads) {
   demand.seq_idx = given(p.seq_idx);
   demand.gated = given(p.pre_gate) || given(p.post_gate) || p.residual_is_x;
   demand.dilation = p.sequences.dilation;
+  const bool has_states = has_elements(p.initial_states) || has_elements(p.dfinal_states) ||
+                          has_elements(p.dinitial_states);
+  demand.other_states = has_elements(p.initial_states) && p.initial_states.dtype != p.x.dtype;
+  demand.ids_ascend = demand.seq_idx && !has_states && ids_ascend(p.seq_idx);
   Tensor x = p.x;
   // Without elements it gives sums of 0 whatever its sizes, which need no loop over them.
   if (!has_elements(x) && !has_elements(p.dinitial_states)) x.sizes[0] = x.sizes[2] = 0;
-  const Tiling tiling = make_tiling(x, p.weight, demand);
+  Tiling tiling = make_tiling(x, p.weight, demand);
+  if (should_walk_apart(tiling, demand)) {
+    tiling.apart = p.sequences.apart = p.sequences.dilation;
+    p.sequences.dilation = 1;
+  }
   std::unique_ptr<double[]> partials;
   if (given(p.dweight) || given(p.dbias)) {
     const int64_t slots = tiling.batch_groups * tiling.chunks;
@@ -38,11 +46,15 @@ void run_backward(BackwardProblem& p, int num_threads) {
     p.ends = ends.data();
   }
   std::optional<Joining> joining;
-  const bool has_states = has_elements(p.initial_states) || has_elements(p.dfinal_states) ||
-                          has_elements(p.dinitial_states);
   const Sequences s = p.sequences;
-  if (should_join(s, tiling, has_states)) {
+  if (demand.seq_idx && tiling.direct) {
+    joining.emplace(p.seq_idx, s.apart, p.x);
+    p.seq_idx = {};
+  } else if (should_join(s, tiling, has_states)) {
     joining.emplace(s, p.x);
+  }
+  if (joining) {
+    tiling.joined = true;
     p.sequences = joining->sequences();
     p.joined = joining->joined();
   }

@@ -50,24 +50,38 @@ void run_forward(ForwardProblem& p, int num_threads) {
   const KernelTable& kernels = *active_kernels;
   std::vector<int32_t> ids;
   p.seq_idx = with_int32_ids(p.seq_idx, &ids);
-  const Sequences& s = p.sequences;
+  Sequences& s = p.sequences;
   Demand demand = {Operation::kForward, kernels.has_direct};
   demand.seq_idx = given(p.seq_idx);
   demand.gated = given(p.pre_gate) || given(p.post_gate) || given(p.residual);
   demand.dilation = s.dilation;
-  const Tiling tiling = make_tiling(p.x, p.weight, demand);
+  const bool has_initial = has_elements(p.initial_states);
+  demand.other_states = has_initial && p.initial_states.dtype != p.x.dtype;
+  demand.ids_ascend = demand.seq_idx && !has_initial && ids_ascend(p.seq_idx);
+  Tiling tiling = make_tiling(p.x, p.weight, demand);
+  if (should_walk_apart(tiling, demand)) {
+    tiling.apart = s.apart = s.dilation;
+    s.dilation = 1;
+  }
   const bool has_states = has_elements(p.final_states_out);
   // The last chunk of a row may be done before the first one has read the initial state, and
   // phases have other columns at the end than at the start; padding is looked for when all is done.
   bool late = has_states && p.final_states_out.data == p.initial_states.data &&
               (tiling.chunks > 1 || demand.seq_idx || s.dilation > 1);
-  const bool join = should_join(s, tiling, has_elements(p.initial_states));
-  late = late || (has_states && join);
+  const bool join_ids = demand.seq_idx && tiling.direct;
+  const bool join = join_ids || should_join(s, tiling, has_initial);
+  tiling.joined = join;
+  late = late || (has_states && (join || tiling.apart > 1));
   std::optional<Joining> joining;
   std::optional<ForwardProblem> other;
   if (join || late) other = p;
-  if (join) {
+  if (join_ids) {
+    joining.emplace(p.seq_idx, s.apart, p.x);
+    other->seq_idx = {};
+  } else if (join) {
     joining.emplace(s, p.x);
+  }
+  if (join) {
     other->sequences = joining->sequences();
     other->joined = joining->joined();
   }

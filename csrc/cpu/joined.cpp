@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "../element_size.h"
+#include "index_tensor.h"
 
 namespace causal_conv1d {
 namespace {
@@ -28,21 +29,58 @@ bool should_join(const Sequences& s, const Tiling& tiling, bool has_states) {
          s.dilation == 1 && !has_states;
 }
 
-Joining::Joining(const Sequences& s, const Tensor& x)
-    : bounds_{s.bounds[0], s.bounds[s.count]}, joined_{} {
+bool ids_ascend(const Tensor& seq_idx) {
+  for (int64_t b = 0; b < seq_idx.sizes[0]; ++b) {
+    int64_t last = 0;
+    for (int64_t t = 0; t < seq_idx.sizes[1]; ++t) {
+      const int64_t id = index_at(seq_idx, b, t);
+      if (id < last) return false;
+      last = id;
+    }
+  }
+  return true;
+}
+
+Joining::Joining(int64_t apart, int64_t batch, const Tensor& x)
+    : bounds_{}, sequences_{1, nullptr, 0, nullptr, apart}, joined_{} {
   const int64_t size = element_size(x.dtype), total = x.sizes[2];
   Tensor* const tensors[] = {&joined_.before, &joined_.behind};
   for (int i = 0; i < 2; ++i) {
-    memory_[i].resize(static_cast<size_t>((total + 2 * kSlack) * size));
-    *tensors[i] = {memory_[i].data() + kSlack * size, {1, 1, total}, {0, 0, 1}, 3, x.dtype};
+    memory_[i].resize(static_cast<size_t>((batch * total + 2 * kSlack) * size));
+    char* const data = memory_[i].data() + kSlack * size;
+    *tensors[i] = {data, {batch, 1, total}, {total, 0, 1}, 3, x.dtype};
   }
-  for (int64_t n = 0; n < s.count; ++n) {
-    const int64_t begin = s.bounds[n], end = s.bounds[n + 1];
-    for (int64_t t = begin; t < end; ++t) {
-      const uint32_t before = bits_of(x.dtype, std::min(Joined::kMost, t - begin));
-      const uint32_t behind = bits_of(x.dtype, std::min(Joined::kMost, end - 1 - t));
-      std::memcpy(memory_[0].data() + (kSlack + t) * size, &before, static_cast<size_t>(size));
-      std::memcpy(memory_[1].data() + (kSlack + t) * size, &behind, static_cast<size_t>(size));
+}
+
+Joining::Joining(const Sequences& s, const Tensor& x) : Joining(s.apart, 1, x) {
+  bounds_[0] = s.bounds[0];
+  bounds_[1] = s.bounds[s.count];
+  sequences_.bounds = bounds_;
+  sequences_.count = 1;
+  for (int64_t n = 0; n < s.count; ++n) add(0, s.bounds[n], s.bounds[n + 1]);
+}
+
+Joining::Joining(const Tensor& seq_idx, int64_t apart, const Tensor& x)
+    : Joining(apart, x.sizes[0], x) {
+  for (int64_t b = 0; b < x.sizes[0]; ++b) {
+    for (int64_t begin = 0, end; begin < x.sizes[2]; begin = end) {
+      const int64_t id = index_at(seq_idx, b, begin);
+      for (end = begin + 1; end < x.sizes[2] && index_at(seq_idx, b, end) == id;) ++end;
+      add(b, begin, end);
+    }
+  }
+}
+
+// One sequence of row b.
+void Joining::add(int64_t b, int64_t begin, int64_t end) {
+  const Tensor& tensor = joined_.before;
+  const int64_t size = element_size(tensor.dtype), row = kSlack + b * tensor.strides[0];
+  const int64_t apart = sequences_.apart;
+  for (int64_t t = begin; t < end; ++t) {
+    const int64_t counts[] = {(t - begin) / apart, (end - 1 - t) / apart};
+    for (int i = 0; i < 2; ++i) {
+      const uint32_t bits = bits_of(tensor.dtype, std::min(Joined::kMost, counts[i]));
+      std::memcpy(memory_[i].data() + (row + t) * size, &bits, static_cast<size_t>(size));
     }
   }
 }

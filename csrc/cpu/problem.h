@@ -22,11 +22,14 @@ struct Sequences {
   const int64_t* bounds;  // null: not packed
   int64_t count;
   const PoolSequence* pool;  // null: none
+  // Steps from a tap to the next one, within a phase: with 1 sequences are taken apart into their
+  // phases, else they are one.
+  int64_t apart = 1;
 };
 
-// Of packed sequences without states whose steps the direct kernels for channel_first walk as one
-// sequence: for each step, how many of its sequence are before it, and how many behind it, at most
-// kMost, as (1, dim, total) of x's type. A tap counts if it is not farther away.
+// Of sequences of a row without states whose steps the direct kernels for channel_first walk as one
+// sequence: for each step, how many taps of its sequence could be before it, and how many behind
+// it, at most kMost, of x's shape and type. Those count that are not farther away.
 struct Joined {
   static constexpr int64_t kMost = 64;
   Tensor before, behind;

@@ -21,6 +21,8 @@ constexpr int64_t kPoolColumns = 512;
 constexpr int64_t kDirectRows = 512;
 // Chunks of time are multiples of it: whole vectors.
 constexpr int64_t kChunkStep = 64;
+// Inputs before a step that kernels hold in the caches.
+constexpr int64_t kMostReach = 1 << 15;
 // Channels of a unit that has final states alone.
 constexpr int64_t kFinalStatesChannels = 1024;
 
@@ -85,6 +87,7 @@ Tiling make_tiling(const Tensor& x, const Tensor& weight, const Demand& demand) 
   t.dim = x.sizes[1];
   t.seqlen = x.sizes[2];
   t.width = weight.sizes[1];
+  t.apart = 1;
   t.gated = demand.gated;
   const bool update = demand.operation == Operation::kUpdate;
   const int64_t size = size_of(x.dtype);
@@ -92,11 +95,18 @@ Tiling make_tiling(const Tensor& x, const Tensor& weight, const Demand& demand) 
   const bool is_short = (update && t.seqlen < 32) || (pool && demand.average_length < 32);
   t.channel_first = !is_channel_last(x) && !is_short;
   t.stream = t.batch * t.dim * t.seqlen * size >= kStreamBytes;
-  t.direct =
-      demand.has_direct && !update && !t.fp64 && !demand.seq_idx && t.width >= 2 && t.width <= 4;
+  t.direct = demand.has_direct && !update && !t.fp64 && t.width >= 2 && t.width <= 4;
+  // Channel_first, options take states of x's type alone, and ids that can be joined.
+  if (demand.seq_idx) t.direct = t.direct && t.channel_first && demand.ids_ascend;
+  if (t.channel_first && t.gated && demand.other_states) t.direct = false;
   set_block(&t, demand.operation, size);
   set_units(&t, demand.operation, demand.dilation);
   return t;
+}
+
+bool should_walk_apart(const Tiling& t, const Demand& demand) {
+  return demand.dilation > 1 && t.direct && t.channel_first && !demand.other_states &&
+         (t.width - 1) * demand.dilation <= kMostReach;
 }
 
 Tiling make_final_states_tiling(Tiling t, int64_t rows, int64_t length) {

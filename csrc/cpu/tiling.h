@@ -19,7 +19,9 @@ struct Tiling {
   bool stream;  // outputs are too large for the caches: store past them
   bool direct;  // the kernels of kernels/direct.h
   bool gated;   // there are gates or a residual
+  bool joined;  // sequences are one (joined.h)
   int64_t batch, dim, seqlen, width;
+  int64_t apart;  // see Sequences
   int64_t cols, block;
   int64_t batches_per_unit, channels_per_unit, chunk;
   int64_t batch_groups, channel_groups, chunks;
@@ -30,11 +32,17 @@ struct Demand {
   Operation operation;
   bool has_direct;  // of the kernels that will be used
   bool seq_idx = false, gated = false;
+  bool ids_ascend = false;    // so that joining does for seq_idx (joined.h)
+  bool other_states = false;  // initial states of another type than x
   int64_t dilation = 1;
   int64_t average_length = 0;  // of a pool's sequences
 };
 
 Tiling make_tiling(const Tensor& x, const Tensor& weight, const Demand& demand);
+
+// Whether a dilated row is walked as it lies in memory, with taps that lie apart, rather than in
+// phases.
+bool should_walk_apart(const Tiling& tiling, const Demand& demand);
 
 // For the final states alone, of `rows` sequences and states of `length`: a unit has all of time.
 Tiling make_final_states_tiling(Tiling forward, int64_t rows, int64_t length);

@@ -159,6 +159,34 @@ TEST_F(Steps, OfTheBackwardByGroupsCoverAChunk) {
   }
 }
 
+// dx of rows whose taps are apart comes out several groups late.
+TEST_F(Steps, OfTheBackwardByGroupsCoverAChunkWithALag) {
+  constexpr int64_t kMost = 16;
+  for (int i = 0; i < kCases && !HasFailure(); ++i) {
+    const int64_t lanes = group(), chunk = 64 * any(1, 8), lag = any(1, 12);
+    Chunk c = {size(), 0, 0, any(1, lag * lanes), any(0, 1) == 1};
+    c.t0 = any(0, std::max<int64_t>(0, c.seqlen - 1) / chunk) * chunk;
+    c.t1 = std::min(c.seqlen, c.t0 + chunk);
+    SCOPED_TRACE(describe(c) << ", group " << lanes << ", lag " << lag);
+    Taken read(c.present()), summed(c.n());
+    int64_t expected = 0;
+    GroupSteps steps(c.n(), c.present(), c.plain(), lanes, kMost, lag);
+    for (GroupStep step; steps.next(&step);) {
+      EXPECT_EQ(step.begin, expected) << "in order";
+      ASSERT_GT(step.groups, 0);
+      EXPECT_LE(step.groups, kMost);
+      expected += step.groups * lanes;
+      EXPECT_TRUE(step.groups == 1 || step.present == step.groups * lanes) << "whole";
+      read.take(step.begin, step.present);
+      EXPECT_EQ(step.owned, step.begin < c.n());
+      if (step.owned) summed.take(step.begin, step.present);
+    }
+    EXPECT_EQ(expected, ((c.n() + lanes - 1) / lanes + lag) * lanes) << "all of dx";
+    read.expect_once();
+    summed.expect_once();
+  }
+}
+
 TEST_F(Steps, OfTheBackwardByRowsCoverAChunk) {
   constexpr int64_t kMost = 8;
   for (int i = 0; i < kCases && !HasFailure(); ++i) {

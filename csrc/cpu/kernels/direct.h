@@ -1,5 +1,6 @@
-// Forward and backward for widths 2 to 4 without seq_idx where there are vectors, straight between
-// the caller's memory and registers.
+// Forward and backward for widths 2 to 4 where there are vectors, straight between the caller's
+// memory and registers; of seq_idx, what can be joined. Channel_first has kernels for plain rows
+// (direct_channel_first.h) and for those with options (direct_options.h).
 //
 // The innermost functions (forward_groups, backward_groups) work on whole groups (simd/groups.h) in
 // unit strides. Whatever is not so (other strides, the ends of rows) is copied to or from a small
@@ -19,6 +20,7 @@
 #include "../simd/groups.h"
 #include "direct_channel_first.h"
 #include "direct_channel_last.h"
+#include "direct_options.h"
 #include "direct_scratch.h"
 #include "group_memory.h"
 #include "piece_rows.h"
@@ -66,11 +68,19 @@ void order_halo(const Tile& tile, const Inputs& in, int64_t t0, const DirectScra
   for (int k = 0; k < kWidth - 1; ++k) to_groups<T>(s.x + k * tile.pitch, padded(tile.cols));
 }
 
+// The final states, if the piece ends its sequence.
+__attribute__((noinline)) inline void leave_final(const Tile& tile, const ForwardRow& row,
+                                                  const Piece& piece, const DirectScratch& s) {
+  if (!is_given(row.final_) || piece.t1 != piece.length) return;
+  load_halo(tile, row.in, piece.t1, s.x);
+  store_block(tile, s.x, false, row.final_, 0, tile.width - 1);
+}
+
 template <class T, int kWidth>
 void forward_unit_as(const ForwardProblem& p, const Tiling& tiling, int64_t unit, char* scratch) {
   const Range range = range_of(tiling, unit);
   Arena arena(scratch);
-  const DirectScratch s(&arena, kWidth, direct_pitch(tiling), false, tiling.gated);
+  const DirectScratch s(&arena, tiling, false);
   ForwardRow row = {};
   Piece only, last = {};
   last.length = -1;
@@ -83,23 +93,26 @@ void forward_unit_as(const ForwardProblem& p, const Tiling& tiling, int64_t unit
       const int64_t t0 = piece.t0, t1 = piece.t1;
       if (!piece.is_with(last)) row = row_of(p, last = piece);
       const Inputs& in = row.in;
+      if (tile.channel_first && !row.plain) {
+        const with_options::Taps taps(s.w, s.bias[0], kWidth, tiling.apart);
+        const auto& kernels = tiling.apart > 1 ? with_options::kernels_of<T, kWidth, true>
+                                               : with_options::kernels_of<T, kWidth, false>;
+        with_options::forward_row(row, d, t0, t1, kernels, taps, s, p.silu != 0, tiling.stream);
+        leave_final(tile, row, piece, s);
+        continue;
+      }
       take_halo<kWidth>(tile, in, t0, s);
       if (p.sequences.pool != nullptr) leave_state(tile, p, piece, in.x, s.x, s.row);
       order_halo<T, kWidth>(tile, in, t0, s);
       if (t0 == t1) {
         // no outputs
       } else if (tile.channel_first) {
-        (row.plain ? channel_first::forward_row<T, kWidth, true>
-                   : channel_first::forward_row<T, kWidth, false>)(row, d, t0, t1 - t0, s.w,
-                                                                   s.bias[0], s.x, p.silu != 0,
-                                                                   tiling.stream);
+        channel_first::forward_row<T, kWidth>(row, d, t0, t1 - t0, s.w, s.bias[0], s.x, p.silu != 0,
+                                              tiling.stream);
       } else {
         channel_last::forward_tile<T, kWidth>(row, p.silu != 0, tile, t0, t1, s, tiling.stream);
       }
-      if (is_given(row.final_) && t1 == piece.length) {
-        load_halo(tile, in, t1, s.x);
-        store_block(tile, s.x, false, row.final_, 0, kWidth - 1);
-      }
+      leave_final(tile, row, piece, s);
     }
   }
   finish_streams();
@@ -111,7 +124,7 @@ void backward_unit_as(const BackwardProblem& p, const Tiling& tiling, int64_t un
   const Range range = range_of(tiling, unit);
   const int64_t pitch = direct_pitch(tiling);
   Arena arena(scratch);
-  const DirectScratch s(&arena, kWidth, pitch, true, tiling.gated);
+  const DirectScratch s(&arena, tiling, true);
   const size_t count = static_cast<size_t>((kWidth + 1) * pitch);
   BackwardRow row = {};
   Piece only, last = {};
@@ -128,14 +141,21 @@ void backward_unit_as(const BackwardProblem& p, const Tiling& tiling, int64_t un
     Piece piece = only;
     for (bool more = is_one || pieces.next(&piece); more; more = !is_one && pieces.next(&piece)) {
       if (!piece.is_with(last)) row = row_of(p, last = piece);
+      if (tile.channel_first && !row.plain) {
+        const with_options::Taps taps(s.w, s.bias[0], kWidth, tiling.apart);
+        const auto& kernels = tiling.apart > 1 ? with_options::kernels_of<T, kWidth, true>
+                                               : with_options::kernels_of<T, kWidth, false>;
+        with_options::BackwardWalk<T>(row, p.silu != 0, d, piece.t0, piece.t1, kernels, taps, s,
+                                      tiling.stream)
+            .run();
+        continue;
+      }
       take_halo<kWidth>(tile, row.in, piece.t0, s);
       order_halo<T, kWidth>(tile, row.in, piece.t0, s);
       if (tile.channel_first) {
-        (row.plain ? channel_first::backward_row<T, kWidth, true>
-                   : channel_first::backward_row<T, kWidth, false>)(row, p.silu != 0, d, piece.t0,
-                                                                    piece.t1, s.w, s.bias[0], s.x,
-                                                                    tiling.stream, s.totals,
-                                                                    s.gates);
+        channel_first::BackwardWalk<T, kWidth>(row, p.silu != 0, d, piece.t0, piece.t1, s.w,
+                                               s.bias[0], s.x, tiling.stream, s.totals)
+            .run();
       } else {
         __builtin_memset(s.dz, 0, static_cast<size_t>((kWidth - 1) * pitch) * sizeof(float));
         channel_last::backward_tile<T, kWidth>(row, p.silu != 0, tile, piece.t0, piece.t1, s,
@@ -156,8 +176,7 @@ void backward_unit_as(const BackwardProblem& p, const Tiling& tiling, int64_t un
 
 inline size_t scratch_bytes(const Tiling& tiling, Operation operation) {
   Arena arena(nullptr);
-  DirectScratch(&arena, tiling.width, direct_pitch(tiling), operation == Operation::kBackward,
-                tiling.gated);
+  DirectScratch(&arena, tiling, operation == Operation::kBackward);
   return arena.used();
 }
 

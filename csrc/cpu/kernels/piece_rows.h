@@ -17,7 +17,7 @@ struct ForwardRow {
   Plane out, post_gate, residual, final_, before;
   IdRow ids;
   bool unit_time;  // all that is like x has unit strides over time
-  bool plain;      // without gates and residual, and not joined
+  bool plain;      // without gates and residual, not joined, and taps are not apart
 };
 
 CAUSAL_CONV1D_INLINE bool has_unit_time(const Plane& p) { return !is_given(p) || p.time == 1; }
@@ -40,7 +40,7 @@ __attribute__((noinline)) inline ForwardRow row_of(const ForwardProblem& p, cons
                   has_unit_time(row.out) && has_unit_time(row.post_gate) &&
                   has_unit_time(row.residual);
   row.plain = !is_given(row.in.pre_gate) && !is_given(row.post_gate) && !is_given(row.residual) &&
-              !is_given(row.before);
+              !is_given(row.before) && p.sequences.apart == 1;
   return row;
 }
 
@@ -81,7 +81,7 @@ __attribute__((noinline)) inline BackwardRow row_of(const BackwardProblem& p, co
                   has_unit_time(row.dx) && has_unit_time(row.dpre_gate) &&
                   has_unit_time(row.dpost_gate);
   row.plain = !is_given(row.in.pre_gate) && !is_given(row.post_gate) && !p.residual_is_x &&
-              !is_given(row.before);
+              !is_given(row.before) && p.sequences.apart == 1;
   return row;
 }
 

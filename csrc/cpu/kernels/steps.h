@@ -50,8 +50,9 @@ class TimeSteps {
 
 // ---- backward, channel_first ----------------------------------------------------------------
 
-// Some groups of x and dout of one channel. dx comes out one group earlier: dz of a group completes
-// dx of the group before it. Times are counted from the chunk's start.
+// Some groups of x and dout of one channel. dx comes out `lag` groups earlier: dz of a group
+// completes dx of the group that far before it. Times are counted from the chunk's start. With a
+// lag of 1:
 //
 //   x, dout, dz   |  g  | g+1 |  the first of them at `begin`
 //   dx       | g-1 |  g  |       the first of them at `begin` - group
@@ -61,6 +62,7 @@ struct GroupStep {
   bool owned;       // counts for dweight and dbias
   // The first dx is no plain group of dx, and is looked at time by time: it lies before the chunk,
   // or goes beyond its end, or has gradients of final states added.
+  // Told for a lag of 1 alone.
   bool to_edge;
 };
 
@@ -68,30 +70,34 @@ class GroupSteps {
  public:
   // Of n times that are owned and `present` times that have x and dout, some of them behind the
   // chunk; dx of times below `plain` is plain. Both n + halo >= present and plain + halo >=
-  // present, for a halo less than a group: so only the last groups are not whole, or not plain, or
-  // not owned, and each of those is a step of its own. At most `most` groups a step.
-  GroupSteps(int64_t n, int64_t present, int64_t plain, int64_t group, int64_t most)
+  // present, for a halo of at most lag groups, less than one if lag is 1. n is whole groups if
+  // present is more. Groups that are not whole are a step each, and so are those that are not plain
+  // for a lag of 1. At most `most` groups a step.
+  GroupSteps(int64_t n, int64_t present, int64_t plain, int64_t group, int64_t most,
+             int64_t lag = 1)
       : present_(present),
         group_(group),
         most_(most),
+        lag_(lag),
         owned_groups_((n + group - 1) / group),
         whole_groups_(present / group),
         plain_groups_(plain / group) {}
 
   bool next(GroupStep* step) {
     const int64_t g = next_;
-    if (g > owned_groups_) return false;  // one group more than is owned, to complete dx
+    if (g >= owned_groups_ + lag_) return false;  // more than is owned, to complete dx
     step->begin = g * group_;
-    step->groups = g < whole_groups_ ? smaller(most_, whole_groups_ - g) : 1;
-    step->present = larger(0, smaller(step->groups * group_, present_ - step->begin));
     step->owned = g < owned_groups_;
+    const int64_t alike = step->owned ? smaller(whole_groups_, owned_groups_) : whole_groups_;
+    step->groups = g < alike ? smaller(most_, alike - g) : 1;
+    step->present = larger(0, smaller(step->groups * group_, present_ - step->begin));
     step->to_edge = g == 0 || g > plain_groups_;
     next_ += step->groups;
     return true;
   }
 
  private:
-  const int64_t present_, group_, most_;
+  const int64_t present_, group_, most_, lag_;
   const int64_t owned_groups_;
   const int64_t whole_groups_;  // of x and dout
   const int64_t plain_groups_;  // of dx
