@@ -67,7 +67,7 @@ def run(*command, **variables):
     env = os.environ | {"PYTHONPATH": os.pathsep.join([str(TESTS), *filter(None, sys.path)])}
     return subprocess.run(
         [sys.executable, *command],
-        cwd=TESTS.parent,
+        cwd=TESTS,
         env=env | variables,
         capture_output=True,
         text=True,
@@ -107,7 +107,7 @@ import ctypes, sys
 import cuda_stand_in, gpu_stand_in
 library = ctypes.CDLL(str(cuda_stand_in.build()))
 gpu_stand_in.install(library)
-sys.path.append("scripts/dev")
+sys.path.append("../scripts/dev")
 import fuzz
 wrong = fuzz.main(["--cases", "60"]) | fuzz.main(["--of", "pool", "--cases", "30"])
 print(*gpu_stand_in.launched(library), sep="\\n")
