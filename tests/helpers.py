@@ -171,6 +171,12 @@ def randn(*shape, dtype=torch.float32, device="cpu", seed=0, scale=1.0):
     return values.to(dtype).to(device)
 
 
+def on_cpu(values):
+    """Of a dict, its tensors on the CPU. References run there: they are many small operations, and
+    take longer on a GPU, most of all beside other processes or under compute-sanitizer."""
+    return {name: v.cpu() if isinstance(v, torch.Tensor) else v for name, v in values.items()}
+
+
 def sequence_ids(batch, seqlen, kind, seed=0):
     """seq_idx on the CPU: "packed" segments of 1..9 tokens, "long" ones of 1..400, "padded" ones
     of which some are padding, "all_padding", and "recurring" ids in arbitrary order."""
@@ -370,7 +376,7 @@ def assert_close(actual, expected, tolerance, typical=None, allow_zero=False, na
     if expected.numel() == 0:
         assert allow_zero, f"{name}: nothing to compare"
         return
-    actual, expected = actual.detach(), expected.detach().double()
+    actual, expected = actual.detach().to(expected.device), expected.detach().double()
     assert torch.isfinite(expected).all(), f"{name}: the expected value is not finite"
     assert torch.isfinite(actual).all(), f"{name}: not finite"
     size = expected.norm().item()

@@ -60,7 +60,7 @@ def main(arguments=None) -> int:
             if failed >= 20:
                 print("more are not looked for")
                 break
-        if done % 2000 == 0:
+        if done % 200 == 0:
             print(f"{done} cases, {failed} wrong, {time.monotonic() - start:.0f} s", flush=True)
     print(
         f"{done} cases of seed {args.seed} on {args.device}, torch {torch.__version__}: "

@@ -9,6 +9,7 @@
 # call on the host.
 #
 # Python is python3 on PATH, with torch. Wheels for what else is needed may lie in WHEELHOUSE.
+# TOOLS are compute-sanitizer's, by default three, each SANITIZED seconds at most for a form of fuzz.py.
 # LIBRARY takes the place of the wheel's CUDA library: one with PTX alone, for example. LIMIT is the
 # most seconds a step may take; FILES are the tests, by default all.
 # Logs go to OUT (default: build/gpu), and there into one file as well: logs.tgz.
@@ -79,13 +80,14 @@ for step in "${steps[@]}"; do
   tests) run tests "${suite[@]}" ;;
   ctypes) run ctypes env CAUSAL_CONV1D_REGISTRATION=ctypes "${suite[@]}" ;;
   sanitizer)
-    for tool in memcheck racecheck initcheck; do
+    for tool in ${TOOLS:-memcheck racecheck initcheck}; do
       run "$tool" compute-sanitizer --tool "$tool" --error-exitcode 1 \
         python3 scripts/dev/sanitizer_cases.py
-      for form in options pool; do
+      for form in options pool scan state_update; do
         run "$tool-$form" env PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
           compute-sanitizer --tool "$tool" --error-exitcode 1 \
-          python3 scripts/dev/fuzz.py --device cuda --of "$form" --cases 200
+          python3 scripts/dev/fuzz.py --device cuda --of "$form" --cases 200 \
+          --seconds "${SANITIZED:-600}"
       done
     done
     ;;
