@@ -205,8 +205,8 @@ def main() -> int:
         except ImportError as error:  # named, so that its rows do not vanish silently
             report["peers"][part] = {"missing": f"{type(error).__name__}: {error}"}
             print(f"{part} is missing: {error}")
-    if arguments.json:
-        arguments.json.write_text(json.dumps(report, indent=1) + "\n")
+        if arguments.json:
+            arguments.json.write_text(json.dumps(report, indent=1) + "\n")
     return 0
 
 

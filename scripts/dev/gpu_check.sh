@@ -4,12 +4,13 @@
 #
 #   bash scripts/dev/gpu_check.sh [doctor] [tests] [sanitizer] [random] [ctypes] [benchmark] [host]
 #
-# The default is the first three; random is CASES random calls of each form that fuzz.py knows, from
-# seed SEED on; ctypes is the suite with the operators registered from Python, host the time of a
+# The default is the first three; random is CASES random calls of each form that fuzz.py knows (or of
+# FORMS), from seed SEED on; ctypes is the suite with the operators registered from Python, host the time of a
 # call on the host.
 #
 # Python is python3 on PATH, with torch. Wheels for what else is needed may lie in WHEELHOUSE.
-# TOOLS are compute-sanitizer's, by default three, each SANITIZED seconds at most for a form of fuzz.py.
+# TOOLS are compute-sanitizer's, by default three; each takes SANITIZED seconds of random calls of each
+# form at most.
 # LIBRARY takes the place of the wheel's CUDA library: one with PTX alone, for example. LIMIT is the
 # most seconds a step may take; FILES are the tests, by default all.
 # Logs go to OUT (default: build/gpu), and there into one file as well: logs.tgz.
@@ -92,7 +93,9 @@ for step in "${steps[@]}"; do
     done
     ;;
   random)
-    for form in options pool scan state_update; do run "random-$form" bash -c "fuzz $form"; done
+    for form in ${FORMS:-options pool scan state_update}; do
+      run "random-$form" bash -c "fuzz $form"
+    done
     ;;
   host) run host python3 benchmarks/benchmark.py --host ;;
   benchmark) TAIL=80 run benchmark python3 benchmarks/benchmark.py --json "$OUT/benchmark.json" ;;
