@@ -176,5 +176,7 @@ def assert_scan(inputs, softplus, where=None, allow_zero=False, factor=1):
     terms = {}
     if factor > 1:  # of few channels and steps, whose terms may cancel
         terms["delta_bias"] = expected["delta"].abs().sum((0, 2))
+        gate = 1 if inputs["z"] is None else torch.nn.functional.silu(inputs["z"].double())
+        terms["D"] = (inputs["u"].double() * gate * dout).abs().sum((0, 2))
     assert_gradients(found, expected, inputs, allow_zero, factor, terms)
     return [out, ungated, last, out_again, *(v for v in found.values() if v is not None)]
