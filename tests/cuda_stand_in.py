@@ -13,7 +13,7 @@ LIBRARY = gpu_stand_in.StandIn(
     "cuda",
     (
         *gpu_stand_in.CONVOLUTION,
-        *("forward_wide", "backward_channel_first", "backward_channel_last"),
+        *("forward_wide", "update_decode", "backward_channel_first", "backward_channel_last"),
     ),
     (),
     ("-D__CUDA_ARCH__=870", '-DCAUSAL_CONV1D_ARCHITECTURES="stand-in"'),

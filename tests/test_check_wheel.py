@@ -305,11 +305,11 @@ def test_what_is_missing(make, errors):
 
 
 def test_parts_without_ptx(make, errors, check_wheel, monkeypatch):
-    """forward_wide.cu alone may have none."""
+    """Two sources may have none."""
     both, machine_code = {"sm_87", "compute_80"}, {"sm_87"}
     for parts, wrong in (
-        ([both, machine_code], None),
-        ([both, machine_code, machine_code], "2 sources have no PTX, and one may"),
+        ([both, machine_code, machine_code], None),
+        ([both, *[machine_code] * 3], "3 sources have no PTX, and two may"),
         ([both, {"compute_80"}], "one source has code for ['compute_80'] alone"),
     ):
         monkeypatch.setattr(check_wheel, "device_code", lambda library, parts=parts: parts)

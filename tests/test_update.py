@@ -314,10 +314,19 @@ def test_many_entries_of_few_rows(rows, dtype, device):
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("state_len", (3, 4))
-def test_more_channels_than_a_gpu_has_threads(state_len, mode, device):
+@pytest.mark.parametrize("layout", ("contiguous", "channel_last"))
+def test_more_channels_than_a_gpu_has_threads(layout, state_len, mode, device):
     """There a thread of CUDA's kernels has two entries, and the last one a single entry."""
     arguments = make_update(
-        None, 4, state_len, torch.bfloat16, batch=129, dim=8192, mode=mode, device=device
+        None,
+        4,
+        state_len,
+        torch.bfloat16,
+        batch=129,
+        dim=16640,
+        mode=mode,
+        state_layout=layout,
+        device=device,
     )
     indices = arguments["conv_state_indices"]
     if indices is None:

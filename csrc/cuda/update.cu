@@ -3,8 +3,10 @@
 #include "launch.cuh"
 #include "update_any.cuh"
 #include "update_slots.h"
+#include "update_suits.cuh"
 
 #ifndef CAUSAL_CONV1D_GENERAL
+#include "update_decode.h"
 #include "update_rows.cuh"
 #include "update_staged.cuh"
 #include "update_token.cuh"
@@ -12,8 +14,6 @@
 
 namespace causal_conv1d::gpu {
 namespace {
-
-int64_t whole_blocks(int64_t threads) { return ceil_div(threads, kThreads) * kThreads; }
 
 #ifndef CAUSAL_CONV1D_GENERAL
 
@@ -31,32 +31,6 @@ Tensor with_time(Tensor t) {
   if (t.ndim == 2) t.sizes[2] = t.strides[2] = 1;
   t.ndim = 3;
   return t;
-}
-
-// Whether a thread's channels of t, n elements each, are one dense block for a Pack.
-template <typename Pack>
-bool is_dense(const Tensor& t, int channels, int64_t n, int size) {
-  return (t.ndim == 2 || n == 1 || t.strides[2] == 1) && (t.strides[1] == n || channels == 1) &&
-         reinterpret_cast<uintptr_t>(t.data) % Pack::kAlignment == 0 &&
-         t.strides[0] * size % Pack::kAlignment == 0 &&
-         channels * t.strides[1] * size % Pack::kAlignment == 0;
-}
-
-// Whether a variant of update_token suits, with or without indices.
-template <typename K>
-bool suits(const UpdateParams& params) {
-  constexpr int C = K::C, S = K::S, size = sizeof(typename K::Element);
-  const Tensor &x = params.x, &out = params.out, &state = params.conv_state;
-  const int64_t tokens = x.ndim == 2 ? 1 : x.sizes[2];
-  if (tokens != K::L || state.sizes[2] != S || x.sizes[1] % C != 0) return false;
-  if (K::L == 1) {
-    if (vector_width(x, 1, C, size) != C || vector_width(out, 1, C, size) != C) return false;
-  } else if (!is_dense<typename K::Tokens>(x, C, K::L, size) ||
-             !is_dense<typename K::Tokens>(out, C, K::L, size)) {
-    return false;
-  }
-  if (K::DIM_FASTEST) return vector_width(state, 1, C, size) == C;
-  return is_dense<typename K::State>(state, C, S, size);
 }
 
 template <typename T, int C, int S, bool DIM_FASTEST, int L = 1>
@@ -137,7 +111,8 @@ bool launch_fast(const UpdateParams& params, UpdateArgs<T> p, cudaStream_t strea
   if constexpr (sizeof(T) <= 4) {
     constexpr int C = 4 / sizeof(T);
     return has_every_kernel() && p.width <= 4 && params.conv_state.dtype == params.x.dtype &&
-           (launch_token<T, C, 4, false>(params, p, stream, e) ||
+           (launch_decode(params, p, stream, e) ||
+            launch_token<T, C, 4, false>(params, p, stream, e) ||
             launch_token<T, 2 * C, 4, true>(params, p, stream, e) ||
             launch_token<T, 2 * C, 3, false>(params, p, stream, e) ||
             launch_token<T, 2 * C, 3, true>(params, p, stream, e) ||

@@ -66,12 +66,14 @@ __device__ __forceinline__ void exchange(V* staged, uint32_t (&w)[WORDS]) {
   for (int i = 0; i < 3; ++i) __builtin_memcpy(w + i * N, all + i * 32, sizeof(V));
 }
 
+// stride: of the inputs.
 template <typename K, typename T>
-__device__ __forceinline__ void store_state(const UpdateArgs<T>& p, typename K::Vector* staged,
-                                            T* state, typename K::State& taken) {
+__device__ __forceinline__ void store_state(bool whole_warps, int64_t stride,
+                                            typename K::Vector* staged, T* state,
+                                            typename K::State& taken) {
   if constexpr (K::EXCHANGED) {
-    if (p.whole_warps) {
-      constexpr int N = K::C / 2 * (sizeof(T) / 2);  // words of a vector
+    if (whole_warps) {
+      constexpr int N = K::State::kWords / 3;  // words of a vector
       exchange(staged, taken.w);
       char* const to = reinterpret_cast<char*>(state) - threadIdx.x % 32 * 8 * N;
 #pragma unroll
@@ -79,7 +81,7 @@ __device__ __forceinline__ void store_state(const UpdateArgs<T>& p, typename K::
       return;
     }
   }
-  K::store(taken, state, p.state.strides[2]);
+  K::store(taken, state, stride);
 }
 
 // The inputs of a channel, of which the one at `at` is the oldest, in order of time.
@@ -157,7 +159,7 @@ __device__ __forceinline__ void update_entry(const UpdateArgs<T>& p, int64_t b, 
     x.store(state + at * p.state.strides[2]);
   } else {
     if constexpr (RING && L == 1) taken = with_newest<K>(old, at, x);
-    store_state<K>(p, staged, state, taken);
+    store_state<K>(p.whole_warps, p.state.strides[2], staged, state, taken);
   }
   pack<T>(z).store(p.out.at(b, d0, 0));
 }
