@@ -91,6 +91,16 @@ def test_every_section_gives_rows_and_a_table(args, small):
         assert row["copy_us"] == row["backward_copy_us"] == row["forward_us"] == 2.0
 
 
+def test_a_copy_by_pieces_is_whole(monkeypatch):
+    monkeypatch.setattr(option_rows, "COPIED", 8)
+    copied = []
+    monkeypatch.setattr(torch.Tensor, "copy_", lambda to, of: copied.append((to, of)))
+    option_rows.copy_time(3, torch.empty(5, 4), lambda calls: [call() for call in calls])
+    # Two pairs of 30 elements.
+    assert [len(to) for to, of in copied] == [len(of) for to, of in copied] == [8, 8, 8, 6] * 2
+    assert len({(to.data_ptr(), of.data_ptr()) for to, of in copied}) == 8
+
+
 def test_the_calls_of_option_rows(small, device):
     """What is timed has the values of the public functions."""
     bounds = option_rows.bounds_of(5, 40, device)

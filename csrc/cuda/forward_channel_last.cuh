@@ -11,9 +11,9 @@ namespace causal_conv1d::gpu {
 
 // Steps that a thread has in flight, as many as registers allow, and in all.
 template <typename K>
-constexpr int kBurst = K::FUSED ? 4 : (K::WMAX == 8 ? 12 : 16);
+constexpr int kBurst = K::FUSED ? (K::WMAX == 8 ? 6 : 4) : (K::WMAX == 8 ? 12 : 16);
 template <typename K>
-constexpr int kChunk = K::WMAX == 4 ? 16 : (kBurst<K> == 12 ? 36 : 32);
+constexpr int kChunk = K::WMAX == 4 ? 16 : (kBurst<K> % 6 == 0 ? 36 : 32);
 
 // A thread's columns over its chunk.
 template <typename K>
