@@ -1,6 +1,7 @@
 // Launches the backward's kernels.
 #include <algorithm>
 
+#include "backward_any_rows.cuh"
 #include "backward_options.cuh"
 #include "dilated_rows.h"
 #include "launch.cuh"
@@ -32,6 +33,27 @@ cudaError_t launch_reduce(const BackwardArgs<T>& p, cudaStream_t stream) {
 }
 
 template <typename T>
+cudaError_t launch_tiles(const BackwardArgs<T>& p, const AnyOptions& o, const BackwardPlan& plan,
+                         cudaStream_t stream) {
+  const int64_t blocks = plan.parts * ceil_div(p.dim, plan.tile_channels);
+  return launch(backward_any_tiles<T>, blocks * kThreads, stream, p, o,
+                static_cast<int>(plan.tile_channels));
+}
+
+// dx, and partial sums, without options.
+template <typename T>
+cudaError_t launch_any(const BackwardArgs<T>& p, const BackwardPlan& plan, cudaStream_t stream) {
+  if (plan.any_rows == 0) {
+    AnyOptions o;
+    o.rows = p.batch;
+    return launch_tiles(p, o, plan, stream);
+  }
+  const int64_t blocks = plan.parts * ceil_div(p.dim, plan.tile_channels);
+  return launch_shared(backward_any_rows<T>, blocks * kThreads, plan.any_rows, stream, p,
+                       static_cast<int>(plan.tile_channels));
+}
+
+template <typename T>
 cudaError_t run(const BackwardParams& params, const BackwardPlan& plan, void* workspace,
                 cudaStream_t stream) {
   const BackwardArgs<T> p(params, Options{}, OptionGradients{}, plan, workspace);
@@ -42,11 +64,7 @@ cudaError_t run(const BackwardParams& params, const BackwardPlan& plan, void* wo
   }
   if (e == cudaSuccess && has_elements(params.x)) {
     if (plan.any_width) {
-      e = launch(backward_any_width<T>, p.batch * p.dim * p.seqlen, stream, p, plan.channel_last);
-      if (e == cudaSuccess && p.partials != nullptr) {
-        e = launch(backward_any_width_partials<T>, p.batch * p.chunks * p.dim * kThreads, stream,
-                   p);
-      }
+      e = launch_any(p, plan, stream);
     } else {
       e = launch_fast(p, plan, stream);
     }
@@ -261,15 +279,6 @@ bool launch_phases(const Call& call, const Room& room, const AnyOptions& o, cuda
 }
 
 template <typename T>
-cudaError_t launch_tiles(const BackwardArgs<T>& p, const AnyOptions& o, const BackwardPlan& plan,
-                         cudaStream_t stream) {
-  const int64_t blocks = plan.parts * ceil_div(p.dim, plan.tile_channels);
-  const cudaError_t e = launch(backward_any_tiles<T>, blocks * kThreads, stream, p, o,
-                               static_cast<int>(plan.tile_channels));
-  return e == cudaSuccess && p.sums ? launch_reduce(p, stream) : e;
-}
-
-template <typename T>
 cudaError_t run_with(const Call& call, const Room& room, cudaStream_t stream) {
   const Tensor &x = call.params.x, &cu_seqlens = call.options.cu_seqlens;
   cudaError_t e = cudaSuccess;
@@ -289,6 +298,7 @@ cudaError_t run_with(const Call& call, const Room& room, cudaStream_t stream) {
   } else if (!launch_dilated<T>(call, room, stream, &e) &&
              !launch_phases<T>(call, room, o, stream, &e)) {
     e = launch_tiles(p, o, plan, stream);
+    if (e == cudaSuccess && p.sums) e = launch_reduce(p, stream);
   } else if (call.has_edges()) {
     return e;
   }

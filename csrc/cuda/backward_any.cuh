@@ -1,5 +1,5 @@
-// The backward without options for any width, strides and type: one output per thread, which
-// computes dz again for each; and what the other kernels leave to it.
+// What the backward's other kernels leave, for any width, strides and type: one output per thread,
+// which computes dz again for each.
 #pragma once
 
 #include "backward.cuh"
@@ -29,21 +29,6 @@ __device__ Compute<T> dx_at(const BackwardArgs<T>& p, int64_t b, int64_t d, int6
     a = fma(p.weight.load(d, p.width - 1 - j) * p.scale, dz_at<false>(p, AnyOptions{}, b, d, t), a);
   }
   return a;
-}
-
-template <typename T>
-__global__ void __launch_bounds__(kThreads)
-    backward_any_width(const BackwardArgs<T> p, bool dim_fastest) {
-  int64_t b, d, s;
-  const int64_t n = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (dim_fastest) {
-    b = split(split(n, p.dim, &d), p.seqlen, &s);
-  } else {
-    b = split(split(n, p.seqlen, &s), p.dim, &d);
-  }
-  if (b >= p.batch) return;
-  const Compute<T> sum = dx_at(p, b, d, s);
-  *p.dx.at(b, d, s) = from_compute<T>(sum + p.dfinal(b, d, s));
 }
 
 template <typename T>
@@ -106,46 +91,6 @@ __device__ __forceinline__ F sum_of_lines(F v, int channels) {
     }
   }
   return of_thread[threadIdx.x];
-}
-
-// The sum of v over a block's threads, for the first.
-template <typename F>
-__device__ __forceinline__ F sum_of_block(F v) {
-  __shared__ F of_warp[kWarps];
-#pragma unroll
-  for (int n = 1; n < 32; n *= 2) v += __shfl_down_sync(0xffffffff, v, n);
-  if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = v;
-  __syncthreads();
-#pragma unroll
-  for (int i = 1; i < kWarps; ++i) v += of_warp[i];
-  __syncthreads();
-  return v;
-}
-
-// A block per (part, d): the sums of one chunk of one row.
-template <typename T>
-__global__ void __launch_bounds__(kThreads, 1)
-    backward_any_width_partials(const BackwardArgs<T> p) {
-  int64_t d, chunk;
-  const int64_t part = split(blockIdx.x, p.dim, &d);
-  const int64_t b = split(part, p.chunks, &chunk);
-  const int64_t t0 = chunk * p.chunk, t1 = min(t0 + p.chunk, p.seqlen);
-  for (int k = 0; k <= p.width; ++k) {
-    Compute<T> sum = 0;
-    for (int64_t t = t0 + threadIdx.x; t < t1; t += kThreads) {
-      const int64_t s = t - (p.width - 1) + k;
-      const int id = p.seq_idx.at(b, t);
-      if (id < 0) continue;  // there x may be anything
-      const Compute<T> dz = dz_at<false>(p, AnyOptions{}, b, d, t);
-      if (k == p.width) {
-        sum += dz;
-      } else if (p.seq_idx.takes(b, s, id)) {
-        sum = fma(dz, p.input(b, d, s), sum);
-      }
-    }
-    sum = sum_of_block(sum);
-    if (threadIdx.x == 0) *p.partial(part, k, d) = sum;
-  }
 }
 
 }  // namespace causal_conv1d::gpu

@@ -4,6 +4,7 @@
 
 #include "../element_size.h"
 #include "../layout.h"
+#include "any_schedule.h"
 
 namespace causal_conv1d::gpu {
 namespace {
@@ -71,7 +72,7 @@ BackwardPlan::BackwardPlan(const BackwardParams& params, const Options& options,
   if (any) {
     plan_tiles(batch, dim, seqlen);
   } else if (any_width) {
-    plan_any_width(batch, seqlen);
+    plan_any_width(params, batch, seqlen);
   } else if (channel_last) {
     plan_channel_last(params, read, all, batch, seqlen);
   } else {
@@ -83,9 +84,23 @@ BackwardPlan::BackwardPlan(const BackwardParams& params, const Options& options,
   workspace = partials + batch * (matches_pitch + matches_pitch / kThreads);
 }
 
-// A part is a block's: 4096 steps are 32 per thread.
-void BackwardPlan::plan_any_width(int64_t batch, int64_t seqlen) {
-  chunk = 4096;
+// A part is a block's: four runs per thread, or two of fp64, if there are no ids and the dz that it
+// needs fit into shared memory.
+void BackwardPlan::plan_any_width(const BackwardParams& params, int64_t batch, int64_t seqlen) {
+  constexpr int64_t kMostMemory = 48 * 1024;
+  const int64_t dim = params.x.sizes[1], pieces = ceil_div(params.weight.sizes[1] - 1, kAnyRun) + 1;
+  const int size = size_of(params.x) == 8 ? 8 : 4, runs = 16 / size;
+  tile_channels = any_channels(channel_last, dim, seqlen, runs);
+  chunk = kThreads * kAnyRun * runs / tile_channels;
+  // dz, weights, and the sums of a block's warps.
+  any_rows = ((chunk / kAnyRun + pieces) * (kAnyRun + 1) * tile_channels +
+              pieces * kAnyRun * tile_channels + kThreads * kAnyRun) *
+             size;
+  if (given(params.seq_idx) || any_rows > kMostMemory) {
+    any_rows = 0;
+    plan_tiles(batch, dim, seqlen);
+    return;
+  }
   chunks = ceil_div(seqlen, chunk);
   parts = batch * chunks;
 }

@@ -34,9 +34,10 @@ struct BackwardPlan {
   // are for them.
   bool whole = false;
   int part_bits = 0;
-  int64_t tile_channels = 0;            // backward_any_tiles: adjacent channels of a block
+  int64_t tile_channels = 0;            // any_width: adjacent channels of a block
   int64_t matches_pitch = 0;            // channel-first with seq_idx: bytes per row of matches
   int64_t partials = 0, workspace = 0;  // bytes of the partial sums, and of all
+  int64_t any_rows = 0;  // shared memory in bytes of backward_any_rows, or 0 if it is not to be used
 
   // any: backward_any_tiles is to be used, whatever there is. alone: no other kernel adds to the
   // sums.
@@ -45,7 +46,7 @@ struct BackwardPlan {
 
  private:
   using Tensors = std::initializer_list<const Tensor*>;
-  void plan_any_width(int64_t batch, int64_t seqlen);
+  void plan_any_width(const BackwardParams& params, int64_t batch, int64_t seqlen);
   void plan_tiles(int64_t batch, int64_t dim, int64_t seqlen);
   void plan_channel_last(const BackwardParams& params, Tensors read, Tensors all, int64_t batch,
                          int64_t seqlen);

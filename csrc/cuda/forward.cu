@@ -1,6 +1,7 @@
 // Launches the forward's kernels.
 #include "../layout.h"
 #include "forward_any.cuh"
+#include "forward_any_rows.cuh"
 #include "launch.cuh"
 #include "packed.h"
 #include "phases.h"
@@ -84,6 +85,14 @@ cudaError_t launch_edges(const ForwardArgs<T>&, const AnyOptions&, cudaStream_t)
 
 #endif
 
+template <typename T>
+cudaError_t launch_rows(const ForwardParams& params, const ForwardArgs<T>& p, cudaStream_t stream) {
+  const int channels = any_channels(is_channel_last(params.x), p.dim, p.seqlen, 1);
+  const int64_t blocks = ceil_div(ceil_div(p.seqlen, kAnyRun), kThreads / channels);
+  return launch(forward_any_rows<T>, p.batch * ceil_div(p.dim, channels) * blocks * kThreads,
+                stream, p, channels, blocks);
+}
+
 template <bool OPTIONS, typename T>
 cudaError_t launch_any(const ForwardParams& params, const ForwardArgs<T>& p, const AnyOptions& o,
                        cudaStream_t stream) {
@@ -105,7 +114,8 @@ cudaError_t run(const ForwardParams& params, cudaStream_t stream) {
   const ForwardArgs<T> p(params, options);
   cudaError_t e = cudaSuccess;
   if (has_elements(params.x) && !launch_fast(params, options, p, stream, &e)) {
-    e = launch_any<false>(params, p, AnyOptions{}, stream);
+    e = p.seq_idx.data == nullptr ? launch_rows(params, p, stream)
+                                  : launch_any<false>(params, p, AnyOptions{}, stream);
   }
   if (e != cudaSuccess || !p.final_states.given()) return e;
   return launch_final_states<false>(p, AnyOptions{}, p.batch, p.seq_idx.data != nullptr, stream);

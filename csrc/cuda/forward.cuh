@@ -5,6 +5,7 @@
 // forward_channel_first: a warp owns a few tiles of one row, a lane V adjacent steps of each. It
 //   loads the W-1 inputs before its own too, which its neighbour has just brought to L1.
 // forward_dilated: channel-first with a dilation; a block owns a few tiles of one row.
+// forward_any_rows: everything else without ids, a thread has eight adjacent steps of a channel.
 // forward_any_width: everything else, one thread per output.
 // Then forward_edges computes what states change of packed sequences, and write_final_states writes
 // final_states where no other kernel does.
