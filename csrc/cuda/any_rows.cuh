@@ -70,13 +70,23 @@ __device__ __forceinline__ void store_words(const Compute<T> (&v)[kRun], T* to) 
   }
 }
 
-// The steps from s on, in [0, seqlen) all of them; outside(t) gives those that are not.
+// v[i] = value(i) for all i, by a loop, for what is rare: registers have no index.
+template <typename F, typename Value>
+__device__ __forceinline__ void fill_run(F* v, Value&& value) {
+#pragma unroll 1
+  for (int n = 0; n < kRun; ++n) {
+    const F given = value(n);
+#pragma unroll
+    for (int i = 0; i < kRun; ++i) v[i] = i == n ? given : v[i];
+  }
+}
+
+// The steps from s on; outside(t) gives those of a run that is not in [0, seqlen) as a whole.
 template <typename T, typename Outside>
 __device__ __forceinline__ void load_run(const AnyRow<T>& row, int64_t s, int64_t seqlen,
                                          Compute<T>* v, Outside&& outside) {
   if (s < 0 || s + kRun > seqlen) {
-#pragma unroll
-    for (int i = 0; i < kRun; ++i) v[i] = outside(s + i);
+    fill_run(v, [&](int i) { return outside(s + i); });
   } else if (row.dense) {
     load_words(row.data + s, v);
   } else {
@@ -86,13 +96,14 @@ __device__ __forceinline__ void load_run(const AnyRow<T>& row, int64_t s, int64_
   }
 }
 
-// The same of x~.
-template <typename Args, typename T>
-__device__ __forceinline__ void load_inputs(const Args& p, const AnyRow<T>& row, int64_t b,
-                                            int64_t d, int64_t s, Compute<T>* v) {
-  load_run(row, s, p.seqlen, v, [&](int64_t t) {
-    return t < p.seqlen ? p.input(b, d, t) : Compute<T>(0);
-  });
+// The window's second run becomes its first, and the run of x~ from s on its second.
+template <typename Args, typename T, typename F>
+__device__ __forceinline__ void shift_inputs(const Args& p, const AnyRow<T>& row, int64_t b,
+                                             int64_t d, int64_t s, F (&x)[2 * kRun]) {
+#pragma unroll
+  for (int i = 0; i < kRun; ++i) x[i] = x[kRun + i];
+  load_run(row, s, p.seqlen, x + kRun,
+           [&](int64_t t) { return t < p.seqlen ? p.input(b, d, t) : F(0); });
 }
 
 template <typename T>
@@ -112,33 +123,53 @@ __device__ __forceinline__ void store_run(const AnyRow<T>& row, int64_t s, int64
 // The last piece of taps.
 __device__ __forceinline__ int last_piece(int width) { return (width - 1 + kRun - 1) / kRun; }
 
-// z += the taps of piece q, the weight of m = 8q - r being weight[r * pitch].
-template <typename F>
-__device__ __forceinline__ void convolve_piece(int q, int width, const F* weight, int pitch,
-                                               const F (&x)[2 * kRun], F (&z)[kRun]) {
-#pragma unroll
-  for (int r = 0; r < kRun; ++r) {
-    const int m = q * kRun - r;
-    if (m < 0 || m >= width) continue;
-    const F w = weight[r * pitch];
-#pragma unroll
-    for (int i = 0; i < kRun; ++i) z[i] = fma(w, x[i + r], z[i]);
+// Weights of the pieces from q down to `to`, for channels from d0 on: that of m = 8q - i goes to line
+// i of `weights`.
+template <typename Args, typename F>
+__device__ __forceinline__ void stage_weights(const Args& p, int64_t d0, int channels, int q,
+                                              int to, F* weights) {
+#pragma unroll 1
+  for (int i = threadIdx.x; i < (q - to + 1) * kRun * channels; i += kThreads) {
+    const int line = i / channels, m = q * kRun - line;
+    const int64_t d = d0 + (i - line * channels);
+    if (m >= 0 && m < p.width && d < p.dim) {
+      weights[i] = p.weight.load(d, p.width - 1 - m) * p.scale;
+    }
   }
 }
 
-// The pieces from q down to `to`, x[8..15] being the run that piece q begins with.
+// z += the taps of the pieces from q down to `to`, for the run from t on. weight[i * pitch] is that
+// of m = 8q - i. first: x is empty, else its second run is the one that piece q begins with.
 template <typename Args, typename T, typename F>
 __device__ __forceinline__ void convolve_pieces(const Args& p, const AnyRow<T>& row, int64_t b,
-                                                int64_t d, int64_t t, int q, int to,
+                                                int64_t d, int64_t t, int q, int to, bool first,
                                                 const F* weight, int pitch, F (&x)[2 * kRun],
                                                 F (&z)[kRun]) {
+  bool fills = first;
 #pragma unroll 1
-  for (; q >= to; --q) {
+  while (q >= to) {
+    if (q > 0 || fills) {
+      shift_inputs(p, row, b, d, t - (fills ? q : q - 1) * kRun, x);
+    }
+    if (fills) {
+      fills = false;
+      continue;
+    }
+    if (q == 0) {
+      const F w = weight[0];  // the only tap of piece 0
 #pragma unroll
-    for (int i = 0; i < kRun; ++i) x[i] = x[kRun + i];
-    if (q > 0) load_inputs(p, row, b, d, t - (q - 1) * kRun, x + kRun);
-    convolve_piece(q, p.width, weight, pitch, x, z);
+      for (int i = 0; i < kRun; ++i) z[i] = fma(w, x[kRun + i], z[i]);
+      break;
+    }
+#pragma unroll
+    for (int r = 0; r < kRun; ++r) {
+      if (q * kRun - r >= p.width) continue;
+      const F w = weight[r * pitch];
+#pragma unroll
+      for (int i = 0; i < kRun; ++i) z[i] = fma(w, x[i + r], z[i]);
+    }
     weight += kRun * pitch;
+    --q;
   }
 }
 

@@ -31,8 +31,7 @@ __device__ __forceinline__ void dz_of_run(const BackwardArgs<T>& p, const AnyRow
 #pragma unroll
     for (int i = 0; i < kRun; ++i) z[i] = bias;
     const int last = last_piece(p.width);
-    load_inputs(p, x_row, b, d, t - last * kRun, x + kRun);
-    convolve_pieces(p, x_row, b, d, t, last, 0, weight, channels, x, z);
+    convolve_pieces(p, x_row, b, d, t, last, 0, true, weight, channels, x, z);
 #pragma unroll
     for (int i = 0; i < kRun; ++i) {
       if (t + i < p.seqlen) g[i] = p.gradient(z[i], g[i]);
@@ -58,7 +57,7 @@ __device__ __forceinline__ void dx_of_run(const BackwardArgs<T>& p, int64_t s, c
     dz += pitch;
 #pragma unroll
     for (int i = 0; i < kRun; ++i) w[i] = w[kRun + i], w[kRun + i] = dz[i * channels];
-    const int64_t steps = p.seqlen - (s + j0);  // that there are
+    const int steps = static_cast<int>(min(p.seqlen - s - j0, int64_t(2 * kRun)));  // that there are
     if (steps <= 0) break;
 #pragma unroll
     for (int r = 0; r < kRun; ++r) {
@@ -85,20 +84,23 @@ __device__ __forceinline__ void sums_of_run(const BackwardArgs<T>& p, const AnyR
                                             Compute<T> (&sum)[kRun]) {
   using F = Compute<T>;
   F dz[kRun], x[2 * kRun];
+  const int steps = static_cast<int>(min(p.seqlen - t, int64_t(kRun)));
 #pragma unroll
   for (int i = 0; i < kRun; ++i) dz[i] = dz_at[i * channels];
-  load_inputs(p, row, b, d, t - q * kRun, x);
+#pragma unroll 1
+  for (int n = q == 0 ? 1 : 0; n < 2; ++n) {
+    shift_inputs(p, row, b, d, t - (q - n) * kRun - (q == 0 ? kRun : 0), x);
+  }
   if (q == 0) {
 #pragma unroll
     for (int i = 0; i < kRun; ++i) {
-      if (t + i < p.seqlen) sum[0] = fma(dz[i], x[i], sum[0]), sum[1] += dz[i];
+      if (i < steps) sum[0] = fma(dz[i], x[kRun + i], sum[0]), sum[1] += dz[i];
     }
     return;
   }
-  load_inputs(p, row, b, d, t - (q - 1) * kRun, x + kRun);
 #pragma unroll
   for (int i = 0; i < kRun; ++i) {
-    if (t + i >= p.seqlen) break;  // x may be anything there
+    if (i >= steps) break;  // x may be anything there
 #pragma unroll
     for (int r = 0; r < kRun; ++r) sum[r] = fma(dz[i], x[i + r], sum[r]);
   }
@@ -168,11 +170,7 @@ __global__ void __launch_bounds__(kThreads, 4)
   const bool active = d < p.dim;
   const AnyRow<T> x_row(p.x, b, active ? d : 0), dout_row(p.dout, b, active ? d : 0);
 
-  for (int i = threadIdx.x; i < (last + 1) * kRun * channels; i += kThreads) {
-    const int m = last * kRun - i / channels, c = i % channels;
-    if (m < 0 || m >= p.width || d0 + c >= p.dim) continue;
-    weights[i] = p.weight.load(d0 + c, p.width - 1 - m) * p.scale;
-  }
+  stage_weights(p, d0, channels, last, 0, weights);
   __syncthreads();
   const int64_t needed = min(t1 + p.width - 1, p.seqlen);
 #pragma unroll 1
@@ -195,8 +193,12 @@ __global__ void __launch_bounds__(kThreads, 4)
     F a[kRun];
     dx_of_run(p, s, dz_of + run_at(run, channels, place.channel),
               weights + last * kRun * channels + place.channel, channels, a);
+    F final[kRun] = {};
+    if (p.dfinal_states.given() && s + kRun > p.seqlen - (p.width - 1)) {
+      fill_run(final, [&](int i) { return s + i < p.seqlen ? p.dfinal(b, d, s + i) : F(0); });
+    }
 #pragma unroll
-    for (int i = 0; i < kRun; ++i) a[i] += p.dfinal(b, d, s + i);
+    for (int i = 0; i < kRun; ++i) a[i] += final[i];
     store_run(dx_row, s, p.seqlen, a);
   }
   if (p.partials == nullptr) return;

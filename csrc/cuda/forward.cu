@@ -1,4 +1,6 @@
 // Launches the forward's kernels.
+#include <algorithm>
+
 #include "../layout.h"
 #include "forward_any.cuh"
 #include "forward_any_rows.cuh"
@@ -88,9 +90,12 @@ cudaError_t launch_edges(const ForwardArgs<T>&, const AnyOptions&, cudaStream_t)
 template <typename T>
 cudaError_t launch_rows(const ForwardParams& params, const ForwardArgs<T>& p, cudaStream_t stream) {
   const int channels = any_channels(is_channel_last(params.x), p.dim, p.seqlen, 1);
-  const int64_t blocks = ceil_div(ceil_div(p.seqlen, kAnyRun), kThreads / channels);
-  return launch(forward_any_rows<T>, p.batch * ceil_div(p.dim, channels) * blocks * kThreads,
-                stream, p, channels, blocks);
+  const int64_t rows = p.batch * ceil_div(p.dim, channels);
+  const int64_t all = ceil_div(ceil_div(p.seqlen, kAnyRun), kThreads / channels);
+  // As many runs per thread, up to 4, as leave a large GPU its blocks.
+  const int runs = static_cast<int>(std::clamp<int64_t>(rows * all / kManyBlocks, 1, 4));
+  const int64_t blocks = ceil_div(all, runs);
+  return launch(forward_any_rows<T>, rows * blocks * kThreads, stream, p, channels, blocks, runs);
 }
 
 template <bool OPTIONS, typename T>
