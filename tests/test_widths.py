@@ -1,9 +1,19 @@
 """Every width up to 8 has kernels of its own, for rows of whole vectors and for others: all options
-that choose among them, over several tiles, with the same results as the reference."""
+that choose among them, over several tiles, with the same results as the reference. Wider filters
+go by pieces of eight taps."""
 
 import pytest
 import torch
-from helpers import assert_backward, assert_forward, dtype_id, make_case, run_backward, run_forward
+from helpers import (
+    ALL_FLOATS,
+    assert_backward,
+    assert_forward,
+    dtype_id,
+    lay_out,
+    make_case,
+    run_backward,
+    run_forward,
+)
 
 WIDTHS = range(1, 9)
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -56,3 +66,36 @@ def test_sequences_give_the_bits_of_each_alone(dtype, width, device):
         assert torch.equal(run_forward(alone)[0], out[:, :, begin:end])
         assert torch.equal(run_backward(alone)["dx"], dx[:, :, begin:end])
         begin = end
+
+
+# The last has more than a block's shared memory for its dz in float64, channel-last.
+WIDE = ((2, 37, 300, 9), (1, 3, 4200, 10), (3, 5, 11, 17), (2, 2, 264, 65), (1, 6, 90, 80))
+
+
+@pytest.mark.parametrize("dtype", ALL_FLOATS, ids=dtype_id)
+@pytest.mark.parametrize("states", (False, True))
+@pytest.mark.parametrize("batch, dim, seqlen, width", WIDE)
+def test_wide(batch, dim, seqlen, width, states, dtype, device):
+    """Runs of eight steps, whole or not, in one or in several parts of a row."""
+    case = make_case((batch, dim, seqlen), width, dtype, states=states, device=device)
+    x, dout = case.x, case.dout
+    expected_out, expected = run_forward(case)[0], run_backward(case)["dx"]
+    for where in ("channel_first", "channel_first_slice", "channel_last", "strided"):
+        case.x, case.dout = lay_out(x, where), lay_out(dout, where)
+        assert torch.equal(assert_forward(case, allow_zero=True)[0], expected_out), where
+        assert torch.equal(assert_backward(case, where, allow_zero=True)["dx"], expected), where
+
+
+@pytest.mark.parametrize("layout", ("channel_first", "channel_last"))
+@pytest.mark.parametrize("width", (9, 20))
+def test_steps_that_no_output_takes_change_nothing(width, layout, device):
+    """What lies in a run beside the steps that a tap reaches may be infinite, and so may weights
+    where a tap reaches beyond the row."""
+    case = make_case((2, 36, 21), width, torch.float32, layout=layout, device=device)
+    case.activation = None
+    case.x[:, :, 20] = torch.inf
+    dweight = run_backward(case)["dweight"]
+    assert torch.isfinite(dweight[:, : width - 1]).all()
+    case.x[:, :, 20] = 0
+    case.weight[:, 0] = torch.inf  # reaches width - 1 steps
+    assert torch.isfinite(run_backward(case)["dx"][:, :, 21 - width + 1 :]).all()

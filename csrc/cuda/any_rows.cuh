@@ -123,8 +123,8 @@ __device__ __forceinline__ void store_run(const AnyRow<T>& row, int64_t s, int64
 // The last piece of taps.
 __device__ __forceinline__ int last_piece(int width) { return (width - 1 + kRun - 1) / kRun; }
 
-// Weights of the pieces from q down to `to`, for channels from d0 on: that of m = 8q - i goes to line
-// i of `weights`.
+// Weights of the pieces from q down to `to`, for channels from d0 on: that of m = 8q - i goes to
+// line i of `weights`.
 template <typename Args, typename F>
 __device__ __forceinline__ void stage_weights(const Args& p, int64_t d0, int channels, int q,
                                               int to, F* weights) {

@@ -6,7 +6,7 @@
 
 namespace causal_conv1d::gpu {
 
-extern __shared__ uint4 any_memory[];  // dz, weights, and sums of warps
+extern __shared__ AnyWords any_memory[];  // dz, weights, and sums of warps
 
 // Where a block has dz: nine places for the eight steps of a run, so that the runs of a warp's
 // lanes lie in different banks.
@@ -22,9 +22,8 @@ __device__ __forceinline__ void dz_of_run(const BackwardArgs<T>& p, const AnyRow
                                           Compute<T>* dz) {
   using F = Compute<T>;
   F g[kRun];
-  load_run(dout_row, t, p.seqlen, g, [&](int64_t s) {
-    return s < p.seqlen ? to_compute(*p.dout.at(b, d, s)) : F(0);
-  });
+  load_run(dout_row, t, p.seqlen, g,
+           [&](int64_t s) { return s < p.seqlen ? to_compute(*p.dout.at(b, d, s)) : F(0); });
   if (p.silu) {
     F x[2 * kRun], z[kRun];
     const F bias = load_bias(p, d);
@@ -57,7 +56,8 @@ __device__ __forceinline__ void dx_of_run(const BackwardArgs<T>& p, int64_t s, c
     dz += pitch;
 #pragma unroll
     for (int i = 0; i < kRun; ++i) w[i] = w[kRun + i], w[kRun + i] = dz[i * channels];
-    const int steps = static_cast<int>(min(p.seqlen - s - j0, int64_t(2 * kRun)));  // that there are
+    const int steps =
+        static_cast<int>(min(p.seqlen - s - j0, int64_t(2 * kRun)));  // that there are
     if (steps <= 0) break;
 #pragma unroll
     for (int r = 0; r < kRun; ++r) {

@@ -10,7 +10,7 @@ constexpr int kStagedPieces = 8;  // of weights in shared memory at a time
 
 // A thread has `runs` runs, `lines` of them apart.
 template <typename T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 4 : 7)
     forward_any_rows(const ForwardArgs<T> p, int channels, int64_t blocks, int runs) {
   using F = Compute<T>;
   __shared__ F weights[kStagedPieces * kRun * 32];

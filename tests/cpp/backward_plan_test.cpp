@@ -202,11 +202,35 @@ TEST(BackwardPlan, AnyWidthIsForWideFiltersAndDoubles) {
   q.width = 9;
   EXPECT_TRUE(plan(q).any_width);
   EXPECT_EQ(plan(q).parts, 2 * 2);  // of 4096 steps
+  EXPECT_GT(plan(q).any_rows, 0);
+  q.seq_idx = true;
+  EXPECT_EQ(plan(q).any_rows, 0);
+  q.seq_idx = false;
   q.width = 4;
   q.dtype = CAUSAL_CONV1D_FLOAT64;
   EXPECT_TRUE(plan(q).any_width);
-  EXPECT_EQ(plan(q).workspace, 4 * 5 * 64 * 8);
+  EXPECT_EQ(plan(q).workspace, 2 * 3 * 5 * 64 * 8);               // of 2048 steps
   EXPECT_TRUE(plan({int64_t(1) << 20, 1 << 10, 256}).any_width);  // more parts than 2^31
+}
+
+// Blocks of backward_any_rows fit into every GPU's shared memory, and into the promised workspace.
+TEST(BackwardPlan, AnyRowsFitOrAreLeftToTiles) {
+  for (const int32_t dtype : {CAUSAL_CONV1D_BFLOAT16, CAUSAL_CONV1D_FLOAT64}) {
+    for (const bool last : {false, true}) {
+      for (const int64_t dim : {1, 3, 4, 5, 100}) {
+        for (const int64_t width : {9, 10, 64, 65, 150, 700, 5000, 65536}) {
+          for (const int64_t seqlen : {1, 63, 64, 65, 1000, 9000}) {
+            const Problem q{2, dim, seqlen, width, dtype, last};
+            const BackwardPlan p = plan(q);
+            EXPECT_LE(p.any_rows, 48 * 1024);
+            EXPECT_LE(p.workspace, promised(q));
+            EXPECT_EQ(p.any_rows > 0, width <= 65 || (width < 5000 && !(last && dim > 4)) ||
+                                          (width == 150 && dtype == CAUSAL_CONV1D_BFLOAT16));
+          }
+        }
+      }
+    }
+  }
 }
 
 TEST(Layout, IsThatOfTheAxisWithUnitStrideOrTheShorterOne) {
