@@ -89,13 +89,9 @@ def test_wide(batch, dim, seqlen, width, states, dtype, device):
 @pytest.mark.parametrize("layout", ("channel_first", "channel_last"))
 @pytest.mark.parametrize("width", (9, 20))
 def test_steps_that_no_output_takes_change_nothing(width, layout, device):
-    """What lies in a run beside the steps that a tap reaches may be infinite, and so may weights
-    where a tap reaches beyond the row."""
+    """What lies in a run beside the steps that a tap reaches may be infinite."""
     case = make_case((2, 36, 21), width, torch.float32, layout=layout, device=device)
     case.activation = None
     case.x[:, :, 20] = torch.inf
     dweight = run_backward(case)["dweight"]
     assert torch.isfinite(dweight[:, : width - 1]).all()
-    case.x[:, :, 20] = 0
-    case.weight[:, 0] = torch.inf  # reaches width - 1 steps
-    assert torch.isfinite(run_backward(case)["dx"][:, :, 21 - width + 1 :]).all()
