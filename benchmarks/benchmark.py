@@ -37,6 +37,7 @@ import peers
 import torch
 
 import causal_conv1d
+from causal_conv1d import _library
 from causal_conv1d.cpp_functions import write_backward, write_forward, write_update
 
 # batch, dim, seqlen
@@ -489,6 +490,13 @@ def measure_host(args):
     return times
 
 
+def code_of_library():
+    """What the CUDA library has code for: sm_90 is machine code, compute_80 PTX."""
+    if _library.cuda.problem is not None:
+        return None
+    return _library.cuda.text("causal_conv1d_cuda_architectures")
+
+
 def about(args):
     """On what, with what and when."""
     report = {
@@ -497,6 +505,7 @@ def about(args):
         "torch": torch.__version__,
         "python": platform.python_version(),
         "version": causal_conv1d.__version__,
+        "code": code_of_library(),
         "date": datetime.date.today().isoformat(),
         "command": " ".join(sys.argv),
     }

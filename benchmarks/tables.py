@@ -420,7 +420,7 @@ CPU = GPU | {"rows": cpu_rows, "models": cpu_models, "update": cpu_update}
 # What is no section: how it was measured.
 ABOUT = ("device", "cpu", "sms", "isa", "driver", "torch", "python", "version", "mamba_ssm")
 ABOUT += ("transformers", "triton", "date", "clock", "dtype", "command", "note", "peers")
-ABOUT += ("models_not_timed",)
+ABOUT += ("models_not_timed", "code")
 
 
 def sections(report) -> dict[str, str]:

@@ -36,6 +36,7 @@ ABOUT = {
     "triton": "Triton",
     "version": "causal_conv1d",
     "isa": "kernels for",
+    "code": "code for",
     "dtype": "type",
     "date": "measured on",
     "clock": "clock",
@@ -80,15 +81,22 @@ def load(folder):
 
     def order(name):
         report = reports[name]
-        return ("cpu" in report, bool(report.get("sms")), "rows" not in report, name)
+        part = bool(report.get("sms")) or is_ptx_alone(report)
+        return ("cpu" in report, part, "rows" not in report, name)
 
     return {name: reports[name] for name in sorted(reports, key=order)}
+
+
+def is_ptx_alone(report):
+    return bool(report.get("code")) and "sm_" not in report["code"]
 
 
 def title(report):
     name = f"CPU: {report['cpu']}" if "cpu" in report else report["device"]
     if report.get("sms"):
         name += f", {report['sms']} of its SMs"
+    if is_ptx_alone(report):
+        name += f", by PTX alone ({report['code']})"
     if "rows" in report:
         return name
     words = {"models": "by model", "blocks": "blocks of models"}

@@ -3,12 +3,16 @@
 As a plugin of pytest it takes the place of the convolution's CPU kernels in the tests:
 
     PYTHONPATH=tests pytest -p cuda_stand_in tests/test_forward.py
+
+With CUDA_STAND_IN_ARCHITECTURE=750 they are those for compute capability 7.5, without cp.async.
 """
 
 import ctypes
+import os
 
 import gpu_stand_in
 
+ARCHITECTURE = os.environ.get("CUDA_STAND_IN_ARCHITECTURE", "870")
 LIBRARY = gpu_stand_in.StandIn(
     "cuda",
     (
@@ -16,7 +20,8 @@ LIBRARY = gpu_stand_in.StandIn(
         *("forward_wide", "update_decode", "backward_channel_first", "backward_channel_last"),
     ),
     (),
-    ("-D__CUDA_ARCH__=870", '-DCAUSAL_CONV1D_ARCHITECTURES="stand-in"'),
+    (f"-D__CUDA_ARCH__={ARCHITECTURE}", '-DCAUSAL_CONV1D_ARCHITECTURES="stand-in"'),
+    ARCHITECTURE,
 )
 build = LIBRARY.build
 

@@ -52,16 +52,18 @@ class StandIn:
         kernels: The names of its .cu files.
         others: Those of its .cpp files that not both have.
         options: For the compiler, besides COMPILE.
+        variant: Of its folder's name, if it is built in several ways.
     """
 
     name: str
     kernels: tuple
     others: tuple
     options: tuple
+    variant: str = ""
 
     @property
     def folder(self) -> Path:
-        return ROOT / "build" / "gpu_on_cpu" / self.name
+        return ROOT / "build" / "gpu_on_cpu" / (self.name + self.variant)
 
     def sources(self):
         yield from (f"cuda/{name}.cu" for name in self.kernels)

@@ -255,6 +255,14 @@ def test_a_file_without_rows_is_titled_by_what_it_has(section, title):
     assert write_pages.title({"device": "a GPU", "torch": "2", section: [{}]}) == f"a GPU, {title}"
 
 
+def test_a_file_of_ptx_alone_comes_later_and_says_so(tmp_path):
+    report = {"device": "a GPU", "torch": "2", "rows": [], "code": "sm_90 compute_80"}
+    (tmp_path / "benchmark_b.json").write_text(json.dumps(report))
+    (tmp_path / "benchmark_a.json").write_text(json.dumps(report | {"code": "compute_75"}))
+    titles = [write_pages.title(r) for r in write_pages.load(tmp_path).values()]
+    assert titles == ["a GPU", "a GPU, by PTX alone (compute_75)"]
+
+
 def test_an_unknown_section_is_named(capsys):
     for main in (benchmark.main, lambda words: benchmark_cpu.main([*words, "--threads", "1"])):
         with pytest.raises(SystemExit):

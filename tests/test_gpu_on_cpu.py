@@ -120,8 +120,9 @@ FAST = (
 )
 
 
-def test_random_calls():
-    found = run("-c", RANDOM)
+@pytest.mark.parametrize("architecture", ("870", "750"))
+def test_random_calls(architecture):
+    found = run("-c", RANDOM, CUDA_STAND_IN_ARCHITECTURE=architecture)
     assert found.returncode == 0, found.stdout[-3000:] + found.stderr[-2000:]
     assert found.stdout.count(" 0 wrong") == 2
     assert not [name for name in FAST if f"::{name}(" not in found.stdout]

@@ -63,36 +63,65 @@ __device__ __forceinline__ uint32_t shared_address(const void* p) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(p));
 }
 
-// Zeros unless inside; from is not accessed then. Without cp.async it is done when this returns.
-template <int BYTES>
-__device__ __forceinline__ void copy_async_or_zero(bool inside, uint32_t to, const void* from) {
-  if constexpr (kTuring) {
-    uint32_t w[4] = {};
-    if constexpr (BYTES == 4) {
-      if (inside) w[0] = *static_cast<const uint32_t*>(from);
-      asm volatile("st.shared.b32 [%0], %1;" ::"r"(to), "r"(w[0]) : "memory");
-    } else if constexpr (BYTES == 8) {
-      load_words_if<2>(inside, from, w);
-      asm volatile("st.shared.v2.b32 [%0], {%1, %2};" ::"r"(to), "r"(w[0]), "r"(w[1]) : "memory");
+// BYTES on their way to shared memory, until wait_for_copies(). Where there is no cp.async they are
+// in registers, HELD, until land().
+template <int BYTES, bool HELD = kTuring>
+class InFlight {
+ public:
+  // Zeros unless inside; from is not accessed then.
+  __device__ __forceinline__ void start(bool inside, uint32_t to, const void* from) {
+    if constexpr (BYTES == 16) {
+      asm volatile(
+          "{ .reg .pred p; setp.eq.b32 p, %2, 0; cp.async.cg.shared.global [%0], [%1], 16, p; }" ::
+              "r"(to),
+          "l"(from), "r"(int(inside))
+          : "memory");
     } else {
-      load_words_if<4>(inside, from, w);
-      asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(w[0]), "r"(w[1]),
-                   "r"(w[2]), "r"(w[3])
+      asm volatile(
+          "{ .reg .pred p; setp.eq.b32 p, %2, 0; cp.async.ca.shared.global [%0], [%1], %3, p; }" ::
+              "r"(to),
+          "l"(from), "r"(int(inside)), "n"(BYTES)
+          : "memory");
+    }
+  }
+  __device__ __forceinline__ void land(uint32_t) const {}
+};
+
+template <int BYTES>
+class InFlight<BYTES, true> {
+ public:
+  __device__ __forceinline__ void start(bool inside, uint32_t, const void* from) {
+#pragma unroll
+    for (int i = 0; i < BYTES / 4; ++i) w_[i] = 0;
+    if constexpr (BYTES == 4) {
+      if (inside) w_[0] = *static_cast<const uint32_t*>(from);
+    } else {
+      load_words_if<BYTES / 4>(inside, from, w_);
+    }
+  }
+  // to: that of start().
+  __device__ __forceinline__ void land(uint32_t to) const {
+    if constexpr (BYTES == 4) {
+      asm volatile("st.shared.b32 [%0], %1;" ::"r"(to), "r"(w_[0]) : "memory");
+    } else if constexpr (BYTES == 8) {
+      asm volatile("st.shared.v2.b32 [%0], {%1, %2};" ::"r"(to), "r"(w_[0]), "r"(w_[1]) : "memory");
+    } else {
+      asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(w_[0]), "r"(w_[1]),
+                   "r"(w_[2]), "r"(w_[3])
                    : "memory");
     }
-  } else if constexpr (BYTES == 16) {
-    asm volatile(
-        "{ .reg .pred p; setp.eq.b32 p, %2, 0; cp.async.cg.shared.global [%0], [%1], 16, p; }" ::
-            "r"(to),
-        "l"(from), "r"(int(inside))
-        : "memory");
-  } else {
-    asm volatile(
-        "{ .reg .pred p; setp.eq.b32 p, %2, 0; cp.async.ca.shared.global [%0], [%1], %3, p; }" ::
-            "r"(to),
-        "l"(from), "r"(int(inside)), "n"(BYTES)
-        : "memory");
   }
+
+ private:
+  uint32_t w_[BYTES / 4];
+};
+
+// The same at once: without cp.async it is done when this returns.
+template <int BYTES>
+__device__ __forceinline__ void copy_async_or_zero(bool inside, uint32_t to, const void* from) {
+  InFlight<BYTES> piece;
+  piece.start(inside, to, from);
+  piece.land(to);
 }
 
 __device__ __forceinline__ void commit_copies() {

@@ -51,10 +51,19 @@ class RowPairs {
     const uint32_t to = to_ + slot_;
     if (kWide > 1 && !wide) {
 #pragma unroll 1
-      for (int u = 0; u < U; ++u) copy<1>(u, to, x_row, g_row, has_x, has_g);
+      for (int u = 0; u < U; ++u) {
+        Rows<1> rows;
+        copy(rows, u, to, x_row, g_row, has_x, has_g);
+        land(rows, u, to);
+      }
     } else {
+      Rows<kWide> rows[U / kWide];
 #pragma unroll
-      for (int u = 0; u < U; u += kWide) copy<kWide>(u, to, x_row, g_row, has_x, has_g);
+      for (int u = 0; u < U; u += kWide) {
+        copy(rows[u / kWide], u, to, x_row, g_row, has_x, has_g);
+      }
+#pragma unroll
+      for (int u = 0; u < U; u += kWide) land(rows[u / kWide], u, to);
     }
     left_ -= U;
     slot_ = slot_ + kGroup == GROUPS * kGroup ? 0 : slot_ + kGroup;
@@ -69,14 +78,25 @@ class RowPairs {
   }
 
  private:
-  // The lane's part of N rows from u on, or zeros.
+  // The lane's part of N rows.
   template <int N>
-  __device__ __forceinline__ void copy(int u, uint32_t to, const int64_t& x_row,
+  struct Rows {
+    InFlight<N * kBytes> x, g;
+  };
+
+  // That of the rows from u on, or zeros.
+  template <int N>
+  __device__ __forceinline__ void copy(Rows<N>& rows, int u, uint32_t to, const int64_t& x_row,
                                        const int64_t& g_row, bool has_x, bool has_g) {
-    copy_async_or_zero<N * kBytes>(has_x && u < left_, to + 2 * u * kPitch, next_x_);
-    copy_async_or_zero<N * kBytes>(has_g && u < left_, to + (2 * u + 1) * kPitch, next_g_);
+    rows.x.start(has_x && u < left_, to + 2 * u * kPitch, next_x_);
+    rows.g.start(has_g && u < left_, to + (2 * u + 1) * kPitch, next_g_);
     next_x_ += N * x_row;
     next_g_ += N * g_row;
+  }
+  template <int N>
+  __device__ __forceinline__ void land(const Rows<N>& rows, int u, uint32_t to) const {
+    rows.x.land(to + 2 * u * kPitch);
+    rows.g.land(to + (2 * u + 1) * kPitch);
   }
 
   uint32_t from_, to_;  // where the lane reads, and copies to

@@ -126,6 +126,7 @@ class TilePipeline {
   // Waits for a tile, and starts to read another one to where the tile before was.
   __device__ __forceinline__ void next(const Args& p, const FirstWork<K>& work,
                                        const Segment& aligned) {
+    if constexpr (kTuring) land(p, stage_);  // read two tiles ago
     wait_for_copies<kStages - 2>();
     __syncwarp();  // the tile has come, and the one before is read
     start(p, work, aligned, stage_before_);
@@ -157,14 +158,27 @@ class TilePipeline {
         next_base_ = kFar;
       }
     }
-    x_.start(stage, next_base_, span_);
-    dout_.start(stage - kFromDout, next_base_, span_);
-    if (x_.is_shifted()) x_.start_after(stage, next_base_, span_);
-    if (dout_.is_shifted()) dout_.start_after(stage - kFromDout, next_base_, span_);
-    if (K::FUSED && p.post_gate.given()) post_gate_.start(stage + kFromDout, next_base_, span_);
-    if (K::FUSED && p.pre_gate.given()) pre_gate_.start(stage + 2 * kFromDout, next_base_, span_);
+    const uint32_t dout = stage - kFromDout;
+    x_.start(stage, next_base_, span_, x_tile_);
+    dout_.start(dout, next_base_, span_, dout_tile_);
+    if (x_.is_shifted()) x_.start_after(stage, next_base_, span_, x_tile_);
+    if (dout_.is_shifted()) dout_.start_after(dout, next_base_, span_, dout_tile_);
+    if constexpr (K::FUSED) {
+      const uint32_t post_gate = stage + kFromDout, pre_gate = stage + 2 * kFromDout;
+      if (p.post_gate.given()) post_gate_.start(post_gate, next_base_, span_, post_gate_tile_);
+      if (p.pre_gate.given()) pre_gate_.start(pre_gate, next_base_, span_, pre_gate_tile_);
+    }
     next_base_ -= K::TILE;
     commit_copies();
+  }
+
+  __device__ __forceinline__ void land(const Args& p, uint32_t stage) const {
+    x_.land(stage, x_tile_);
+    dout_.land(stage - kFromDout, dout_tile_);
+    if constexpr (K::FUSED) {
+      if (p.post_gate.given()) post_gate_.land(stage + kFromDout, post_gate_tile_);
+      if (p.pre_gate.given()) pre_gate_.land(stage + 2 * kFromDout, pre_gate_tile_);
+    }
   }
 
   __device__ __forceinline__ void next_row(const Args& p, const FirstWork<K>& work,
@@ -187,6 +201,8 @@ class TilePipeline {
 
   ReaderX x_, pre_gate_;
   ReaderG dout_, post_gate_;
+  typename ReaderX::Tile x_tile_, pre_gate_tile_;
+  typename ReaderG::Tile dout_tile_, post_gate_tile_;
   uint32_t first_stage_, last_stage_, stage_, stage_before_;
   const bool ragged_end_;
   int next_base_ = -1, next_offset_, rows_left_;  // of the tile that is started next

@@ -57,9 +57,14 @@ class TileReader {
     return static_cast<uint32_t>(hi) - static_cast<uint32_t>(lo) + (G - 1);
   }
 
+  // A tile on its way.
+  struct Tile {
+    InFlight<16> own[V / G], before, after;
+  };
+
   // Starts to read the tile at base to where `to` is the place of the lane's own steps, until
   // commit_copies().
-  __device__ __forceinline__ void start(uint32_t to, int base, uint32_t span) const {
+  __device__ __forceinline__ void start(uint32_t to, int base, uint32_t span, Tile& tile) const {
     if (kPlaced) to += line_;
     const int place = base + place_;
     if constexpr (ACCESS == Access::kStrided) {
@@ -71,11 +76,11 @@ class TileReader {
       const T* from = mine_ + base;
 #pragma unroll
       for (int i = 0; i < V; i += G) {
-        copy_async_or_zero<16>(static_cast<uint32_t>(place + i) < span, to + i * kSize, from + i);
+        tile.own[i / G].start(static_cast<uint32_t>(place + i) < span, to + i * kSize, from + i);
       }
       if (kBefore > 0 && lane_ < kBefore) {
         const int i = (lane_ - kBefore) * G - lane_ * V;
-        copy_async_or_zero<16>(static_cast<uint32_t>(place + i) < span, to + i * kSize, from + i);
+        tile.before.start(static_cast<uint32_t>(place + i) < span, to + i * kSize, from + i);
       }
     }
   }
@@ -83,9 +88,22 @@ class TileReader {
   // Whether start_after() is needed: the row is misaligned.
   __device__ __forceinline__ bool is_shifted() const { return kAfter > 0 && shifted_; }
   // Starts to read the vector after that tile.
-  __device__ __forceinline__ void start_after(uint32_t to, int base, uint32_t span) const {
+  __device__ __forceinline__ void start_after(uint32_t to, int base, uint32_t span,
+                                              Tile& tile) const {
     const bool inside = static_cast<uint32_t>(base + place_ + V) < span;
-    if (lane_ == 31) copy_async_or_zero<16>(inside, to + V * kSize, mine_ + base + V);
+    if (lane_ == 31) tile.after.start(inside, to + V * kSize, mine_ + base + V);
+  }
+  // Where there is no cp.async: the tile comes to its place, which both of these were given, before
+  // the next row().
+  __device__ __forceinline__ void land(uint32_t to, const Tile& tile) const {
+    if constexpr (ACCESS == Access::kStrided) return;
+    if (kPlaced) to += line_;
+#pragma unroll
+    for (int i = 0; i < V; i += G) tile.own[i / G].land(to + i * kSize);
+    if (kBefore > 0 && lane_ < kBefore) {
+      tile.before.land(to + ((lane_ - kBefore) * G - lane_ * V) * kSize);
+    }
+    if (is_shifted() && lane_ == 31) tile.after.land(to + V * kSize);
   }
 
   // The first and the last vector of a row [lo, hi), misaligned by shift, may have steps of other
