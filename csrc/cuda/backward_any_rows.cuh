@@ -56,8 +56,8 @@ __device__ __forceinline__ void dx_of_run(const BackwardArgs<T>& p, int64_t s, c
     dz += pitch;
 #pragma unroll
     for (int i = 0; i < kRun; ++i) w[i] = w[kRun + i], w[kRun + i] = dz[i * channels];
-    const int steps =
-        static_cast<int>(min(p.seqlen - s - j0, int64_t(2 * kRun)));  // that there are
+    // Of the window, before the row's end.
+    const int steps = static_cast<int>(min(p.seqlen - s - j0, int64_t(2 * kRun)));
     if (steps <= 0) break;
 #pragma unroll
     for (int r = 0; r < kRun; ++r) {

@@ -37,8 +37,8 @@ struct BackwardPlan {
   int64_t tile_channels = 0;            // any_width: adjacent channels of a block
   int64_t matches_pitch = 0;            // channel-first with seq_idx: bytes per row of matches
   int64_t partials = 0, workspace = 0;  // bytes of the partial sums, and of all
-  int64_t any_rows =
-      0;  // shared memory in bytes of backward_any_rows, or 0 if it is not to be used
+  // Bytes of shared memory of backward_any_rows, or 0 if it is not to be used.
+  int64_t any_rows = 0;
 
   // any: backward_any_tiles is to be used, whatever there is. alone: no other kernel adds to the
   // sums.

@@ -4,9 +4,8 @@
 //   update_token takes it. Few arguments and little code for where the time is that of a launch; a
 //   thread has one batch entry or, of large calls, two through shared memory.
 // update_token: what is left with one token, or four of bf16 with unit stride over time; W <= 4, a
-// state of 3 or 4
-//   inputs of x's type with unit stride over them or, for one token, over channels. A thread owns
-//   C channels of ENTRIES batch entries and has the states in registers.
+//   state of 3 or 4 inputs of x's type with unit stride over them or, for one token, over channels.
+//   A thread owns C channels of ENTRIES batch entries and has the states in registers.
 // update_rows: several tokens or a ring, W <= 4, x and a state of 3 or 4 inputs of x's type with
 //   unit stride over channels. A thread owns the channels of 8 bytes of a batch entry.
 // update_staged: what is left with W <= 4, x and a state of x's type with unit stride over time. A

@@ -1,5 +1,5 @@
-// Launches update_decode. Its other kernels can do the same, so CMakeLists.txt leaves PTX out:
-// where there is no machine code for the GPU, those take the call.
+// Launches update_decode. The update's other kernels can do the same, so CMakeLists.txt leaves its
+// PTX out: where there is no machine code for the GPU, those take the call.
 #include "update_decode.cuh"
 
 #include "launch.cuh"
@@ -32,7 +32,7 @@ cudaError_t run(const UpdateParams& params, const UpdateArgs<T>& p, cudaStream_t
   a.out_batch = p.out.batch;
   a.state_batch = p.state.strides[0];
   a.state_input = p.state.strides[2];
-  a.indices = p.conv_state_indices;
+  a.conv_state_indices = p.conv_state_indices;
   a.by_column = Divisor(threads);
   a.batch = static_cast<uint32_t>(p.batch);
   a.columns = static_cast<uint32_t>(columns);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "ptx.cuh"
+#include "shared_rows.cuh"
 #include "update_token.cuh"
 
 namespace causal_conv1d::gpu {
@@ -12,7 +13,7 @@ struct DecodeArgs {
   const T *x, *weight, *bias;
   T *state, *out;
   int64_t x_batch, out_batch, state_batch, state_input;
-  Index indices;
+  Index conv_state_indices;
   Divisor by_column;
   uint32_t batch, columns;  // columns: of C channels each
   uint32_t states, pad_slot;
@@ -93,30 +94,6 @@ struct DecodeStage {
   }
 };
 
-// Whether another entry of the batch has one of the rows, those of the E from b on or < 0. first:
-// the indices at the thread's place and kThreads further, loaded before. It compares 31 bits: what
-// is no row may be taken for one, which costs time and nothing else. All threads of the block must
-// call it.
-template <int E, typename T>
-__device__ __forceinline__ bool is_shared(const DecodeArgs<T>& p, const int (&first)[2], uint32_t b,
-                                          const int (&rows)[E]) {
-  bool found = false;
-  const auto look = [&](uint32_t at, int row) {
-#pragma unroll
-    for (int e = 0; e < E; ++e) found |= (row & 0x7fffffff) == rows[e] && at != b + e;
-  };
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    const uint32_t at = threadIdx.x + i * kThreads;
-    if (at < p.batch) look(at, first[i]);
-  }
-#pragma unroll 1
-  for (uint32_t at = threadIdx.x + 2 * kThreads; at < p.batch; at += kThreads) {
-    look(at, p.indices.low(at));
-  }
-  return __syncthreads_or(found) != 0;
-}
-
 // Writes out and the state of a batch entry.
 template <typename D, typename T>
 __device__ __forceinline__ void decode_entry(const DecodeArgs<T>& p, T* state, T* out,
@@ -165,26 +142,20 @@ __global__ void __launch_bounds__(kThreads, kAtMost<D::kBlocks>)
   T* const first_state = p.state + d * (K::DIM_FASTEST ? 1 : S);
   pdl_wait();
   pdl_launch();
-  int row[E], first[2] = {-1, -1};
+  int row[E];
   bool is_nan[E] = {};
 #pragma unroll
   for (int e = 0; e < E; ++e) {
-    row[e] = -1;
+    row[e] = -1 - e;
     if (b0 + e >= p.batch) continue;
-    const int64_t index = K::INDEXED ? p.indices.at(b0 + e) : b0 + e;
-    row[e] = index >= 0 && index < p.states ? static_cast<int>(index) : -1;
+    const int64_t index = K::INDEXED ? p.conv_state_indices.at(b0 + e) : b0 + e;
+    row[e] = index >= 0 && index < p.states ? static_cast<int>(index) : -1 - e;
     if constexpr (K::INDEXED) {
       is_nan[e] = index >= p.states && !p.slots;
-      if (static_cast<uint32_t>(row[e]) == p.pad_slot) row[e] = -1;
+      if (static_cast<uint32_t>(row[e]) == p.pad_slot) row[e] = -1 - e;
     }
   }
-  if (K::INDEXED && p.may_share) {
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const uint32_t at = threadIdx.x + i * kThreads;
-      if (at < p.batch) first[i] = p.indices.low(at);
-    }
-  }
+  const SharedRows<E> shared_rows(p);
   const auto state_of = [&](int e) { return first_state + row[e] * p.state_batch; };
   const auto x_of = [&](int e) { return p.x + (b0 + e) * p.x_batch + d; };
   const DecodeStage<D> places{stage};
@@ -204,14 +175,14 @@ __global__ void __launch_bounds__(kThreads, kAtMost<D::kBlocks>)
   Pack<T, C> bias;
   if (p.bias != nullptr) bias = Pack<T, C>::load(p.bias + d);
   if constexpr (K::INDEXED) {
-    const bool shared = p.may_share && is_shared(p, first, b0, row);
+    const bool shared = shared_rows.seen(p, b0, E, row);
     if (!inside) return;
     if (shared) {
 #pragma unroll 1
       for (int n = 0; n < E * C; ++n) {
         const int64_t b = b0 + n / C, c = d + n % C;
         if (b >= p.batch) break;
-        const int64_t index = p.indices.at(b), r = p.general.row_of(index);
+        const int64_t index = p.conv_state_indices.at(b), r = p.general.row_of(index);
         if (r < 0) {
           p.general.write_without_row(index, b, c, 1);
         } else {
